@@ -1,0 +1,221 @@
+//! TLS (rustls, 1.2 and newer): certificates from files, mutual authentication between roles, and the development CA
+//! that is made on first start.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::Error;
+
+/// Where a node's certificate, its key and the CA that the roles trust among themselves are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// PEM: the CA that signs the nodes of this fleet.
+    pub ca: PathBuf,
+    /// PEM: this node's certificate chain.
+    pub certificate: PathBuf,
+    /// PEM: its private key.
+    pub key: PathBuf,
+}
+
+/// Whether a client must show a certificate of the fleet's CA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Viewers and broadcasters: anyone.
+    Anyone,
+    /// Other roles: mTLS.
+    Fleet,
+}
+
+/// A server side that offers `alpn` in this order.
+pub fn server_config(files: &Files, clients: Clients, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
+    let builder = ServerConfig::builder();
+    let builder = match clients {
+        Clients::Anyone => builder.with_no_client_auth(),
+        Clients::Fleet => {
+            let verifier = WebPkiClientVerifier::builder(Arc::new(roots(&files.ca)?))
+                .build()
+                .map_err(|error| Error::Pem { path: files.ca.clone(), problem: error.to_string() })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain(&files.certificate)?, key(&files.key)?)?;
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// A client side that trusts the fleet's CA and shows this node's certificate. ALPN is left empty.
+pub fn client_config(files: &Files) -> Result<Arc<ClientConfig>, Error> {
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots(&files.ca)?)
+        .with_client_auth_cert(chain(&files.certificate)?, key(&files.key)?)?;
+    Ok(Arc::new(config))
+}
+
+/// Makes what is missing in `dir`: a development CA (`ca.pem`, `ca.key`), and a certificate that it signed for `node`
+/// (`{node}.pem`, `{node}.key`), valid for that name, for `names`, and for localhost. What is there stays as it is.
+pub fn development_files(dir: &Path, node: &str, names: &[String]) -> Result<Files, Error> {
+    fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.into(), source })?;
+    // Several nodes on one machine may start at once: only one of them makes the CA.
+    let lock_path = dir.join("lock");
+    let lock = fs::File::create(&lock_path).and_then(|file| file.lock().map(|()| file));
+    let _lock = lock.map_err(|source| Error::File { path: lock_path, source })?;
+    let (ca, ca_key) = (dir.join("ca.pem"), dir.join("ca.key"));
+    let files = Files {
+        ca: ca.clone(),
+        certificate: dir.join(format!("{node}.pem")),
+        key: dir.join(format!("{node}.key")),
+    };
+    if !(ca.exists() && ca_key.exists()) {
+        let key = KeyPair::generate()?;
+        let certificate = authority().self_signed(&key)?;
+        write(&ca_key, &key.serialize_pem(), true)?;
+        write(&ca, &certificate.pem(), false)?;
+    } else if files.certificate.exists() && files.key.exists() {
+        return Ok(files);
+    }
+    let ca_key = KeyPair::from_pem(&read(&ca_key)?)?;
+    // The issuer is what `authority` says, with the key from the file: the certificate itself need not be parsed.
+    let issuer = Issuer::new(authority(), ca_key);
+    let key = KeyPair::generate()?;
+    let certificate = leaf(node, names)?.signed_by(&key, &issuer)?;
+    write(&files.key, &key.serialize_pem(), true)?;
+    write(&files.certificate, &certificate.pem(), false)?;
+    Ok(files)
+}
+
+fn authority() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name("Rooftop development CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
+fn leaf(node: &str, names: &[String]) -> Result<CertificateParams, Error> {
+    let mut names: Vec<String> = names.to_vec();
+    names.extend(["localhost", "127.0.0.1", "::1", node].map(String::from));
+    names.dedup();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = name(node);
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    // Browsers and Apple's players refuse certificates that live longer than 398 days.
+    let now = std::time::SystemTime::now();
+    params.not_before = (now - std::time::Duration::from_secs(3600)).into();
+    params.not_after = (now + std::time::Duration::from_secs(390 * 86400)).into();
+    Ok(params)
+}
+
+fn name(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+/// Written whole or not at all, keys readable by the owner only: a second process may start at the same time.
+fn write(path: &Path, text: &str, secret: bool) -> Result<(), Error> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mode = if secret { 0o600 } else { 0o644 };
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let put = || -> std::io::Result<()> {
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    put().map_err(|source| Error::File { path: path.into(), source })
+}
+
+fn read(path: &Path) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, Error> {
+    let mut store = RootCertStore::empty();
+    for certificate in chain(path)? {
+        store.add(certificate)?;
+    }
+    Ok(store)
+}
+
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let pem = read(path)?;
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match chain {
+        Ok(chain) if !chain.is_empty() => Ok(chain),
+        Ok(_) => Err(Error::Pem { path: path.into(), problem: "holds no certificate".into() }),
+        Err(error) => Err(Error::Pem { path: path.into(), problem: error.to_string() }),
+    }
+}
+
+fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+    PrivateKeyDer::from_pem_slice(read(path)?.as_bytes())
+        .map_err(|error| Error::Pem { path: path.into(), problem: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// Whether a client with this config gets an answer over a real handshake.
+    async fn connects(server: Arc<ServerConfig>, client: Arc<ClientConfig>) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let serve = tokio::spawn(async move {
+            let (socket, _) = listener.accept().await.unwrap();
+            if let Ok(mut stream) = tokio_rustls::TlsAcceptor::from(server).accept(socket).await {
+                let _ = stream.write_all(b"x").await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        let socket = TcpStream::connect(addr).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+        let mut byte = [0];
+        let answered = match tokio_rustls::TlsConnector::from(client).connect(name, socket).await {
+            Ok(mut stream) => stream.read(&mut byte).await.is_ok_and(|n| n == 1),
+            Err(_) => false,
+        };
+        serve.await.unwrap();
+        answered
+    }
+
+    #[tokio::test]
+    async fn the_fleet_trusts_itself_and_nobody_else() {
+        let base = std::env::temp_dir().join(format!("rooftop-tls-{}", std::process::id()));
+        let ours = base.join("ours");
+        let node = development_files(&ours, "origin-1", &[]).unwrap();
+        let other_node = development_files(&ours, "pop-1", &["pop.example".into()]).unwrap();
+        assert_eq!(development_files(&ours, "origin-1", &[]).unwrap(), node);
+        let before = fs::read(&node.certificate).unwrap();
+        development_files(&ours, "origin-1", &[]).unwrap();
+        assert_eq!(fs::read(&node.certificate).unwrap(), before, "a second start changes nothing");
+        let stranger = development_files(&base.join("theirs"), "origin-1", &[]).unwrap();
+
+        let fleet = || server_config(&node, Clients::Fleet, &[b"h2"]).unwrap();
+        assert!(connects(fleet(), client_config(&other_node).unwrap()).await);
+        assert!(
+            !connects(fleet(), client_config(&stranger).unwrap()).await,
+            "the client distrusts the server"
+        );
+        let uncertified =
+            ClientConfig::builder().with_root_certificates(roots(&node.ca).unwrap()).with_no_client_auth();
+        assert!(!connects(fleet(), Arc::new(uncertified.clone())).await, "no client certificate");
+        let anyone = server_config(&node, Clients::Anyone, &[]).unwrap();
+        assert!(connects(anyone, Arc::new(uncertified)).await);
+        fs::remove_dir_all(base).unwrap();
+    }
+}
