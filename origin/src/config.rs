@@ -1,0 +1,132 @@
+//! What operators choose about an origin.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The origin role.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where relays and edges connect, HTTPS with client certificates. Default `127.0.0.1:7443`.
+    pub listen: SocketAddr,
+    /// Live streams at most; one more is answered with 503, so that its POP tries the next origin. Default 64, 1 to 10000:
+    /// each costs about 0.6 CPU and 125 MB with a 720p ladder.
+    pub max_streams: usize,
+    /// Segment duration. Default `1s`, 500ms to 10s: short segments start faster, long ones compress better.
+    #[serde(with = "humantime_serde")]
+    pub segment_duration: Duration,
+    /// Part duration wanted; the nearest whole number of frames is used. Default `200ms`, 50ms to 1s and at most the
+    /// segment duration: LL-HLS players stay three parts behind.
+    #[serde(with = "humantime_serde")]
+    pub part_target: Duration,
+    /// How much of a live stream is listed; as much again stays fetchable. Default `30s`, 6s to 10min: it is held in memory,
+    /// about 1 MB a second and stream with a 720p ladder.
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+    /// Latency that DASH players are told to keep. Default `1500ms`, 500ms to 30s.
+    #[serde(with = "humantime_serde")]
+    pub dash_latency: Duration,
+    /// Media time to wait for a second track before starting without it. Default `1s`, 100ms to 10s.
+    #[serde(with = "humantime_serde")]
+    pub probe: Duration,
+    /// Media time to wait for a first video keyframe before the session is refused. Default `10s`, 1s to 60s: encoders
+    /// send one every 1 to 10 s.
+    #[serde(with = "humantime_serde")]
+    pub keyframe_timeout: Duration,
+    /// How long a stream stays alive without its broadcaster. Default `60s`, 0s to 1h.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_grace: Duration,
+    /// How long an ended stream stays fetchable. Default `60s`, 0s to 1h: players that are behind finish watching.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// URL of the clock that DASH players synchronise to, as players reach it. Default `/time`, which every Rooftop edge
+    /// answers; give the full URL where players load the manifest from another host than their page.
+    pub time_url: String,
+    /// How long requests and sessions may take to finish at shutdown. Default `5s`, 0s to 10min.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7443)),
+            max_streams: 64,
+            segment_duration: Duration::from_secs(1),
+            part_target: Duration::from_millis(200),
+            window: Duration::from_secs(30),
+            dash_latency: Duration::from_millis(1500),
+            probe: Duration::from_secs(1),
+            keyframe_timeout: Duration::from_secs(10),
+            reconnect_grace: Duration::from_secs(60),
+            retention: Duration::from_secs(60),
+            time_url: "/time".into(),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Config {
+    /// Everything that is wrong, each entry beginning with the key's path below `path`.
+    pub fn problems(&self, path: &str) -> Vec<String> {
+        let mut problems = Vec::new();
+        let ms = Duration::from_millis;
+        let s = Duration::from_secs;
+        for (key, value, low, high) in [
+            ("segment_duration", self.segment_duration, ms(500), s(10)),
+            ("part_target", self.part_target, ms(50), s(1)),
+            ("window", self.window, s(6), s(600)),
+            ("dash_latency", self.dash_latency, ms(500), s(30)),
+            ("probe", self.probe, ms(100), s(10)),
+            ("keyframe_timeout", self.keyframe_timeout, s(1), s(60)),
+            ("reconnect_grace", self.reconnect_grace, s(0), s(3600)),
+            ("retention", self.retention, s(0), s(3600)),
+            ("drain", self.drain, s(0), s(600)),
+        ] {
+            if !(low..=high).contains(&value) {
+                problems.push(format!("`{path}.{key}`: {value:?} is outside {low:?} to {high:?}"));
+            }
+        }
+        if self.part_target > self.segment_duration {
+            problems.push(format!(
+                "`{path}.part_target`: {:?} is longer than segment_duration, {:?}",
+                self.part_target, self.segment_duration
+            ));
+        }
+        if self.window < self.segment_duration * 6 {
+            problems.push(format!(
+                "`{path}.window`: {:?} is shorter than six segments of {:?}",
+                self.window, self.segment_duration
+            ));
+        }
+        if !(1..=10_000).contains(&self.max_streams) {
+            problems.push(format!("`{path}.max_streams`: {} is outside 1 to 10000", self.max_streams));
+        }
+        if self.time_url.is_empty() || self.time_url.contains(['"', '<', '>', '&']) {
+            problems.push(format!("`{path}.time_url`: {:?} is not a URL or absolute path", self.time_url));
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_named() {
+        assert_eq!(Config::default().problems("origin"), [""; 0]);
+        let config = Config {
+            part_target: Duration::from_millis(900),
+            segment_duration: Duration::from_millis(600),
+            window: Duration::from_secs(1),
+            max_streams: 0,
+            ..Config::default()
+        };
+        let problems = config.problems("origin");
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert!(problems[0].starts_with("`origin.window`: 1s is outside 6s to 600s"), "{problems:?}");
+    }
+}

@@ -1,0 +1,271 @@
+//! Runs to a DASH MPD (ISO/IEC 23009-1) with the low-latency profile of the DASH-IF guidelines. One `Period` per run:
+//! segments are numbered on through all of them, so that both manifests name the same objects.
+#![deny(clippy::disallowed_methods)]
+
+use media::time::{Ticks, Timescale};
+use media::{Epoch, SegmentNumber};
+
+use crate::hls::{Kind, Targets, Variant};
+use crate::timeline::{Anchor, rfc3339};
+
+/// One uninterrupted run of a broadcast.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Period {
+    /// Part of its media URLs.
+    pub epoch: Epoch,
+    /// Where it begins, 90 kHz.
+    pub start: Ticks,
+    /// Where it ended; `None` while it may grow.
+    pub end: Option<Ticks>,
+    /// Number of its first segment.
+    pub first: SegmentNumber,
+    /// Its renditions.
+    pub variants: Vec<Variant>,
+}
+
+/// A broadcast as an MPD sees it.
+#[derive(Debug)]
+pub struct Mpd<'a> {
+    /// Ties the timeline to the wall clock: availabilityStartTime.
+    pub anchor: Anchor,
+    /// Segment and chunk durations.
+    pub targets: Targets,
+    /// What is still listed, 90 kHz.
+    pub window: Ticks,
+    /// Latency that players should keep, in milliseconds.
+    pub latency_ms: u64,
+    /// When this version was made.
+    pub published_unix_ms: i64,
+    /// URL of the clock that players synchronise to.
+    pub time_url: &'a str,
+    /// Oldest first; all but the last have ended.
+    pub periods: &'a [Period],
+    /// Where the broadcast is over, so that nothing will be added: the oldest segment that every rendition still lists.
+    pub ended: Option<SegmentNumber>,
+}
+
+impl Period {
+    /// What is left of it from segment `oldest` on.
+    fn from(&self, oldest: SegmentNumber, segment_duration: Ticks) -> Period {
+        let gone = oldest.0.saturating_sub(self.first.0);
+        let start = self.start + gone as Ticks * segment_duration;
+        Period { start, first: SegmentNumber(self.first.0 + gone), ..self.clone() }
+    }
+}
+
+impl Mpd<'_> {
+    /// The text.
+    pub fn render(&self) -> String {
+        let mut out = String::with_capacity(4 << 10);
+        let segment = seconds(self.targets.segment_duration);
+        out.push_str(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<MPD xmlns=\"urn:mpeg:dash:schema:mpd:2011\" ",
+        );
+        match self.ended {
+            None => put!(
+                out,
+                "type=\"dynamic\" availabilityStartTime=\"{}\" publishTime=\"{}\" minimumUpdatePeriod=\"{segment}\" \
+                 timeShiftBufferDepth=\"{}\" suggestedPresentationDelay=\"PT{:.3}S\" ",
+                rfc3339(self.anchor.unix_ms),
+                rfc3339(self.published_unix_ms),
+                seconds(self.window),
+                self.latency_ms as f64 / 1000.0
+            ),
+            // At its end a broadcast becomes static with the timeline it had: those who watch it notice nothing.
+            Some(_) => {
+                let end =
+                    self.periods.iter().filter_map(|period| period.end).max().unwrap_or(self.anchor.ticks);
+                let duration = seconds(end - self.anchor.ticks);
+                put!(out, "type=\"static\" mediaPresentationDuration=\"{duration}\" ");
+            }
+        }
+        put!(
+            out,
+            "minBufferTime=\"{segment}\" maxSegmentDuration=\"{}\" \
+             profiles=\"urn:mpeg:dash:profile:isoff-live:2011,http://www.dashif.org/guidelines/low-latency-live-v5\">\n",
+            // A segment ends with the first frame behind its boundary.
+            seconds(self.targets.segment_duration + 45_000)
+        );
+        put!(
+            out,
+            "  <ServiceDescription id=\"0\">\n    <Latency target=\"{}\" min=\"{}\" max=\"{}\" referenceId=\"0\"/>\n    \
+             <PlaybackRate min=\"0.96\" max=\"1.04\"/>\n  </ServiceDescription>\n",
+            self.latency_ms,
+            self.latency_ms / 2,
+            self.latency_ms * 4
+        );
+        for (index, period) in self.periods.iter().enumerate() {
+            let followed = index + 1 < self.periods.len();
+            match self.ended.map(|oldest| period.from(oldest, self.targets.segment_duration)) {
+                Some(left) => self.period(&mut out, &left, followed),
+                None => self.period(&mut out, period, followed),
+            }
+        }
+        put!(
+            out,
+            "  <UTCTiming schemeIdUri=\"urn:mpeg:dash:utc:http-iso:2014\" value=\"{0}\"/>\n  \
+             <UTCTiming schemeIdUri=\"urn:mpeg:dash:utc:http-xsdate:2014\" value=\"{0}\"/>\n</MPD>\n",
+            self.time_url
+        );
+        out
+    }
+
+    fn period(&self, out: &mut String, period: &Period, followed: bool) {
+        put!(
+            out,
+            "  <Period id=\"{}\" start=\"{}\"",
+            period.epoch,
+            seconds(period.start - self.anchor.ticks)
+        );
+        // The end of a run is told when another follows or none ever will: a player takes the end of the last
+        // period for the end of the broadcast.
+        if let Some(end) = period.end.filter(|_| followed || self.ended.is_some()) {
+            put!(out, " duration=\"{}\"", seconds(end - period.start));
+        }
+        out.push_str(">\n");
+        let video = period.variants.iter().filter(|variant| matches!(variant.kind, Kind::Video { .. }));
+        let audio = period.variants.iter().filter(|variant| matches!(variant.kind, Kind::Audio { .. }));
+        self.adaptation_set(out, period, 0, "video", Timescale::VIDEO, &video.collect::<Vec<_>>());
+        for variant in audio {
+            if let Kind::Audio { sample_rate, .. } = variant.kind
+                && let Some(timescale) = Timescale::new(sample_rate)
+            {
+                self.adaptation_set(out, period, 1, "audio", timescale, &[variant]);
+            }
+        }
+        out.push_str("  </Period>\n");
+    }
+
+    fn adaptation_set(
+        &self,
+        out: &mut String,
+        period: &Period,
+        id: u32,
+        content: &str,
+        timescale: Timescale,
+        variants: &[&Variant],
+    ) {
+        if variants.is_empty() {
+            return;
+        }
+        let ticks = |video: Ticks| Timescale::VIDEO.rescale(video, timescale);
+        let epoch = period.epoch;
+        put!(
+            out,
+            "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\" \
+             segmentAlignment=\"true\" startWithSAP=\"1\">\n      \
+             <SegmentTemplate timescale=\"{}\" duration=\"{}\" startNumber=\"{}\" presentationTimeOffset=\"{}\" \
+             availabilityTimeOffset=\"{:.3}\" availabilityTimeComplete=\"false\" \
+             initialization=\"{epoch}/$RepresentationID$/init.mp4\" media=\"{epoch}/$RepresentationID$/$Number$.m4s\"/>\n",
+            timescale.per_second(),
+            ticks(self.targets.segment_duration),
+            period.first,
+            ticks(period.start),
+            (self.targets.segment_duration - self.targets.part_target).max(0) as f64 / 90_000.0,
+        );
+        for variant in variants {
+            put!(
+                out,
+                "      <Representation id=\"{}\" codecs=\"{}\" bandwidth=\"{}\"",
+                variant.id,
+                variant.codec,
+                variant.bandwidth()
+            );
+            match variant.kind {
+                Kind::Video { width, height, frame_rate } => {
+                    put!(out, " width=\"{width}\" height=\"{height}\"");
+                    if let Some(rate) = frame_rate {
+                        put!(out, " frameRate=\"{}/{}\"", rate.num, rate.den);
+                    }
+                    out.push_str("/>\n");
+                }
+                Kind::Audio { channels, sample_rate } => put!(
+                    out,
+                    " audioSamplingRate=\"{sample_rate}\">\n        <AudioChannelConfiguration \
+                     schemeIdUri=\"urn:mpeg:mpegB:cicp:ChannelConfiguration\" value=\"{channels}\"/>\n      </Representation>\n"
+                ),
+            }
+        }
+        out.push_str("    </AdaptationSet>\n");
+    }
+}
+
+/// 90 kHz ticks as an xs:duration, to the microsecond.
+fn seconds(ticks: Ticks) -> String {
+    let micros = Timescale::VIDEO.rescale(ticks.max(0), MICROS);
+    let text = format!("PT{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+    format!("{}S", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+const MICROS: Timescale = match Timescale::new(1_000_000) {
+    Some(micros) => micros,
+    None => unreachable!(),
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::window::Bitrate;
+    use media::time::FrameRate;
+
+    #[test]
+    fn two_runs_make_two_periods() {
+        let video = Variant {
+            id: "720p".parse().unwrap(),
+            codec: "avc1.64001f".into(),
+            bitrate_bps: 3_000_000,
+            measured: Bitrate::default(),
+            kind: Kind::Video { width: 1280, height: 720, frame_rate: Some(FrameRate { num: 30, den: 1 }) },
+        };
+        let audio = Variant {
+            id: "audio".parse().unwrap(),
+            codec: "mp4a.40.2".into(),
+            bitrate_bps: 128_000,
+            measured: Bitrate::default(),
+            kind: Kind::Audio { channels: 2, sample_rate: 48_000 },
+        };
+        let start = crate::timeline::FIRST_TICK;
+        let period = |epoch, start, end, first, variants: &[&Variant]| Period {
+            epoch: Epoch(epoch),
+            start,
+            end,
+            first: SegmentNumber(first),
+            variants: variants.iter().copied().cloned().collect(),
+        };
+        let periods = [
+            period(5, start, Some(start + 12 * 90_000 + 45_000), 1000, &[&video, &audio]),
+            period(6, start + 20 * 90_000, None, 1013, &[&video]),
+        ];
+        let mpd = Mpd {
+            anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: start },
+            targets: Targets { segment_duration: 90_000, part_target: 18_000 },
+            window: 30 * 90_000,
+            latency_ms: 1500,
+            published_unix_ms: 1_700_000_021_000,
+            time_url: "/time",
+            periods: &periods,
+            ended: None,
+        };
+        let rendered = mpd.render();
+        assert_eq!(rendered, include_str!("../testdata/two_periods.mpd"), "\n--- rendered ---\n{rendered}");
+        let over = [Period { end: Some(start + 25 * 90_000), ..periods[1].clone() }];
+        let ended = Mpd { ended: Some(SegmentNumber(1015)), periods: &over, ..mpd }.render();
+        for part in [
+            "type=\"static\" mediaPresentationDuration=\"PT25S\"",
+            "<Period id=\"6\" start=\"PT22S\" duration=\"PT3S\">",
+            "startNumber=\"1015\" presentationTimeOffset=\"2880000\"",
+        ] {
+            assert!(ended.contains(part), "{part}\n{ended}");
+        }
+        assert!(!ended.contains("minimumUpdatePeriod"));
+    }
+
+    #[test]
+    fn durations_print_exactly() {
+        for (ticks, text) in
+            [(0, "PT0S"), (90_000, "PT1S"), (18_000, "PT0.2S"), (1, "PT0.000011S"), (900_000, "PT10S")]
+        {
+            assert_eq!(seconds(ticks), text);
+        }
+    }
+}

@@ -1,0 +1,441 @@
+//! From FLV tags to the frames of one run: unwraps 32-bit times, waits until it is known which tracks there are, and
+//! says when a run must end because time or codec configuration broke.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use media::codec::aac::AacConfig;
+use media::codec::avc::AvcConfig;
+use media::flv::{Audio, Tag, TagKind, Video};
+use media::time::FrameRate;
+use rml_amf0::Amf0Value;
+
+/// Bytes held while it is not known which tracks there are: some seconds of the highest bitrate that is sent in practice.
+const MAX_PROBE_BYTES: usize = 32 << 20;
+
+/// A video gap or an audio-only gap longer than this breaks the timeline. Below one segment, so that every segment
+/// of a run holds a frame.
+const MAX_GAP_MS: i64 = 900;
+
+/// How far audio may be from video before its times are taken for a restart of both.
+const MAX_SKEW_MS: i64 = 5_000;
+
+/// Rules of when a run may start.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// Media time to wait for the second track's configuration before starting without it.
+    pub probe: Duration,
+    /// Media time to wait for a video keyframe before the session is refused.
+    pub keyframe_timeout: Duration,
+}
+
+/// What a run is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// The video track.
+    pub video: Option<AvcConfig>,
+    /// The audio track.
+    pub audio: Option<AacConfig>,
+    /// From the SPS, else from `onMetaData`.
+    pub frame_rate: Option<FrameRate>,
+    /// Presentation time of the first keyframe (audio-only: of the first frame), in unwrapped milliseconds.
+    pub first_ms: i64,
+}
+
+/// One coded frame with unwrapped source times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Decoding time.
+    pub dts_ms: i64,
+    /// Presentation time.
+    pub pts_ms: i64,
+    /// Decoding can start here.
+    pub key: bool,
+    /// The coded bytes.
+    pub data: Bytes,
+}
+
+/// What the feed says, in order: `Start`, frames, then perhaps `Restart` and again `Start`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A run begins.
+    Start(Source),
+    /// A video frame of the run.
+    Video(Frame),
+    /// An audio frame of the run.
+    Audio(Frame),
+    /// The run ends here; the reason is fit for a log line.
+    Restart(&'static str),
+}
+
+/// The broadcaster sent what cannot be served: the session is over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// A tag that cannot be understood.
+    #[error(transparent)]
+    Flv(#[from] media::flv::Error),
+    /// A codec configuration that cannot be used.
+    #[error(transparent)]
+    Codec(#[from] media::codec::Invalid),
+    /// Nothing to start decoding with.
+    #[error("no video keyframe within {0:?} of media")]
+    NoKeyframe(Duration),
+    /// Media without a configuration cannot be decoded.
+    #[error("no codec configuration within {0:?} of media")]
+    NoConfig(Duration),
+    /// More came than may be held while waiting for a start.
+    #[error("more than {MAX_PROBE_BYTES} bytes came before the stream could start")]
+    ProbeOverflow,
+}
+
+/// The feed of one session.
+#[derive(Debug)]
+pub struct Feed {
+    rules: Rules,
+    clock: Unwrap,
+    video: Option<AvcConfig>,
+    audio: Option<AacConfig>,
+    meta_rate: Option<FrameRate>,
+    running: bool,
+    /// Frames that wait for a start, video ones from the first keyframe on.
+    held: VecDeque<(TagKind, Frame)>,
+    held_bytes: usize,
+    probing_since_ms: Option<i64>,
+    last_video_ms: Option<i64>,
+    last_audio_ms: Option<i64>,
+    events: VecDeque<Event>,
+    /// Frames dropped because they came before a configuration or a keyframe.
+    skipped: u64,
+}
+
+impl Feed {
+    /// A feed that has seen nothing.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            clock: Unwrap::default(),
+            video: None,
+            audio: None,
+            meta_rate: None,
+            running: false,
+            held: VecDeque::new(),
+            held_bytes: 0,
+            probing_since_ms: None,
+            last_video_ms: None,
+            last_audio_ms: None,
+            events: VecDeque::new(),
+            skipped: 0,
+        }
+    }
+
+    /// Takes the next tag. After an error the session is over.
+    pub fn push(&mut self, tag: &Tag) -> Result<(), Rejected> {
+        match tag.kind {
+            TagKind::Script => self.meta_rate = frame_rate_of(&tag.data).or(self.meta_rate),
+            TagKind::Video => match tag.video()? {
+                Video::Config(record) => self.video_config(record)?,
+                Video::Frame { key, composition_ms, data } => {
+                    let dts_ms = self.clock.extend(tag.timestamp_ms);
+                    let pts_ms = dts_ms + i64::from(composition_ms);
+                    self.frame(TagKind::Video, Frame { dts_ms, pts_ms, key, data })?;
+                }
+                Video::Nothing => {}
+            },
+            TagKind::Audio => match tag.audio()? {
+                Audio::Config(record) => self.audio_config(record)?,
+                Audio::Frame(data) if data.is_empty() => {}
+                Audio::Frame(data) => {
+                    let dts_ms = self.clock.extend(tag.timestamp_ms);
+                    self.frame(TagKind::Audio, Frame { dts_ms, pts_ms: dts_ms, key: true, data })?;
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// No more tags come: starts with what there is, if that is enough.
+    pub fn finish(&mut self) {
+        if !self.running && self.startable() {
+            self.start();
+        }
+    }
+
+    /// The next event, in order.
+    pub fn poll(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Frames that came before they could be used.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    fn video_config(&mut self, record: Bytes) -> Result<(), Rejected> {
+        if self.video.as_ref().is_none_or(|config| config.record != record) {
+            let config = AvcConfig::parse(record)?;
+            let known = self.video.replace(config).is_some();
+            self.restart(if known { "video configuration changed" } else { "video began" });
+        }
+        Ok(())
+    }
+
+    fn audio_config(&mut self, record: Bytes) -> Result<(), Rejected> {
+        if self.audio.as_ref().is_none_or(|config| config.record != record) {
+            let config = AacConfig::parse(record)?;
+            let known = self.audio.replace(config).is_some();
+            self.restart(if known { "audio configuration changed" } else { "audio began" });
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, kind: TagKind, frame: Frame) -> Result<(), Rejected> {
+        if self.breaks(kind, frame.dts_ms) {
+            self.restart("timestamps jumped");
+        }
+        match kind {
+            TagKind::Video => self.last_video_ms = Some(frame.dts_ms),
+            _ => self.last_audio_ms = Some(frame.dts_ms),
+        }
+        if self.running {
+            self.events.push_back(match kind {
+                TagKind::Video => Event::Video(frame),
+                _ => Event::Audio(frame),
+            });
+            return Ok(());
+        }
+        self.probe(kind, frame)
+    }
+
+    /// Whether `ms` cannot be on the same timeline as what came before on this track.
+    fn breaks(&self, kind: TagKind, ms: i64) -> bool {
+        let jump = |last: Option<i64>| last.is_some_and(|last| (ms - last).abs() > MAX_GAP_MS);
+        match kind {
+            TagKind::Video => jump(self.last_video_ms),
+            // Audio may pause while video goes on; it leaves video's neighbourhood only when time starts anew.
+            _ if self.video.is_some() => {
+                jump(self.last_audio_ms)
+                    && self.last_video_ms.is_some_and(|video| (ms - video).abs() > MAX_SKEW_MS)
+            }
+            _ => jump(self.last_audio_ms),
+        }
+    }
+
+    fn restart(&mut self, why: &'static str) {
+        if self.running {
+            self.running = false;
+            self.events.push_back(Event::Restart(why));
+        }
+        self.held.clear();
+        self.held_bytes = 0;
+        self.probing_since_ms = None;
+        self.last_video_ms = None;
+        self.last_audio_ms = None;
+    }
+
+    fn probe(&mut self, kind: TagKind, frame: Frame) -> Result<(), Rejected> {
+        let now_ms = frame.dts_ms;
+        let since_ms = *self.probing_since_ms.get_or_insert(now_ms);
+        let known = if kind == TagKind::Video { self.video.is_some() } else { self.audio.is_some() };
+        let after_key = self.held.iter().any(|(kind, _)| *kind == TagKind::Video);
+        if !known || (kind == TagKind::Video && !frame.key && !after_key) {
+            self.skipped += 1;
+        } else {
+            self.held_bytes += frame.data.len();
+            self.held.push_back((kind, frame));
+        }
+        if self.held_bytes > MAX_PROBE_BYTES {
+            return Err(Rejected::ProbeOverflow);
+        }
+        let waited = Duration::from_millis((now_ms - since_ms).max(0) as u64);
+        if self.startable() && (waited >= self.rules.probe || (self.video.is_some() && self.audio.is_some()))
+        {
+            self.start();
+        } else if waited >= self.rules.keyframe_timeout {
+            return Err(match self.video {
+                Some(_) => Rejected::NoKeyframe(self.rules.keyframe_timeout),
+                None => Rejected::NoConfig(self.rules.keyframe_timeout),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether there is something to start with: a keyframe, or audio where no video was announced.
+    fn startable(&self) -> bool {
+        let wanted = if self.video.is_some() { TagKind::Video } else { TagKind::Audio };
+        self.held.iter().any(|(kind, _)| *kind == wanted)
+    }
+
+    fn start(&mut self) {
+        let leading = if self.video.is_some() { TagKind::Video } else { TagKind::Audio };
+        let Some(first_ms) =
+            self.held.iter().find(|(kind, _)| *kind == leading).map(|(_, frame)| frame.pts_ms)
+        else {
+            return;
+        };
+        self.running = true;
+        self.held_bytes = 0;
+        self.events.push_back(Event::Start(Source {
+            video: self.video.clone(),
+            audio: self.audio.clone(),
+            frame_rate: self.video.as_ref().and_then(|config| config.frame_rate.or(self.meta_rate)),
+            first_ms,
+        }));
+        let frames = self.held.drain(..).map(|(kind, frame)| match kind {
+            TagKind::Video => Event::Video(frame),
+            _ => Event::Audio(frame),
+        });
+        self.events.extend(frames);
+    }
+}
+
+/// Extends 32-bit millisecond times to 64 bits: they wrap after 49.7 days, and encoders may start anywhere.
+#[derive(Debug, Default)]
+pub struct Unwrap {
+    last: Option<i64>,
+}
+
+impl Unwrap {
+    /// The time nearest to the last one that has these low 32 bits. The first is taken as a signed number
+    /// (FLV annex E.4.1), moved up by 2^32 so that small steps back stay positive.
+    pub fn extend(&mut self, time_ms: u32) -> i64 {
+        let extended = match self.last {
+            None => i64::from(time_ms) + (1 << 32),
+            Some(last) => last + i64::from(time_ms.wrapping_sub(last as u32) as i32),
+        };
+        self.last = Some(extended);
+        extended
+    }
+}
+
+/// `framerate` of an `onMetaData` script tag.
+fn frame_rate_of(script: &[u8]) -> Option<FrameRate> {
+    /// Metadata of real encoders has below a kilobyte.
+    const MAX_SCRIPT_BYTES: usize = 16 << 10;
+    let values = rml_amf0::deserialize(&mut script.get(..script.len().min(MAX_SCRIPT_BYTES))?).ok()?;
+    values.iter().find_map(|value| match value {
+        Amf0Value::Object(fields) => match fields.get("framerate")? {
+            Amf0Value::Number(fps) => FrameRate::from_fps(*fps),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+
+    const AVC: &str = "0142c01effe100196742c01ed900a02ff97011000003000100000300320f162e4801000568cb83cb20";
+
+    fn tag(kind: TagKind, timestamp_ms: u32, head: &[u8], rest: &[u8]) -> Tag {
+        let mut data = BytesMut::from(head);
+        data.extend_from_slice(rest);
+        Tag { kind, timestamp_ms, data: data.freeze() }
+    }
+
+    fn video_config() -> Tag {
+        let record: Vec<u8> =
+            (0..AVC.len()).step_by(2).map(|i| u8::from_str_radix(&AVC[i..i + 2], 16).unwrap()).collect();
+        tag(TagKind::Video, 0, &[0x17, 0, 0, 0, 0], &record)
+    }
+
+    fn audio_config() -> Tag {
+        tag(TagKind::Audio, 0, &[0xAF, 0], &[0x12, 0x10])
+    }
+
+    fn video(ms: u32, key: bool) -> Tag {
+        tag(TagKind::Video, ms, &[if key { 0x17 } else { 0x27 }, 1, 0, 0, 0], b"v")
+    }
+
+    fn audio(ms: u32) -> Tag {
+        tag(TagKind::Audio, ms, &[0xAF, 1], b"a")
+    }
+
+    fn rules() -> Rules {
+        Rules { probe: Duration::from_secs(1), keyframe_timeout: Duration::from_secs(10) }
+    }
+
+    /// What a session of these tags says, one letter an event: S(tart), v, a, R(estart).
+    fn said(tags: impl IntoIterator<Item = Tag>) -> Result<String, Rejected> {
+        let mut feed = Feed::new(rules());
+        let mut said = String::new();
+        for tag in tags {
+            feed.push(&tag)?;
+            while let Some(event) = feed.poll() {
+                said.push(match event {
+                    Event::Start(source) if source.video.is_none() => 'A',
+                    Event::Start(source) if source.audio.is_none() => 'V',
+                    Event::Start(_) => 'S',
+                    Event::Video(_) => 'v',
+                    Event::Audio(_) => 'a',
+                    Event::Restart(_) => 'R',
+                });
+            }
+        }
+        Ok(said)
+    }
+
+    #[test]
+    fn a_run_starts_at_a_keyframe_with_the_tracks_there_are() {
+        let both = [video_config(), audio_config(), audio(0), video(0, false), video(33, true), audio(40)];
+        assert_eq!(said(both).unwrap(), "Sava");
+        let video_only = (0..40).map(|i| video(i * 33, i == 0));
+        assert_eq!(
+            said([video_config()].into_iter().chain(video_only)).unwrap(),
+            format!("V{}", "v".repeat(40))
+        );
+        let audio_only = (0..50).map(|i| audio(i * 23));
+        assert_eq!(
+            said([audio_config()].into_iter().chain(audio_only)).unwrap(),
+            format!("A{}", "a".repeat(50))
+        );
+    }
+
+    #[test]
+    fn what_cannot_start_is_refused_in_words() {
+        let no_key = (0..400).map(|i| video(i * 33, false));
+        let error = said([video_config(), audio_config()].into_iter().chain(no_key)).unwrap_err();
+        assert_eq!(error.to_string(), "no video keyframe within 10s of media");
+        let no_config = (0..400).map(|i| video(i * 33, i == 0));
+        assert_eq!(said(no_config).unwrap_err(), Rejected::NoConfig(Duration::from_secs(10)));
+        let hevc = tag(TagKind::Video, 0, b"\x90hvc1", b"");
+        assert_eq!(said([hevc]).unwrap_err().to_string(), "unsupported video codec hvc1");
+    }
+
+    #[test]
+    fn a_jump_ends_the_run_and_a_wrap_does_not() {
+        let start = [video_config(), audio_config()];
+        let wrap = (0..4u32).map(|i| video((u32::MAX - 50).wrapping_add(i * 33), i == 0));
+        assert_eq!(said(start.clone().into_iter().chain(wrap)).unwrap(), "Svvvv");
+        let jump =
+            [video(0, true), video(33, false), video(5000, false), video(5033, true), video(5066, false)];
+        assert_eq!(said(start.clone().into_iter().chain(jump)).unwrap(), "SvvRSvv");
+        let to_zero = [video(90_000, true), audio(90_000), audio(0), video(0, true), audio(23)];
+        assert_eq!(said(start.clone().into_iter().chain(to_zero)).unwrap(), "SvaRSava");
+        let audio_pause = [
+            video(0, true),
+            audio(0),
+            video(500, false),
+            video(1000, false),
+            video(1500, false),
+            audio(1500),
+        ];
+        assert_eq!(said(start.into_iter().chain(audio_pause)).unwrap(), "Svavvva");
+    }
+
+    #[test]
+    fn times_extend_past_the_wrap() {
+        let mut clock = Unwrap::default();
+        let base = 1i64 << 32;
+        for (raw, extended) in [
+            (u32::MAX - 1, base + i64::from(u32::MAX) - 1),
+            (3, base + (1 << 32) + 3),
+            (u32::MAX, base + (1 << 32) - 1),
+        ] {
+            assert_eq!(clock.extend(raw), extended);
+        }
+    }
+}

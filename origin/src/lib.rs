@@ -1,0 +1,209 @@
+//! Owns streams: takes relays in, repairs their time, has them transcoded, packages the result once as CMAF and serves
+//! it as objects with HLS and DASH manifests over it.
+//!
+//! It refuses to know about RTMP and viewers: relays come from POPs, requests from edges, both with client
+//! certificates of the fleet.
+//!
+//! [`Origin::serve`] is the verb. Read `relay.rs` for the way in, [`live`] for the state in the middle and `http.rs`
+//! for the way out; [`feed`], [`repair`], [`segmenter`], [`window`], [`hls`] and [`dash`] are the rules, without I/O.
+
+/// Appends formatted text to a `String`, which cannot fail.
+macro_rules! put {
+    ($out:expr, $($format:tt)+) => {
+        {
+            use ::std::fmt::Write as _;
+            $out.write_fmt(::std::format_args!($($format)+)).expect("writing to a String cannot fail");
+        }
+    };
+}
+
+pub mod config;
+pub mod dash;
+pub mod error;
+pub mod feed;
+pub mod hls;
+mod http;
+pub mod live;
+pub mod metrics;
+pub mod packager;
+pub mod path;
+mod relay;
+pub mod repair;
+pub mod segmenter;
+pub mod timeline;
+pub mod window;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cluster::store::Embedded;
+use cluster::token::Keys;
+use media::StreamName;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+pub use config::Config;
+pub use error::Error;
+use live::{Live, State};
+pub use metrics::Metrics;
+
+/// Open connections: one per POP session and a few per edge.
+const MAX_CONNECTIONS: usize = 10_000;
+
+/// For the TLS handshake of a POP or edge.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an origin needs from outside.
+pub struct Deps {
+    /// Who may publish.
+    pub keys: Arc<Keys>,
+    /// Who owns which stream.
+    pub store: Embedded,
+    /// The ladder's rules.
+    pub transcode: transcode::Config,
+    /// Must ask for client certificates of the fleet.
+    pub server_tls: Arc<rustls::ServerConfig>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Counters of the encoders.
+    pub transcode_metrics: transcode::Metrics,
+}
+
+/// An origin that is bound but does not serve yet.
+pub struct Origin {
+    listener: net::Listener,
+    server_tls: Arc<rustls::ServerConfig>,
+    shared: Arc<Shared>,
+}
+
+/// What all requests share.
+struct Shared {
+    config: Config,
+    transcode: transcode::Config,
+    keys: Arc<Keys>,
+    store: Embedded,
+    metrics: Metrics,
+    transcode_metrics: transcode::Metrics,
+    streams: Mutex<HashMap<StreamName, Arc<Live>>>,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Origin {
+    /// Binds the port.
+    pub async fn bind(config: Config, deps: Deps) -> Result<Origin, Error> {
+        let limits = net::Limits { max_connections: MAX_CONNECTIONS, handshake_timeout: HANDSHAKE_TIMEOUT };
+        let listener = net::Listener::bind(config.listen, limits).await?;
+        let shared = Arc::new(Shared {
+            config,
+            transcode: deps.transcode,
+            keys: deps.keys,
+            store: deps.store,
+            metrics: deps.metrics,
+            transcode_metrics: deps.transcode_metrics,
+            streams: Mutex::default(),
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        });
+        Ok(Origin { listener, server_tls: deps.server_tls, shared })
+    }
+
+    /// Where relays and edges connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`; then ends the sessions, publishing what they brought, and lets requests finish for
+    /// [`Config::drain`].
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let Origin { listener, server_tls, shared } = self;
+        info!(addr = %listener.local_addr(), "origin serves");
+        let drain = shared.config.drain;
+        // Relay bodies carry a ladder's source: a window of a second of the highest bitrate keeps them flowing.
+        let options =
+            net::http::Options { h2_max_streams: 1024, h2_stream_window: 4 << 20, ..Default::default() };
+        let service = {
+            let shared = shared.clone();
+            move |request, _peer| http::handle(shared.clone(), request)
+        };
+        let sessions = async {
+            shutdown.cancelled().await;
+            shared.shutdown.cancel();
+            shared.tasks.close();
+            if tokio::time::timeout(drain, shared.tasks.wait()).await.is_err() {
+                warn!(left = shared.tasks.len(), "sessions did not end within the drain time");
+            }
+        };
+        tokio::join!(
+            net::http::serve(listener, Some(server_tls), options, shutdown.clone(), drain, service),
+            sessions
+        );
+    }
+}
+
+impl Shared {
+    fn streams(&self) -> MutexGuard<'_, HashMap<StreamName, Arc<Live>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The stream, if this origin has it.
+    fn stream(&self, name: &StreamName) -> Option<Arc<Live>> {
+        self.streams().get(name).cloned()
+    }
+
+    /// The stream, new if need be; `None` when there are too many.
+    fn stream_for_publishing(&self, name: &StreamName) -> Option<Arc<Live>> {
+        let mut streams = self.streams();
+        if let Some(live) = streams.get(name) {
+            return Some(live.clone());
+        }
+        if streams.len() >= self.config.max_streams {
+            return None;
+        }
+        let live = Arc::new(Live::new(name.clone()));
+        streams.insert(name.clone(), live.clone());
+        self.metrics.streams.set(streams.len() as i64);
+        Some(live)
+    }
+
+    /// A run is over: the stream waits for its broadcaster, then ends, then is forgotten.
+    fn interrupted(self: &Arc<Self>, live: &Arc<Live>) {
+        let state = live.interrupt();
+        if !matches!(state, State::Interrupted(_)) {
+            return;
+        }
+        let (shared, live) = (self.clone(), live.clone());
+        self.tasks.spawn(async move {
+            let lingered = async {
+                shared.grace(&live, state).await;
+            };
+            tokio::select! {
+                biased;
+                () = shared.shutdown.cancelled() => {}
+                () = lingered => {}
+            }
+        });
+    }
+
+    async fn grace(&self, live: &Arc<Live>, interrupted: State) {
+        tokio::time::sleep(self.config.reconnect_grace).await;
+        if !live.end(interrupted) {
+            return;
+        }
+        info!(stream = %live.name(), "broadcast ended: its broadcaster did not come back");
+        tokio::time::sleep(self.config.retention).await;
+        self.forget_if(live, |state| state == State::Ended);
+    }
+
+    /// Forgets a stream that nobody writes and whose state is as expected.
+    fn forget_if(&self, live: &Arc<Live>, expected: impl Fn(State) -> bool) {
+        let mut streams = self.streams();
+        if live.writer.try_lock().is_ok() && expected(live.state()) {
+            streams.remove(live.name());
+            self.metrics.streams.set(streams.len() as i64);
+        }
+    }
+}

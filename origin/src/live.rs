@@ -1,0 +1,512 @@
+//! One stream as viewers see it: its broadcast's renditions, windows and periods, behind one lock, and a version
+//! that grows with every part.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use media::time::{Ticks, Timescale};
+use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName, object};
+use tokio::sync::watch;
+
+use crate::dash::{Mpd, Period};
+use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
+use crate::timeline::{Anchor, FIRST_TICK};
+use crate::window::{Segment, Window};
+
+/// Init segments kept per rendition: one per run that may still be listed. A broadcaster whose encoder restarts more
+/// often than this within a window is not watchable anyway.
+const MAX_INITS: usize = 32;
+
+/// Periods kept: as init segments.
+const MAX_PERIODS: usize = 32;
+
+/// How a broadcast stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nothing was published yet.
+    Offline,
+    /// A session publishes.
+    Live,
+    /// The broadcaster is away; how often that happened tells one interruption from another.
+    Interrupted(u64),
+    /// It is over.
+    Ended,
+}
+
+/// One stream. Writers are serialised by [`Live::writer`]; readers may be many.
+#[derive(Debug)]
+pub struct Live {
+    name: StreamName,
+    inner: Mutex<Inner>,
+    version: watch::Sender<u64>,
+    /// Held by the session that publishes: the next one waits until the one before has let go.
+    pub writer: Arc<tokio::sync::Mutex<Writer>>,
+}
+
+/// What one writer leaves to the next.
+#[derive(Debug, Default)]
+pub struct Writer {
+    /// The session that wrote last, and the presentation time (unwrapped source milliseconds) up to which all
+    /// of it is published.
+    pub published: Option<(String, i64)>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: State,
+    interruptions: u64,
+    broadcast: Option<Broadcast>,
+}
+
+#[derive(Debug)]
+struct Broadcast {
+    anchor: Anchor,
+    targets: Targets,
+    listed: Ticks,
+    periods: Vec<Period>,
+    renditions: Vec<Rendition>,
+    next_number: SegmentNumber,
+    /// Where the newest run ended, or has come so far, 90 kHz.
+    end: Ticks,
+    breaks: u64,
+}
+
+#[derive(Debug)]
+struct Rendition {
+    variant: Variant,
+    window: Window,
+    inits: Vec<(Epoch, Bytes)>,
+    writer: Option<object::Writer>,
+    /// The run it belongs to lately.
+    epoch: Epoch,
+    break_pending: bool,
+}
+
+/// Where a new run is to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its first frame's place on the timeline, 90 kHz.
+    pub start: Ticks,
+    /// Number of its first segment.
+    pub first: SegmentNumber,
+    /// What playlists of this broadcast promised.
+    pub targets: Targets,
+}
+
+/// A rendition of a new run.
+#[derive(Debug, Clone)]
+pub struct NewRendition {
+    /// What manifests say of it.
+    pub variant: Variant,
+    /// Ticks per second of its samples.
+    pub timescale: Timescale,
+    /// Its init segment.
+    pub init: Bytes,
+}
+
+/// What a request for a manifest or object finds.
+#[derive(Debug)]
+pub enum Found<T> {
+    /// Here it is.
+    Ready(T),
+    /// Not yet, but soon: wait for the next version.
+    Later,
+    /// It does not exist, or no longer.
+    Never,
+}
+
+impl Live {
+    /// A stream that was never published.
+    pub fn new(name: StreamName) -> Self {
+        let inner = Inner { state: State::Offline, interruptions: 0, broadcast: None };
+        Self { name, inner: Mutex::new(inner), version: watch::Sender::new(0), writer: Arc::default() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &StreamName {
+        &self.name
+    }
+
+    /// Grows with every change that a viewer could see.
+    pub fn versions(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// How the broadcast stands.
+    pub fn state(&self) -> State {
+        self.lock().state
+    }
+
+    // --- the writer's side ---
+
+    /// Finds the place of a new run whose first frame a POP received at `unix_ms`. With `follow`, it continues exactly where
+    /// the run before ended. After the end of a broadcast, a new one begins.
+    pub fn place(&self, unix_ms: i64, follow: bool, targets: Targets) -> Place {
+        let inner = self.lock();
+        match &inner.broadcast {
+            Some(broadcast) if inner.state != State::Ended => {
+                let by_clock = if follow { broadcast.end } else { broadcast.anchor.at(unix_ms) };
+                Place {
+                    start: by_clock.max(broadcast.end),
+                    first: broadcast.next_number,
+                    targets: broadcast.targets,
+                }
+            }
+            before => Place {
+                start: FIRST_TICK,
+                // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on
+                // with higher numbers, since segments are never made faster than time passes.
+                first: SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64)
+                    .max(before.as_ref().map_or(SegmentNumber(0), |broadcast| broadcast.next_number)),
+                targets,
+            },
+        }
+    }
+
+    /// Begins the run `epoch` at `place`: from now on its renditions are announced.
+    pub fn begin(
+        &self,
+        epoch: Epoch,
+        place: Place,
+        listed: Ticks,
+        unix_ms: i64,
+        renditions: Vec<NewRendition>,
+    ) {
+        self.change(|inner| {
+            if inner.state == State::Ended {
+                inner.broadcast = None;
+            }
+            let fresh = inner.broadcast.is_none();
+            let broadcast = inner.broadcast.get_or_insert_with(|| Broadcast {
+                anchor: Anchor { unix_ms, ticks: place.start },
+                targets: place.targets,
+                listed,
+                periods: Vec::new(),
+                renditions: Vec::new(),
+                next_number: place.first,
+                end: place.start,
+                breaks: 0,
+            });
+            inner.state = State::Live;
+            broadcast.begin(epoch, place, renditions, fresh);
+        });
+    }
+
+    /// Opens a segment of a rendition. Ignored, as are the next two, unless `epoch` is the run that is being written.
+    pub fn open(&self, epoch: Epoch, id: &RenditionId, number: SegmentNumber, start: Ticks) {
+        self.write(epoch, id, |broadcast, index| broadcast.open(index, number, start));
+    }
+
+    /// Publishes a part.
+    pub fn part(&self, epoch: Epoch, id: &RenditionId, chunk: Bytes, duration: Ticks, independent: bool) {
+        self.write(epoch, id, |broadcast, index| {
+            let rendition = &mut broadcast.renditions[index];
+            rendition.window.part(chunk.len() as u64, duration, independent);
+            if let Some(writer) = &mut rendition.writer {
+                writer.push(chunk);
+            }
+        });
+    }
+
+    /// Completes the open segment.
+    pub fn close(&self, epoch: Epoch, id: &RenditionId) {
+        self.write(epoch, id, Broadcast::close);
+    }
+
+    /// The newest segment that is complete in all renditions of the run.
+    pub fn complete(&self, epoch: Epoch) -> Option<SegmentNumber> {
+        let inner = self.lock();
+        let renditions = &inner.broadcast.as_ref()?.renditions;
+        renditions.iter().filter(|r| r.epoch == epoch).map(|r| r.window.last_closed()).min()?
+    }
+
+    /// The run is over; the stream waits for its broadcaster. Returns what to pass to [`Live::end`].
+    pub fn interrupt(&self) -> State {
+        let mut state = State::Offline;
+        self.change(|inner| {
+            if let Some(broadcast) = &mut inner.broadcast
+                && inner.state == State::Live
+            {
+                broadcast.finish_run();
+                inner.interruptions += 1;
+                inner.state = State::Interrupted(inner.interruptions);
+            }
+            state = inner.state;
+        });
+        state
+    }
+
+    /// Ends the broadcast, unless it went on since `interrupted`. Returns whether it did end.
+    pub fn end(&self, interrupted: State) -> bool {
+        let mut ended = false;
+        self.change(|inner| {
+            if inner.state == interrupted {
+                inner.state = State::Ended;
+                ended = true;
+            }
+        });
+        ended
+    }
+
+    // --- the readers' side ---
+
+    /// The multivariant playlist.
+    pub fn multivariant(&self) -> Option<String> {
+        self.lock().broadcast.as_ref().map(|broadcast| hls::multivariant(&broadcast.variants()))
+    }
+
+    /// A media playlist that satisfies the directives.
+    pub fn playlist(&self, id: &RenditionId, directives: Directives) -> Result<Found<String>, BadDirective> {
+        let inner = self.lock();
+        let Some(broadcast) = &inner.broadcast else { return Ok(Found::Never) };
+        let Some(rendition) = broadcast.rendition(id) else { return Ok(Found::Never) };
+        let ended = inner.state == State::Ended;
+        // After EXT-X-ENDLIST the directives mean nothing (6.2.5.2).
+        if rendition.window.last().is_none()
+            || !(ended || directives.satisfied(&rendition.window, broadcast.targets)?)
+        {
+            return Ok(Found::Later);
+        }
+        let playlist = Playlist {
+            id,
+            window: &rendition.window,
+            targets: broadcast.targets,
+            anchor: broadcast.anchor,
+            reports: &broadcast.reports(id),
+            hint: inner.state == State::Live && rendition.epoch == broadcast.epoch(),
+            ended,
+        };
+        Ok(Found::Ready(playlist.render()))
+    }
+
+    /// The MPD.
+    pub fn mpd(&self, latency_ms: u64, published_unix_ms: i64, time_url: &str) -> Option<String> {
+        let inner = self.lock();
+        let broadcast = inner.broadcast.as_ref()?;
+        let mut periods = broadcast.periods.clone();
+        for variant in periods.iter_mut().flat_map(|period| &mut period.variants) {
+            if let Some(rendition) = broadcast.rendition(&variant.id) {
+                variant.measured = rendition.window.bitrate();
+            }
+        }
+        let mpd = Mpd {
+            anchor: broadcast.anchor,
+            targets: broadcast.targets,
+            window: broadcast.listed,
+            latency_ms,
+            published_unix_ms,
+            time_url,
+            periods: &periods,
+            ended: (inner.state == State::Ended).then(|| broadcast.oldest()),
+        };
+        Some(mpd.render())
+    }
+
+    /// An init segment.
+    pub fn init(&self, epoch: Epoch, id: &RenditionId) -> Option<Bytes> {
+        let inner = self.lock();
+        let rendition = inner.broadcast.as_ref()?.rendition(id)?;
+        rendition.inits.iter().find(|(of, _)| *of == epoch).map(|(_, init)| init.clone())
+    }
+
+    /// A segment. One that is about to begin is worth waiting for: players are told of it by preload hints and by
+    /// availabilityTimeOffset.
+    pub fn segment(&self, epoch: Epoch, id: &RenditionId, number: SegmentNumber) -> Found<Object> {
+        let inner = self.lock();
+        let Some(broadcast) = &inner.broadcast else { return Found::Never };
+        let Some(rendition) = broadcast.rendition(id) else { return Found::Never };
+        if let Some(object) = rendition.window.find(epoch, number) {
+            return Found::Ready(object.clone());
+        }
+        let next = rendition.window.last().map_or(broadcast.next_number, SegmentNumber::next);
+        let soon = number == next || number == next.next();
+        if soon && inner.state == State::Live && epoch == broadcast.epoch() && rendition.epoch == epoch {
+            return Found::Later;
+        }
+        Found::Never
+    }
+
+    /// What playlists promise; `None` before the first run.
+    pub fn targets(&self) -> Option<Targets> {
+        self.lock().broadcast.as_ref().map(|broadcast| broadcast.targets)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.lock());
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn write(&self, epoch: Epoch, id: &RenditionId, write: impl FnOnce(&mut Broadcast, usize)) {
+        self.change(|inner| {
+            if let Some(broadcast) = inner.broadcast.as_mut().filter(|_| inner.state == State::Live)
+                && let Some(index) =
+                    broadcast.renditions.iter().position(|r| r.variant.id == *id && r.epoch == epoch)
+                && broadcast.epoch() == epoch
+            {
+                write(broadcast, index);
+            }
+        });
+    }
+}
+
+impl Broadcast {
+    fn begin(&mut self, epoch: Epoch, place: Place, renditions: Vec<NewRendition>, fresh: bool) {
+        self.breaks += u64::from(!fresh);
+        self.end = place.start;
+        if let Some(before) = self.periods.last_mut() {
+            before.end.get_or_insert(place.start);
+        }
+        if self.periods.len() >= MAX_PERIODS {
+            self.periods.remove(0);
+        }
+        self.periods.push(Period {
+            epoch,
+            start: place.start,
+            end: None,
+            first: place.first,
+            variants: renditions.iter().map(|new| new.variant.clone()).collect(),
+        });
+        for NewRendition { variant, timescale, init } in renditions {
+            let index =
+                self.renditions.iter().position(|r| r.variant.id == variant.id).unwrap_or_else(|| {
+                    // A rendition that joins late has the breaks before it behind it.
+                    let window = Window::new(timescale, self.listed, self.breaks);
+                    let (variant, inits) = (variant.clone(), Vec::new());
+                    self.renditions.push(Rendition {
+                        variant,
+                        window,
+                        inits,
+                        writer: None,
+                        epoch,
+                        break_pending: false,
+                    });
+                    self.renditions.len() - 1
+                });
+            let rendition = &mut self.renditions[index];
+            rendition.break_pending = rendition.window.last().is_some();
+            rendition.variant = variant;
+            rendition.epoch = epoch;
+            if rendition.inits.len() >= MAX_INITS {
+                rendition.inits.remove(0);
+            }
+            rendition.inits.push((epoch, init));
+        }
+        // Largest first, audio last, whatever order they came in.
+        self.renditions.sort_by_key(|rendition| match rendition.variant.kind {
+            hls::Kind::Video { height, .. } => (0, u32::MAX - height),
+            hls::Kind::Audio { .. } => (1, 0),
+        });
+    }
+
+    fn open(&mut self, index: usize, number: SegmentNumber, start: Ticks) {
+        let (writer, object) = Object::growing();
+        let gap_duration = Timescale::VIDEO
+            .rescale(self.targets.segment_duration, self.renditions[index].window.timescale());
+        let rendition = &mut self.renditions[index];
+        let segment = Segment {
+            number,
+            epoch: rendition.epoch,
+            start,
+            duration: 0,
+            parts: Vec::new(),
+            object: Some(object),
+            bytes: 0,
+            discontinuity: std::mem::take(&mut rendition.break_pending),
+        };
+        rendition.window.open(segment, gap_duration);
+        rendition.writer = Some(writer);
+        self.next_number = self.next_number.max(number.next());
+    }
+
+    fn close(&mut self, index: usize) {
+        let rendition = &mut self.renditions[index];
+        if let Some(writer) = rendition.writer.take() {
+            writer.finish();
+        }
+        let was_open = rendition.window.open_segment().is_some();
+        rendition.window.close();
+        if was_open && index == self.renditions.iter().position(|r| r.epoch == self.epoch()).unwrap_or(0) {
+            self.fill_gaps(index);
+        }
+        let rendition = &self.renditions[index];
+        if let Some(last) = rendition.window.segments().next_back() {
+            let end = rendition.window.timescale().rescale(last.start + last.duration, Timescale::VIDEO);
+            self.end = self.end.max(end);
+        }
+        let oldest = self.renditions.iter().filter_map(|r| r.window.segments().next().map(|s| s.epoch)).min();
+        if let Some(oldest) = oldest {
+            self.periods.retain(|period| period.epoch >= oldest);
+        }
+    }
+
+    /// Renditions that this run does not have must go on all the same: their players are told that media is missing, and
+    /// choose another.
+    fn fill_gaps(&mut self, leader: usize) {
+        let (epoch, timescale) = (self.epoch(), self.renditions[leader].window.timescale());
+        let Some(model) = self.renditions[leader].window.segments().next_back().cloned() else { return };
+        for rendition in self.renditions.iter_mut().filter(|rendition| rendition.epoch != epoch) {
+            let ticks = |ticks| timescale.rescale(ticks, rendition.window.timescale());
+            let gap = Segment {
+                epoch: rendition.epoch,
+                start: ticks(model.start),
+                duration: ticks(model.duration),
+                parts: Vec::new(),
+                object: None,
+                bytes: 0,
+                ..model.clone()
+            };
+            let duration = gap.duration;
+            rendition.window.open(gap, duration);
+            rendition.window.close();
+        }
+    }
+
+    fn finish_run(&mut self) {
+        for index in 0..self.renditions.len() {
+            self.close(index);
+        }
+        let end = self.end;
+        if let Some(period) = self.periods.last_mut() {
+            period.end = Some(end);
+        }
+    }
+
+    /// The oldest segment that is listed in every rendition of the newest run.
+    fn oldest(&self) -> SegmentNumber {
+        let current = self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch());
+        let oldest =
+            current.filter_map(|rendition| rendition.window.segments().next().map(|segment| segment.number));
+        oldest.max().unwrap_or(self.next_number)
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.periods.last().map_or(Epoch(0), |period| period.epoch)
+    }
+
+    fn rendition(&self, id: &RenditionId) -> Option<&Rendition> {
+        self.renditions.iter().find(|rendition| rendition.variant.id == *id)
+    }
+
+    fn variants(&self) -> Vec<Variant> {
+        let measured = |r: &Rendition| Variant { measured: r.window.bitrate(), ..r.variant.clone() };
+        self.renditions.iter().filter(|r| r.epoch == self.epoch()).map(measured).collect()
+    }
+
+    fn reports(&self, except: &RenditionId) -> Vec<Report> {
+        let others = self.renditions.iter().filter(|r| r.variant.id != *except && r.epoch == self.epoch());
+        let report = |rendition: &Rendition| {
+            let mut segments = rendition.window.segments().rev().skip_while(|segment| {
+                // An open segment without a part is not in its playlist yet.
+                segment.parts.is_empty() && segment.object.is_some()
+            });
+            let newest = segments.next()?;
+            let part = (newest.parts.len() as u64).checked_sub(1);
+            Some(Report { id: rendition.variant.id.clone(), msn: newest.number, part })
+        };
+        others.filter_map(report).collect()
+    }
+}

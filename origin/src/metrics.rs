@@ -1,0 +1,61 @@
+//! What this origin has done.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ident,)+) => {
+        /// Counters of one origin; clones share them.
+        #[derive(Debug, Clone, Default)]
+        pub struct Metrics {
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// Counters under `origin_*` in `registry`, the field's documentation as help.
+            pub fn register(registry: &mut Registry) -> Self {
+                let metrics = Self::default();
+                $(registry.register(
+                    concat!("origin_", stringify!($field)),
+                    concat!($($help),+).trim_start().trim_end_matches('.'),
+                    metrics.$field.clone(),
+                );)+
+                metrics
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Streams that are live or in their reconnect grace.
+    streams: Gauge,
+    /// Broadcaster sessions that are being relayed here.
+    sessions: Gauge,
+    /// Sessions that ended, for whatever reason.
+    sessions_ended: Counter,
+    /// Sessions that ended because of what the broadcaster sent.
+    sessions_rejected: Counter,
+    /// Relay requests refused for their token.
+    relays_refused: Counter,
+    /// Bytes received over relays.
+    received_bytes: Counter,
+    /// Runs begun: one per session and per break of its timeline.
+    runs: Counter,
+    /// Source frames that came before they could be used.
+    frames_skipped: Counter,
+    /// Frames that were moved in time by repair.
+    frames_repaired: Counter,
+    /// Parts published, all renditions together.
+    parts: Counter,
+    /// Segments published, all renditions together.
+    segments: Counter,
+    /// Bytes published, all renditions together.
+    published_bytes: Counter,
+    /// Requests for objects.
+    requests: Counter,
+    /// Requests that waited for media that had yet to be made.
+    requests_blocked: Counter,
+    /// Blocked requests that were given up.
+    requests_timed_out: Counter,
+}

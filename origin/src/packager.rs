@@ -1,0 +1,313 @@
+//! Packages one run: cuts the samples of its renditions into parts and segments, wraps them as CMAF, publishes them, and
+//! says how much of the source is safely published.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use media::codec::aac::AacConfig;
+use media::codec::avc::AvcConfig;
+use media::time::{FrameRate, Ticks, Timescale};
+use media::{Epoch, RenditionId, Sample, SegmentNumber};
+use transcode::{Rung, cmaf};
+
+use crate::hls::{Kind, Targets, Variant};
+use crate::live::{Live, NewRendition, Place};
+use crate::metrics::Metrics;
+use crate::segmenter::{Event, Segmenter};
+use crate::window::Bitrate;
+
+/// Audio frames that wait for the video of their segment. Beyond this the video is missing, and audio goes on without.
+const MAX_WAITING_AUDIO: usize = 128;
+
+/// Boundaries remembered until they are acknowledged: more than any pipeline delays.
+const MAX_BOUNDARIES: usize = 128;
+
+/// What a packager needs to know of its run.
+pub struct Plan {
+    /// The stream.
+    pub live: Arc<Live>,
+    /// The run.
+    pub epoch: Epoch,
+    /// Where it begins.
+    pub place: Place,
+    /// When a POP received its first frame, milliseconds since 1970.
+    pub unix_ms: i64,
+    /// What playlists list, 90 kHz.
+    pub listed: Ticks,
+    /// The rungs being encoded, none for audio only.
+    pub rungs: Vec<Rung>,
+    /// Their frame rate.
+    pub frame_rate: Option<FrameRate>,
+    /// The audio track, copied.
+    pub audio: Option<AacConfig>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// Packages one run.
+pub struct Packager {
+    plan: Plan,
+    video: Vec<Track>,
+    audio: Option<Track>,
+    configured: Vec<Option<NewRendition>>,
+    began: bool,
+    waiting_audio: VecDeque<Sample>,
+    /// Samples of rungs that came before the last rung was configured.
+    waiting_video: VecDeque<(usize, Sample)>,
+    /// The newest segment whose first video frame came from the source.
+    video_index: i64,
+    /// First presentation time of each segment, and the same in source milliseconds.
+    boundaries: BTreeMap<i64, (Ticks, i64)>,
+    acknowledged: Option<SegmentNumber>,
+}
+
+struct Track {
+    id: RenditionId,
+    segmenter: Segmenter,
+    sequence: u32,
+}
+
+/// How much is published: a POP may forget what is shown before `resume_ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// The newest segment that is complete in every rendition.
+    pub number: SegmentNumber,
+    /// Presentation time of what follows it, in unwrapped source milliseconds.
+    pub resume_ms: i64,
+}
+
+/// Parts of a whole number of frames, as near to `wanted` as it gets (90 kHz).
+pub fn part_target(wanted: Ticks, rate: Option<FrameRate>) -> Ticks {
+    let Some(FrameRate { num, den }) = rate else { return wanted };
+    let (num, den) = (i64::from(num), i64::from(den));
+    let frames = ((wanted * num + 45_000 * den) / (90_000 * den)).max(1);
+    // Rounded up: frames on the grid are up to a tick longer than the mean.
+    (frames * den * 90_000 + num - 1) / num
+}
+
+impl Packager {
+    /// Begins at once if there is no video to be configured first.
+    pub fn new(plan: Plan) -> Self {
+        let segmenter = |timescale, early| {
+            let Targets { segment_duration, part_target } = plan.place.targets;
+            let Place { start, first, .. } = plan.place;
+            Segmenter::new(timescale, start, segment_duration, part_target, early, first)
+        };
+        let track = |id: &RenditionId, segmenter| Track { id: id.clone(), segmenter, sequence: 0 };
+        let video = plan.rungs.iter().map(|rung| track(&rung.id, segmenter(Timescale::VIDEO, 0))).collect();
+        let audio = plan.audio.as_ref().map(|config| {
+            let early = Ticks::from(config.frame_samples / 2);
+            track(&audio_id(), segmenter(config.timescale(), early))
+        });
+        let mut packager = Self {
+            configured: vec![None; plan.rungs.len()],
+            plan,
+            video,
+            audio,
+            began: false,
+            waiting_audio: VecDeque::new(),
+            waiting_video: VecDeque::new(),
+            video_index: i64::MIN,
+            boundaries: BTreeMap::new(),
+            acknowledged: None,
+        };
+        packager.begin_if_configured();
+        packager
+    }
+
+    /// A rung's encoder was opened.
+    pub fn configured(&mut self, rung: usize, avcc: &Bytes, width: u32, height: u32) {
+        let Some(slot) = self.configured.get_mut(rung) else { return };
+        let codec =
+            AvcConfig::parse(avcc.clone()).map_or_else(|_| "avc1".into(), |config| config.codec_string());
+        let rung = &self.plan.rungs[rung];
+        *slot = Some(NewRendition {
+            variant: Variant {
+                id: rung.id.clone(),
+                codec,
+                bitrate_bps: u64::from(rung.bitrate_bps),
+                measured: Bitrate::default(),
+                kind: Kind::Video { width, height, frame_rate: self.plan.frame_rate },
+            },
+            timescale: Timescale::VIDEO,
+            init: cmaf::video_init(Timescale::VIDEO, width, height, avcc),
+        });
+        self.begin_if_configured();
+    }
+
+    /// A video frame went into the encoders: segments may be opened up to its.
+    pub fn source_video(&mut self, pts: Ticks, source_ms: i64) {
+        let Place { start, targets, .. } = self.plan.place;
+        if pts < start {
+            return;
+        }
+        let index = transcode::segment_index(start, targets.segment_duration, pts);
+        self.video_index = self.video_index.max(index);
+        self.boundary(index, pts, source_ms);
+        self.release_audio();
+    }
+
+    /// An encoded frame.
+    pub fn video(&mut self, rung: usize, sample: Sample) {
+        if !self.began {
+            self.waiting_video.push_back((rung, sample));
+        } else if let Some(track) = self.video.get_mut(rung) {
+            track.segmenter.push(sample, true);
+            publish(&self.plan, track);
+        }
+    }
+
+    /// An audio frame. What lies wholly before the run's start is left out.
+    pub fn audio(&mut self, sample: Sample, source_ms: i64) {
+        let Some(track) = &self.audio else { return };
+        let index = track.segmenter.index_at(sample.pts);
+        if index < 0 {
+            return;
+        }
+        if self.video.is_empty() {
+            self.boundary(index, sample.pts, source_ms);
+        }
+        self.waiting_audio.push_back(sample);
+        self.release_audio();
+    }
+
+    /// The run is over and all encoded frames have come: completes what is open.
+    pub fn finish(&mut self) {
+        for track in &mut self.video {
+            track.segmenter.finish();
+            publish(&self.plan, track);
+        }
+        if let Some(track) = self.audio.as_mut().filter(|_| self.began) {
+            // Audio that reaches beyond the last video frame belongs to the last segment: no rendition may
+            // have one segment more than the others.
+            for sample in self.waiting_audio.drain(..) {
+                let may_open =
+                    self.video.is_empty() || track.segmenter.index_at(sample.pts) <= self.video_index;
+                track.segmenter.push(sample, may_open);
+            }
+            track.segmenter.finish();
+            publish(&self.plan, track);
+        }
+    }
+
+    /// What was completed since the last call.
+    pub fn poll_published(&mut self) -> Option<Published> {
+        let number = self.plan.live.complete(self.plan.epoch)?;
+        let index = number.0.checked_sub(self.plan.place.first.0)? as i64;
+        if self.acknowledged.is_some_and(|last| number <= last) {
+            return None;
+        }
+        let (_, resume_ms) = *self.boundaries.get(&(index + 1))?;
+        self.acknowledged = Some(number);
+        self.boundaries = self.boundaries.split_off(&(index + 1));
+        Some(Published { number, resume_ms })
+    }
+
+    fn boundary(&mut self, index: i64, pts: Ticks, source_ms: i64) {
+        let first = self.boundaries.entry(index).or_insert((pts, source_ms));
+        *first = (*first).min((pts, source_ms));
+        if self.boundaries.len() > MAX_BOUNDARIES {
+            self.boundaries.pop_first();
+        }
+    }
+
+    fn begin_if_configured(&mut self) {
+        if self.began || self.configured.iter().any(Option::is_none) {
+            return;
+        }
+        let mut renditions: Vec<_> = self.configured.iter().flatten().cloned().collect();
+        renditions.extend(self.plan.audio.as_ref().map(audio_rendition));
+        let Plan { live, epoch, place, listed, unix_ms, .. } = &self.plan;
+        live.begin(*epoch, *place, *listed, *unix_ms, renditions);
+        self.began = true;
+        while let Some((rung, sample)) = self.waiting_video.pop_front() {
+            self.video(rung, sample);
+        }
+        self.release_audio();
+    }
+
+    fn release_audio(&mut self) {
+        let Some(track) = self.audio.as_mut().filter(|_| self.began) else { return };
+        while let Some(sample) = self.waiting_audio.front() {
+            let in_time = self.video.is_empty() || track.segmenter.index_at(sample.pts) <= self.video_index;
+            if !in_time && self.waiting_audio.len() <= MAX_WAITING_AUDIO {
+                break;
+            }
+            track.segmenter.push(self.waiting_audio.pop_front().expect("there is a front"), true);
+            publish(&self.plan, track);
+        }
+    }
+}
+
+/// The one audio rendition's name.
+fn audio_id() -> RenditionId {
+    "audio".parse().expect("is a valid name")
+}
+
+/// What is announced for copied AAC until it has been measured.
+const AUDIO_BITRATE_BPS: u32 = 128_000;
+
+fn audio_rendition(config: &AacConfig) -> NewRendition {
+    let AacConfig { sample_rate, channels, .. } = *config;
+    NewRendition {
+        variant: Variant {
+            id: audio_id(),
+            codec: config.codec_string(),
+            bitrate_bps: u64::from(AUDIO_BITRATE_BPS),
+            measured: Bitrate::default(),
+            kind: Kind::Audio { channels, sample_rate },
+        },
+        timescale: config.timescale(),
+        init: cmaf::audio_init(
+            config.timescale(),
+            sample_rate,
+            channels as u16,
+            &config.record,
+            AUDIO_BITRATE_BPS,
+        ),
+    }
+}
+
+fn publish(plan: &Plan, track: &mut Track) {
+    while let Some(event) = track.segmenter.poll() {
+        match event {
+            Event::Open { number, start } => plan.live.open(plan.epoch, &track.id, number, start),
+            Event::Part(part) => {
+                track.sequence = track.sequence.wrapping_add(1);
+                let chunk = cmaf::chunk(track.sequence, &part.samples, part.first);
+                plan.metrics.parts.inc();
+                plan.metrics.published_bytes.inc_by(chunk.len() as u64);
+                plan.live.part(plan.epoch, &track.id, chunk, part.duration, part.independent);
+            }
+            Event::Close => {
+                plan.metrics.segments.inc();
+                plan.live.close(plan.epoch, &track.id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_whole_frames_and_never_longer_than_announced() {
+        for (num, den, target) in [
+            (30, 1, 18_000),
+            (25, 1, 18_000),
+            (24, 1, 18_750),
+            (30000, 1001, 18_018),
+            (24000, 1001, 18_769),
+            (60, 1, 18_000),
+            (60000, 1001, 18_018),
+            (50, 1, 18_000),
+            (15, 1, 18_000),
+            (1, 1, 90_000),
+        ] {
+            assert_eq!(part_target(18_000, Some(FrameRate { num, den })), target, "{num}/{den}");
+        }
+        assert_eq!(part_target(18_000, None), 18_000);
+    }
+}

@@ -1,0 +1,406 @@
+//! The far end of ingest's relay: one session, from FLV bytes to published segments, and the acknowledgements back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use cluster::lease::Grant;
+use http_body::Body;
+use http_body_util::BodyExt;
+use media::flv;
+use media::time::{Ticks, Timescale};
+use media::{Epoch, Sample};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use transcode::{Job, VideoSource};
+
+use crate::Shared;
+use crate::error::{Error, Fault};
+use crate::feed::{self, Feed, Frame, Rules, Source};
+use crate::hls::Targets;
+use crate::live::Live;
+use crate::packager::{Packager, Plan, Published, part_target};
+use crate::repair::{Repair, Times};
+
+/// Lines that wait for the POP to read them: one a second and run; a POP that is this far behind is gone.
+pub(crate) const LINE_QUEUE: usize = 64;
+
+/// How long the session before may take to publish what it has, once it is fenced.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Times of a POP's clock that are farther off than this are not believed.
+const MAX_CLOCK_SKEW_MS: i64 = 60_000;
+
+/// One line of the answer.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Line<'a> {
+    Published { published: u64, resume_ms: u32 },
+    Error { error: &'a str, code: &'a str },
+    End { end: bool },
+}
+
+/// What the relay request says besides its body.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// The broadcaster's session, the same over all relays of it.
+    pub(crate) session: String,
+    /// When the POP received the first media of this body, milliseconds since 1970.
+    pub(crate) received_unix_ms: i64,
+    /// Presentation time, as sent, before which all is published.
+    pub(crate) resume_ms: Option<u32>,
+}
+
+/// Runs a session to its end. The stream was claimed by `grant`; `lines` go back to the POP.
+pub(crate) async fn session<B>(
+    shared: Arc<Shared>,
+    live: Arc<Live>,
+    grant: Grant,
+    request: Request,
+    body: B,
+    lines: mpsc::Sender<Bytes>,
+    shutdown: CancellationToken,
+) where
+    B: Body<Data = Bytes> + Unpin + Send,
+    B::Error: std::fmt::Display,
+{
+    let began = Instant::now();
+    shared.metrics.sessions.inc();
+    let mut session = Session {
+        rules: Rules { probe: shared.config.probe, keyframe_timeout: shared.config.keyframe_timeout },
+        shared: &shared,
+        live: &live,
+        grant,
+        request,
+        lines: &lines,
+        run: None,
+        published: None,
+        received_bytes: 0,
+    };
+    info!(epoch = session.grant.epoch, resume = session.request.resume_ms.is_some(), "session began");
+    let ended = session.relay(body, &shutdown).await;
+    let (seconds, bytes) = (began.elapsed().as_secs_f64(), session.received_bytes);
+    match &ended {
+        Ok(()) => {
+            session.line(&Line::End { end: true });
+            info!(seconds, bytes, "session ended: the broadcaster stopped");
+        }
+        Err(error) => match error.fault() {
+            Fault::Broadcaster => {
+                let code = "NetStream.Publish.Rejected";
+                session.line(&Line::Error { error: &error.to_string(), code });
+                shared.metrics.sessions_rejected.inc();
+                info!(seconds, bytes, %error, "session ended: refused");
+            }
+            Fault::Network => warn!(seconds, bytes, %error, "session ended early"),
+            Fault::Ours => tracing::error!(seconds, bytes, %error, "session failed"),
+        },
+    }
+    shared.metrics.sessions.dec();
+    shared.metrics.sessions_ended.inc();
+}
+
+struct Session<'a> {
+    shared: &'a Arc<Shared>,
+    live: &'a Arc<Live>,
+    grant: Grant,
+    request: Request,
+    rules: Rules,
+    lines: &'a mpsc::Sender<Bytes>,
+    run: Option<Run>,
+    /// Presentation time up to which the whole session is published.
+    published: Option<i64>,
+    received_bytes: u64,
+}
+
+impl Session<'_> {
+    async fn relay<B>(&mut self, mut body: B, shutdown: &CancellationToken) -> Result<(), Error>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        B::Error: std::fmt::Display,
+    {
+        // The session before was fenced by our claim; it publishes what it has and lets go.
+        let writer = tokio::time::timeout(HANDOVER_TIMEOUT, self.live.writer.clone().lock_owned());
+        let mut writer = writer.await.map_err(|_| Error::Busy)?;
+        if let Some((session, published_ms)) = writer.published.take()
+            && session == self.request.session
+        {
+            // The same broadcaster over a new relay: what its last relay brought is published, acknowledged or not.
+            self.request.resume_ms = Some(published_ms as u32);
+        }
+        let mut feed = Feed::new(self.rules);
+        let relayed = self.take_in(&mut body, &mut feed, shutdown).await;
+        if relayed.is_ok() {
+            feed.finish();
+        }
+        let fed = match relayed {
+            Ok(()) => self.feed_on(&mut feed).await,
+            Err(error) => Err(error),
+        };
+        // Whatever ended the session: what came is published, to the last frame.
+        let finished = self.finish_run().await;
+        writer.published = self.published.map(|published| (self.request.session.clone(), published));
+        self.shared.metrics.frames_skipped.inc_by(feed.skipped());
+        fed.and(finished)
+    }
+
+    async fn take_in<B>(
+        &mut self,
+        body: &mut B,
+        feed: &mut Feed,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Error>
+    where
+        B: Body<Data = Bytes> + Unpin + Send,
+        B::Error: std::fmt::Display,
+    {
+        let mut decoder = flv::Decoder::new();
+        let shared = self.shared.clone();
+        loop {
+            let grant = self.grant.clone();
+            let frame = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Err(Error::ShuttingDown),
+                () = shared.store.fenced(&grant) => return Err(Error::TakenOver),
+                frame = body.frame() => frame,
+            };
+            let Some(frame) = frame else { return Ok(()) };
+            let frame = frame.map_err(|error| Error::Relay(error.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            self.received_bytes += data.len() as u64;
+            self.shared.metrics.received_bytes.inc_by(data.len() as u64);
+            decoder.push(&data);
+            while let Some(tag) = decoder.poll()? {
+                feed.push(&tag)?;
+                self.feed_on(feed).await?;
+            }
+        }
+    }
+
+    async fn feed_on(&mut self, feed: &mut Feed) -> Result<(), Error> {
+        while let Some(event) = feed.poll() {
+            match event {
+                feed::Event::Start(source) => self.start_run(source)?,
+                feed::Event::Video(frame) => {
+                    if let Some(run) = &mut self.run {
+                        run.video(frame).await?;
+                    }
+                }
+                feed::Event::Audio(frame) => {
+                    if let Some(run) = &mut self.run {
+                        run.audio(frame);
+                    }
+                }
+                feed::Event::Restart(why) => {
+                    info!(why, "the timeline breaks: a new run begins");
+                    self.finish_run().await?;
+                    self.request.resume_ms = None;
+                    self.request.received_unix_ms = unix_ms();
+                    self.grant = self.shared.store.claim(self.live.name().as_str(), &self.request.session);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start_run(&mut self, source: Source) -> Result<(), Error> {
+        let config = &self.shared.config;
+        let now = unix_ms();
+        let unix_ms = self.request.received_unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
+        let wanted = Targets {
+            segment_duration: ticks(config.segment_duration),
+            part_target: part_target(ticks(config.part_target), source.frame_rate),
+        };
+        let place = self.live.place(unix_ms, self.request.resume_ms.is_some(), wanted);
+        // As sent, times have 32 bits: the resume point is the one nearest to the first frame.
+        let zero_ms = self.request.resume_ms.map_or(source.first_ms, |resume| {
+            source.first_ms + i64::from(resume.wrapping_sub(source.first_ms as u32) as i32)
+        });
+        let video = source.video.as_ref().map(|config| VideoSource {
+            avcc: config.record.clone(),
+            width: config.width,
+            height: config.height,
+            sar: config.sar,
+            frame_rate: source.frame_rate,
+        });
+        let rungs = video
+            .as_ref()
+            .map_or_else(Vec::new, |video| transcode::ladder::derive(&self.shared.transcode, video));
+        let audio = source.audio.as_ref().map(|audio| (audio.timescale(), audio.frame_samples));
+        info!(
+            epoch = self.grant.epoch,
+            video = video.as_ref().map(|video| format!("{}x{}", video.width, video.height)),
+            fps = source.frame_rate.map(media::time::FrameRate::fps),
+            audio = source.audio.as_ref().map(media::codec::aac::AacConfig::codec_string),
+            rungs = rungs.iter().map(|rung| rung.id.as_str()).collect::<Vec<_>>().join(" "),
+            first_segment = place.first.0,
+            "run began"
+        );
+        let packager = Arc::new(Mutex::new(Packager::new(Plan {
+            live: self.live.clone(),
+            epoch: Epoch(self.grant.epoch),
+            place,
+            unix_ms,
+            listed: ticks(config.window),
+            rungs: rungs.clone(),
+            frame_rate: source.frame_rate,
+            audio: source.audio,
+            metrics: self.shared.metrics.clone(),
+        })));
+        let encoder = match video {
+            None => None,
+            Some(source) => {
+                let Targets { segment_duration, .. } = place.targets;
+                let job = Job { source, rungs, start: place.start, segment_duration };
+                let (input, output) = transcode::start(job, self.shared.transcode_metrics.clone())?;
+                let publisher = tokio::spawn(publish(output, packager.clone(), self.lines.clone()));
+                Some(Encoder { input, publisher })
+            }
+        };
+        self.shared.metrics.runs.inc();
+        self.run = Some(Run {
+            packager,
+            encoder,
+            repair: Repair::new(place.start, zero_ms, source.frame_rate, audio),
+            lines: self.lines.clone(),
+            frame_ms: source.frame_rate.map_or(1, |rate| (1000.0 / rate.fps()).round() as i64),
+            fed_until_ms: None,
+        });
+        Ok(())
+    }
+
+    async fn finish_run(&mut self) -> Result<(), Error> {
+        let Some(run) = self.run.take() else { return Ok(()) };
+        let repairs = run.repair.repairs();
+        let repaired = repairs.grid_shifts + repairs.audio_shifts + repairs.collisions;
+        self.shared.metrics.frames_repaired.inc_by(repaired);
+        if repaired > 0 {
+            debug!(?repairs, "frames were moved in time");
+        }
+        self.published = run.fed_until_ms.or(self.published);
+        let finished = run.finish().await;
+        self.shared.interrupted(self.live);
+        finished
+    }
+
+    fn line(&self, line: &Line<'_>) {
+        send_line(self.lines, line);
+    }
+}
+
+/// One run of a session.
+struct Run {
+    packager: Arc<Mutex<Packager>>,
+    encoder: Option<Encoder>,
+    repair: Repair,
+    lines: mpsc::Sender<Bytes>,
+    frame_ms: i64,
+    /// Where the next frame of the source would be shown.
+    fed_until_ms: Option<i64>,
+}
+
+struct Encoder {
+    input: transcode::Input,
+    publisher: JoinHandle<Result<(), Error>>,
+}
+
+impl Run {
+    /// Waits while the encoders are behind.
+    async fn video(&mut self, frame: Frame) -> Result<(), Error> {
+        let Some(encoder) = &mut self.encoder else { return Ok(()) };
+        let Times { dts, pts, duration } = self.repair.video(frame.dts_ms, frame.pts_ms);
+        self.fed_until_ms = self.fed_until_ms.max(Some(frame.pts_ms + self.frame_ms));
+        with(&self.packager, |packager| packager.source_video(pts, frame.pts_ms));
+        let sample = Sample { dts, pts, duration, key: frame.key, data: frame.data };
+        if encoder.input.send(sample).await.is_err() {
+            // The reason is with the publisher, which ends with the encoders.
+            return match self.encoder.take() {
+                Some(encoder) => encoder.publisher.await?,
+                None => Ok(()),
+            };
+        }
+        Ok(())
+    }
+
+    fn audio(&mut self, frame: Frame) {
+        let Some(Times { dts, pts, duration }) = self.repair.audio(frame.dts_ms) else { return };
+        let sample = Sample { dts, pts, duration, key: true, data: frame.data };
+        let published = with(&self.packager, |packager| {
+            packager.audio(sample, frame.pts_ms);
+            packager.poll_published()
+        });
+        acknowledge(&self.lines, published);
+        if self.encoder.is_none() {
+            self.fed_until_ms = Some(frame.pts_ms + 1);
+        }
+    }
+
+    /// Publishes what is still in the encoders, then completes the open segments.
+    async fn finish(self) -> Result<(), Error> {
+        let encoded = match self.encoder {
+            Some(Encoder { input, publisher }) => {
+                drop(input);
+                publisher.await?
+            }
+            None => Ok(()),
+        };
+        with(&self.packager, Packager::finish);
+        encoded
+    }
+}
+
+/// Takes what the encoders give until they end.
+async fn publish(
+    mut output: transcode::Output,
+    packager: Arc<Mutex<Packager>>,
+    lines: mpsc::Sender<Bytes>,
+) -> Result<(), Error> {
+    while let Some(event) = output.next().await {
+        match event {
+            transcode::Event::Config { rung, avcc, width, height } => {
+                with(&packager, |packager| packager.configured(rung, &avcc, width, height));
+            }
+            transcode::Event::Sample { rung, sample } => {
+                let published = with(&packager, |packager| {
+                    packager.video(rung, sample);
+                    packager.poll_published()
+                });
+                acknowledge(&lines, published);
+            }
+            transcode::Event::Damaged { frames } => debug!(frames, "damaged frames were patched over"),
+            transcode::Event::Ended(result) => return result.map_err(Error::from),
+        }
+    }
+    Ok(())
+}
+
+fn with<T>(packager: &Mutex<Packager>, act: impl FnOnce(&mut Packager) -> T) -> T {
+    act(&mut packager.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn acknowledge(lines: &mpsc::Sender<Bytes>, published: Option<Published>) {
+    if let Some(Published { number, resume_ms }) = published {
+        send_line(lines, &Line::Published { published: number.0, resume_ms: resume_ms as u32 });
+    }
+}
+
+fn send_line(lines: &mpsc::Sender<Bytes>, line: &Line<'_>) {
+    let mut text = serde_json::to_vec(line).expect("lines are plain data");
+    text.push(b'\n');
+    // A POP that does not read its acknowledgements keeps more than it must; the newest line says all, so a lost one
+    // costs nothing.
+    if lines.try_send(text.into()).is_err() {
+        debug!("the POP does not read its acknowledgements");
+    }
+}
+
+fn ticks(duration: Duration) -> Ticks {
+    Timescale::MILLIS.rescale(duration.as_millis() as i64, Timescale::VIDEO)
+}
+
+pub(crate) fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

@@ -1,0 +1,198 @@
+//! Raw source times to the stream timeline: frames of a regular rate lie on its exact grid, audio is timed by its
+//! sample counts, so that nothing drifts; what does not fit is repaired and counted.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::BTreeSet;
+
+use media::time::{FrameRate, Ticks, Timescale};
+
+/// A frame this close to the grid is on it: FLV times are rounded to milliseconds, some muxers round twice.
+const GRID_TOLERANCE: Ticks = 90 * 3 / 2;
+
+/// Audio this close to its sample count is on it: encoders stamp audio blocks up to a block late.
+const AUDIO_TOLERANCE_MS: i64 = 30;
+
+/// Presentation times remembered to keep them unique: beyond any reordering depth (16 frames in H.264).
+const RECENT: usize = 64;
+
+/// The times of one frame on the stream timeline, in its track's timescale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Decoding time.
+    pub dts: Ticks,
+    /// Presentation time; unique within its track.
+    pub pts: Ticks,
+    /// Zero where only the next frame can tell.
+    pub duration: Ticks,
+}
+
+/// How often what was repaired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repairs {
+    /// The grid of the frame rate was laid anew because frames had drifted off it.
+    pub grid_shifts: u64,
+    /// Audio was moved because its times and its sample count disagreed.
+    pub audio_shifts: u64,
+    /// Two frames claimed the same time.
+    pub collisions: u64,
+}
+
+/// The clock of one run: `zero_ms` of the source is `base` on the stream timeline (90 kHz).
+#[derive(Debug)]
+pub struct Repair {
+    base: Ticks,
+    zero_ms: i64,
+    rate: Option<FrameRate>,
+    grid_zero: Ticks,
+    recent: BTreeSet<Ticks>,
+    last_dts: Option<Ticks>,
+    audio: Option<AudioClock>,
+    repairs: Repairs,
+}
+
+#[derive(Debug)]
+struct AudioClock {
+    timescale: Timescale,
+    frame_samples: Ticks,
+    base: Ticks,
+    next: Option<Ticks>,
+}
+
+impl Repair {
+    /// A clock that maps source time `zero_ms` to `base`. `audio` is its timescale and the samples of a frame.
+    pub fn new(base: Ticks, zero_ms: i64, rate: Option<FrameRate>, audio: Option<(Timescale, u32)>) -> Self {
+        let audio = audio.map(|(timescale, frame_samples)| AudioClock {
+            timescale,
+            frame_samples: Ticks::from(frame_samples),
+            base: Timescale::VIDEO.rescale(base, timescale),
+            next: None,
+        });
+        let recent = BTreeSet::new();
+        let repairs = Repairs::default();
+        Self { base, zero_ms, rate, grid_zero: base, recent, last_dts: None, audio, repairs }
+    }
+
+    /// Times of a video frame, 90 kHz.
+    pub fn video(&mut self, dts_ms: i64, pts_ms: i64) -> Times {
+        let raw = self.base + (pts_ms - self.zero_ms) * 90;
+        let (mut pts, duration) = match self.rate {
+            Some(rate) => self.on_grid(raw, rate),
+            None => (raw, 0),
+        };
+        while !self.recent.insert(pts) {
+            self.repairs.collisions += 1;
+            pts += 1;
+        }
+        if self.recent.len() > RECENT {
+            self.recent.pop_first();
+        }
+        // Decoding order is what counts for a decoder; the exact decoding time only has to grow.
+        let raw_dts = self.base + (dts_ms - self.zero_ms) * 90;
+        let dts = self.last_dts.map_or(raw_dts, |last| raw_dts.max(last + 1));
+        self.last_dts = Some(dts);
+        Times { dts, pts, duration }
+    }
+
+    /// Times of an audio frame in the audio timescale; `None` for a frame that lies wholly in what was already
+    /// covered.
+    pub fn audio(&mut self, ms: i64) -> Option<Times> {
+        let clock = self.audio.as_mut()?;
+        let raw = clock.base + Timescale::MILLIS.rescale(ms - self.zero_ms, clock.timescale);
+        let tolerance =
+            Timescale::MILLIS.rescale(AUDIO_TOLERANCE_MS, clock.timescale).max(clock.frame_samples);
+        let pts = match clock.next {
+            None => raw,
+            Some(next) if (raw - next).abs() <= tolerance => next,
+            Some(next) => {
+                self.repairs.audio_shifts += 1;
+                if raw + clock.frame_samples <= next - tolerance {
+                    return None;
+                }
+                raw.max(next)
+            }
+        };
+        clock.next = Some(pts + clock.frame_samples);
+        Some(Times { dts: pts, pts, duration: clock.frame_samples })
+    }
+
+    /// What was repaired so far.
+    pub fn repairs(&self) -> Repairs {
+        self.repairs
+    }
+
+    fn on_grid(&mut self, raw: Ticks, rate: FrameRate) -> (Ticks, Ticks) {
+        let nearest = |zero: Ticks| {
+            let frames = i128::from(raw - zero) * i128::from(rate.num);
+            let scale = i128::from(rate.den) * i128::from(Timescale::VIDEO.per_second());
+            (frames * 2 + scale).div_euclid(scale * 2) as i64
+        };
+        let start = |zero: Ticks, index: i64| zero + rate.frame_start(index, Timescale::VIDEO);
+        let mut index = nearest(self.grid_zero);
+        if (start(self.grid_zero, index) - raw).abs() > GRID_TOLERANCE {
+            self.repairs.grid_shifts += 1;
+            self.grid_zero = raw;
+            index = 0;
+        }
+        let pts = start(self.grid_zero, index);
+        (pts, start(self.grid_zero, index + 1) - pts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regular_video_lies_on_the_exact_grid_for_a_day() {
+        for (num, den) in [(30, 1), (25, 1), (30000, 1001), (24000, 1001), (60000, 1001), (60, 1)] {
+            let rate = FrameRate { num, den };
+            let mut repair = Repair::new(900_000, 5_000, Some(rate), None);
+            for index in (0..rate.num as i64 * 86_400 / rate.den as i64).step_by(997) {
+                let ms = 5_000 + rate.frame_start(index, Timescale::MILLIS);
+                let times = repair.video(ms, ms);
+                assert_eq!(
+                    times.pts,
+                    900_000 + rate.frame_start(index, Timescale::VIDEO),
+                    "{rate:?} frame {index}"
+                );
+                assert_eq!(
+                    times.pts + times.duration,
+                    900_000 + rate.frame_start(index + 1, Timescale::VIDEO)
+                );
+            }
+            assert_eq!(repair.repairs(), Repairs::default());
+        }
+    }
+
+    #[test]
+    fn odd_times_stay_ordered_and_unique() {
+        let mut repair = Repair::new(900_000, 0, Some(FrameRate { num: 30, den: 1 }), None);
+        let mut seen = BTreeSet::new();
+        let mut last_dts = -1;
+        // Jitter, a doubled time, a step back of decoding time.
+        for ms in [0, 33, 70, 70, 69, 140, 141, 171, 900] {
+            let times = repair.video(ms, ms);
+            assert!(seen.insert(times.pts) && times.dts > last_dts, "{ms}");
+            last_dts = times.dts;
+        }
+        assert!(repair.repairs().grid_shifts > 0 && repair.repairs().collisions > 0);
+    }
+
+    #[test]
+    fn audio_is_timed_by_its_samples() {
+        let rate = Timescale::new(44_100).unwrap();
+        let mut repair = Repair::new(900_000, 100, None, Some((rate, 1024)));
+        let mut expected = 441_000;
+        for index in 0..100_000i64 {
+            let ms = 100 + index * 1024 * 1000 / 44_100;
+            assert_eq!(repair.audio(ms).unwrap().pts, expected, "frame {index}");
+            expected += 1024;
+        }
+        // Half a second is missing: later frames move on by as much.
+        let ms = 100 + 100_000 * 1024 * 1000 / 44_100 + 500;
+        let moved = repair.audio(ms).unwrap().pts - expected;
+        assert!((22_000..22_100).contains(&moved), "{moved}");
+        assert_eq!(repair.audio(ms - 400), None, "a frame of the past");
+        assert_eq!(repair.repairs().audio_shifts, 2);
+    }
+}

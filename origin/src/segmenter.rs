@@ -1,0 +1,257 @@
+//! Cuts the samples of one rendition into parts and segments.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::VecDeque;
+
+use media::time::{Ticks, Timescale};
+use media::{Sample, SegmentNumber};
+
+/// Samples a part may hold whatever their durations claim: a second of the fastest rate.
+const MAX_PART_SAMPLES: usize = 240;
+
+/// What was cut, in order: `Open`, `Part`s, `Close`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A segment begins.
+    Open {
+        /// Its number.
+        number: SegmentNumber,
+        /// Presentation time of its first sample.
+        start: Ticks,
+    },
+    /// The next part of the open segment.
+    Part(Part),
+    /// The open segment is complete.
+    Close,
+}
+
+/// One part: the samples of one CMAF chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// In decoding order, never empty.
+    pub samples: Vec<Sample>,
+    /// The sum of their durations.
+    pub duration: Ticks,
+    /// Whether decoding can start with it.
+    pub independent: bool,
+    /// Whether it begins its segment.
+    pub first: bool,
+}
+
+/// Cuts one rendition of one run. Segment `first_number + k` holds what begins in
+/// `start + k * segment_duration ..`, all in the track's timescale.
+#[derive(Debug)]
+pub struct Segmenter {
+    start: Ticks,
+    segment_duration: Ticks,
+    part_target: Ticks,
+    early: Ticks,
+    first_number: SegmentNumber,
+    index: Option<i64>,
+    part: Vec<Sample>,
+    part_duration: Ticks,
+    first_part: bool,
+    /// A sample whose duration only the next one tells.
+    pending: Option<Sample>,
+    events: VecDeque<Event>,
+}
+
+impl Segmenter {
+    /// `start`, `segment_duration` and `part_target` are given in 90 kHz ticks and converted to `timescale`. A sample
+    /// that begins at most `early` (in `timescale`) before a boundary counts as on it: half a frame for audio, whose
+    /// frames do not meet boundaries, else zero.
+    pub fn new(
+        timescale: Timescale,
+        start: Ticks,
+        segment_duration: Ticks,
+        part_target: Ticks,
+        early: Ticks,
+        first_number: SegmentNumber,
+    ) -> Self {
+        let ticks = |video: Ticks| Timescale::VIDEO.rescale(video, timescale);
+        Self {
+            start: ticks(start),
+            segment_duration: ticks(segment_duration),
+            part_target: ticks(part_target),
+            early,
+            first_number,
+            index: None,
+            part: Vec::new(),
+            part_duration: 0,
+            first_part: true,
+            pending: None,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The segment, counted from the run's first, that a sample beginning at `pts` falls into by time alone.
+    pub fn index_at(&self, pts: Ticks) -> i64 {
+        transcode::segment_index(self.start, self.segment_duration, pts + self.early)
+    }
+
+    /// Takes the next sample. With `may_open`, it begins a new segment if its time says so; else it stays in the open
+    /// one. Samples of duration zero wait for the next to tell theirs.
+    pub fn push(&mut self, sample: Sample, may_open: bool) {
+        if let Some(mut pending) = self.pending.take() {
+            pending.duration = (sample.dts - pending.dts).max(1);
+            self.place(pending, true);
+        }
+        if sample.duration > 0 {
+            self.place(sample, may_open);
+        } else {
+            self.pending = Some(sample);
+        }
+    }
+
+    /// The run is over: what is open is completed as it is.
+    pub fn finish(&mut self) {
+        if let Some(mut pending) = self.pending.take() {
+            pending.duration = self.part.last().map_or(self.part_target, |last| last.duration).max(1);
+            self.place(pending, true);
+        }
+        self.close();
+    }
+
+    /// The next event, in order.
+    pub fn poll(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    fn place(&mut self, sample: Sample, may_open: bool) {
+        let index = if sample.key { self.index_at(sample.pts) } else { i64::MIN };
+        let opens = match self.index {
+            None => true,
+            Some(open) => may_open && index > open,
+        };
+        if opens {
+            self.close();
+            let index = index.max(0);
+            self.index = Some(index);
+            self.first_part = true;
+            let number = SegmentNumber(self.first_number.0 + index as u64);
+            self.events.push_back(Event::Open { number, start: sample.pts });
+        }
+        let duration = sample.duration;
+        if !self.part.is_empty() && self.part_duration + duration > self.part_target {
+            self.end_part();
+        }
+        self.part.push(sample);
+        self.part_duration += duration;
+        // A part that cannot take another sample like this one is complete now, not when the next one comes.
+        if self.part_duration + duration > self.part_target || self.part.len() >= MAX_PART_SAMPLES {
+            self.end_part();
+        }
+    }
+
+    fn end_part(&mut self) {
+        let samples = std::mem::take(&mut self.part);
+        let independent = samples.first().is_some_and(|sample| sample.key);
+        let duration = std::mem::take(&mut self.part_duration);
+        let first = std::mem::take(&mut self.first_part);
+        self.events.push_back(Event::Part(Part { samples, duration, independent, first }));
+    }
+
+    fn close(&mut self) {
+        if !self.part.is_empty() {
+            self.end_part();
+        }
+        if self.index.is_some() {
+            self.events.push_back(Event::Close);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn sample(pts: Ticks, duration: Ticks, key: bool) -> Sample {
+        Sample { dts: pts, pts, duration, key, data: Bytes::new() }
+    }
+
+    /// Events in short: `O7@start`, `samples*duration`, `C`.
+    fn drain(segmenter: &mut Segmenter) -> Vec<String> {
+        std::iter::from_fn(|| segmenter.poll())
+            .map(|event| match event {
+                Event::Open { number, start } => format!("O{number}@{start}"),
+                Event::Part(part) => format!("{}*{}", part.samples.len(), part.duration),
+                Event::Close => "C".into(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn parts_are_complete_with_their_last_sample() {
+        let mut cut = Segmenter::new(Timescale::VIDEO, 0, 90_000, 18_000, 0, SegmentNumber(7));
+        for frame in 0..6 {
+            cut.push(sample(frame * 3000, 3000, frame == 0), true);
+        }
+        assert_eq!(drain(&mut cut), ["O7@0", "6*18000"], "no need to wait for the seventh frame");
+        for frame in 6..31 {
+            cut.push(sample(frame * 3000, 3000, frame % 30 == 0), true);
+        }
+        assert_eq!(drain(&mut cut), ["6*18000", "6*18000", "6*18000", "6*18000", "C", "O8@90000"]);
+        cut.finish();
+        assert_eq!(drain(&mut cut), ["1*3000", "C"]);
+    }
+
+    #[test]
+    fn parts_tile_segments_and_stay_within_the_target() {
+        for (frame_ticks, target) in
+            [(3003, 18_018), (3754, 18_770), (1502, 18_018), (45_000, 18_000), (1920, 18_000)]
+        {
+            let mut cut = Segmenter::new(Timescale::VIDEO, 900_000, 90_000, target, 0, SegmentNumber(0));
+            let (mut open, mut next, mut parts) = (0i64, 900_000, 0);
+            for frame in 0..3000 {
+                let pts = 900_000 + frame * frame_ticks;
+                let key = cut.index_at(pts) > open || frame == 0;
+                open = cut.index_at(pts);
+                cut.push(sample(pts, frame_ticks, key), true);
+                while let Some(event) = cut.poll() {
+                    match event {
+                        Event::Open { number, start } => {
+                            assert_eq!(start, next);
+                            assert!(start >= 900_000 + number.0 as i64 * 90_000);
+                        }
+                        Event::Part(part) => {
+                            assert!(
+                                part.duration <= target.max(frame_ticks),
+                                "{frame_ticks}: {}",
+                                part.duration
+                            );
+                            next += part.duration;
+                            parts += 1;
+                        }
+                        Event::Close => {}
+                    }
+                }
+            }
+            assert!(parts > 100);
+        }
+    }
+
+    #[test]
+    fn an_unknown_duration_waits_for_the_next_sample() {
+        let mut cut = Segmenter::new(Timescale::VIDEO, 0, 90_000, 18_000, 0, SegmentNumber(0));
+        cut.push(sample(0, 0, true), true);
+        assert_eq!(drain(&mut cut), [""; 0]);
+        cut.push(sample(10_000, 0, false), true);
+        assert_eq!(drain(&mut cut), ["O0@0", "1*10000"]);
+        cut.push(sample(90_000, 0, true), true);
+        cut.finish();
+        assert_eq!(drain(&mut cut), ["1*80000", "C", "O1@90000", "1*18000", "C"]);
+    }
+
+    #[test]
+    fn a_sample_that_may_not_open_stays() {
+        let rate = Timescale::new(48_000).unwrap();
+        let mut cut = Segmenter::new(rate, 0, 90_000, 18_000, 0, SegmentNumber(0));
+        for frame in 0..47 {
+            cut.push(sample(frame * 1024, 1024, true), false);
+        }
+        cut.finish();
+        let events = drain(&mut cut);
+        assert_eq!((events[0].as_str(), events.len()), ("O0@0", 8), "{events:?}");
+    }
+}
