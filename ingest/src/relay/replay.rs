@@ -1,0 +1,551 @@
+//! What is kept until an origin has published it, and sent again if that origin is lost.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use media::flv::{self, Tag, TagKind, Video};
+
+/// Charged per tag beside its body, so that a stream of empty tags is bounded too.
+const TAG_OVERHEAD_BYTES: usize = 64;
+
+/// Audio alone (or after a camera was switched off for [`VIDEO_GAP_MS`]) can begin anywhere: once a second is fine enough
+/// to forget what is published.
+const AUDIO_POINT_MS: u32 = 1000;
+
+/// Screen shares may send a frame every few seconds: only after so long without one is a stream taken for audio only.
+const VIDEO_GAP_MS: u32 = 10_000;
+
+/// Timestamps that go back, or ahead by more than this from one point to the next, begin a new run.
+const RUN_GAP_MS: i32 = 60_000;
+
+/// An origin's clock may end this much after the last timestamp it got: a frame's duration, a second of silence.
+const RUN_SLACK_MS: i32 = 5_000;
+
+/// Tags in the order in which they came, from the last acknowledged point on. A *point* is where decoding can begin: a
+/// keyframe, or any second of audio when there is no video.
+#[derive(Debug)]
+pub struct Replay {
+    limit_bytes: usize,
+    entries: VecDeque<Entry>,
+    bytes: usize,
+    /// Index of the next entry to send.
+    cursor: usize,
+    /// What the receiver needs to be told before `entries[cursor]`.
+    preamble: Preamble,
+    /// Metadata and codec configuration in force where `entries` begins.
+    in_force: Preamble,
+    header_due: bool,
+    /// Video is held back up to the next keyframe: what it refers to is gone.
+    await_key: bool,
+    last_video_ms: Option<u32>,
+    last_point_ms: Option<u32>,
+    dropped_gops: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    tag: Tag,
+    received_ms: u64,
+    /// When it is shown, for points; else when it is decoded.
+    time_ms: u32,
+    kind: EntryKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EntryKind {
+    /// Metadata or codec configuration.
+    Setup,
+    Point,
+    Media,
+}
+
+#[derive(Debug, Default)]
+struct Preamble {
+    script: Option<Tag>,
+    video: Option<Tag>,
+    audio: Option<Tag>,
+}
+
+impl Replay {
+    /// An empty buffer for at most `limit_bytes`, the tag that is being added apart.
+    pub fn new(limit_bytes: usize) -> Self {
+        Self {
+            limit_bytes,
+            entries: VecDeque::new(),
+            bytes: 0,
+            cursor: 0,
+            preamble: Preamble::default(),
+            in_force: Preamble::default(),
+            header_due: true,
+            await_key: false,
+            last_video_ms: None,
+            last_point_ms: None,
+            dropped_gops: 0,
+        }
+    }
+
+    /// Adds a tag that was received at unix time `received_ms`. When the buffer is full the oldest group of pictures
+    /// goes, sent or not.
+    pub fn push(&mut self, tag: Tag, received_ms: u64) {
+        let (kind, time_ms) = self.classify(&tag);
+        self.bytes += cost(&tag);
+        self.entries.push_back(Entry { tag, received_ms, time_ms, kind });
+        while self.bytes > self.limit_bytes && self.entries.len() > 1 {
+            self.drop_oldest();
+        }
+    }
+
+    /// Begins the body of a new attempt: the header, what is in force, then everything from the first point on.
+    pub fn rewind(&mut self) {
+        self.header_due = true;
+        self.cursor = 0;
+        self.preamble = Preamble::default();
+        let first = self.entries.iter().find(|entry| entry.kind != EntryKind::Setup);
+        // Their own timestamps may lie hours back and would look like a jump.
+        let time = first.map(|entry| entry.tag.timestamp_ms);
+        for tag in [&self.in_force.script, &self.in_force.video, &self.in_force.audio].into_iter().flatten() {
+            let timestamp_ms = time.unwrap_or(tag.timestamp_ms);
+            self.preamble.put(Tag { timestamp_ms, ..tag.clone() });
+        }
+        self.await_key = self.in_force.video.is_some() && self.starts_in_the_middle();
+    }
+
+    /// When the first media tag that waits to be sent was received, in unix milliseconds.
+    pub fn received_ms(&self) -> Option<u64> {
+        let mut unsent = self.entries.iter().skip(self.cursor);
+        unsent.find(|entry| entry.kind != EntryKind::Setup).map(|entry| entry.received_ms)
+    }
+
+    /// Whether [`Replay::take`] has something to give.
+    pub fn has_unsent(&self) -> bool {
+        self.header_due || self.cursor < self.entries.len() || self.preamble.any()
+    }
+
+    /// The next piece of the body: whole tags, about `max_bytes` of them or one larger one. `None`: nothing waits.
+    pub fn take(&mut self, max_bytes: usize) -> Option<Bytes> {
+        let mut out = BytesMut::new();
+        if std::mem::take(&mut self.header_due) {
+            out.extend_from_slice(&flv::HEADER);
+        }
+        for tag in self.preamble.drain() {
+            tag.encode(&mut out);
+        }
+        while let Some(entry) = self.entries.get(self.cursor) {
+            if !out.is_empty() && out.len() + entry.tag.data.len() > max_bytes {
+                break;
+            }
+            self.cursor += 1;
+            if entry.tag.kind == TagKind::Video && entry.kind != EntryKind::Setup {
+                if self.await_key && entry.kind != EntryKind::Point {
+                    continue;
+                }
+                self.await_key = false;
+            }
+            entry.tag.encode(&mut out);
+        }
+        (!out.is_empty()).then(|| out.freeze())
+    }
+
+    /// Everything that is shown before `resume_ms` (32 bits that wrap) is published: forgets up to the last point at or
+    /// before that. Where the broadcaster's timestamps jumped, the earliest stretch that `resume_ms` fits is meant.
+    pub fn acknowledge(&mut self, resume_ms: u32) {
+        let Some(point) = self.last_point_before(resume_ms) else {
+            return;
+        };
+        // Audio that was sent ahead of its time stays: it is not published yet.
+        let late = |entry: &Entry| {
+            entry.kind == EntryKind::Media
+                && entry.tag.kind == TagKind::Audio
+                && (0..RUN_GAP_MS).contains(&since(entry.time_ms, resume_ms))
+        };
+        self.drop_front(point, late);
+    }
+
+    /// Bytes held, an overhead per tag included.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Groups of pictures that were dropped because the buffer was full.
+    pub fn dropped_gops(&self) -> u64 {
+        self.dropped_gops
+    }
+
+    fn classify(&mut self, tag: &Tag) -> (EntryKind, u32) {
+        let time_ms = tag.timestamp_ms;
+        let point = match tag.kind {
+            TagKind::Script => return (EntryKind::Setup, time_ms),
+            _ if tag.is_config() => return (EntryKind::Setup, time_ms),
+            TagKind::Video => {
+                self.last_video_ms = Some(time_ms);
+                match tag.video() {
+                    Ok(Video::Frame { key: true, composition_ms, .. }) => {
+                        Some(time_ms.wrapping_add_signed(composition_ms))
+                    }
+                    _ => None,
+                }
+            }
+            TagKind::Audio => {
+                let far = |last: Option<u32>, gap: u32| {
+                    last.is_none_or(|last| since(time_ms, last).unsigned_abs() >= gap)
+                };
+                (far(self.last_video_ms, VIDEO_GAP_MS) && far(self.last_point_ms, AUDIO_POINT_MS))
+                    .then_some(time_ms)
+            }
+        };
+        let Some(shown_ms) = point else {
+            return (EntryKind::Media, time_ms);
+        };
+        self.last_point_ms = Some(time_ms);
+        (EntryKind::Point, shown_ms)
+    }
+
+    fn last_point_before(&self, resume_ms: u32) -> Option<usize> {
+        let mut run: Option<Run> = None;
+        for (index, entry) in self.entries.iter().enumerate() {
+            if entry.kind == EntryKind::Setup {
+                continue;
+            }
+            let jumped = |last: u32| !(0..RUN_GAP_MS).contains(&since(entry.time_ms, last));
+            if entry.kind == EntryKind::Point {
+                match &mut run {
+                    Some(run) if !jumped(run.last_point_ms) => {}
+                    Some(run) if run.holds(resume_ms) => break,
+                    _ => run = Some(Run::begin(entry.time_ms)),
+                }
+            }
+            let Some(run) = &mut run else {
+                continue;
+            };
+            run.reach_ms = run.reach_ms.max(since(entry.time_ms, run.start_ms));
+            if entry.kind == EntryKind::Point {
+                run.last_point_ms = entry.time_ms;
+                if since(resume_ms, entry.time_ms) >= 0 {
+                    run.found = Some(index);
+                }
+            }
+        }
+        run.filter(|run| run.holds(resume_ms))?.found
+    }
+
+    fn drop_oldest(&mut self) {
+        self.dropped_gops += 1;
+        let next = self.entries.iter().enumerate().skip(1).find(|(_, entry)| entry.kind == EntryKind::Point);
+        if let Some((index, _)) = next {
+            self.drop_front(index, |_| false);
+            return;
+        }
+        // One endless group of pictures: all of it goes, but the newest tag, and nothing can begin before the next point.
+        self.await_key |= self.cursor < self.entries.len() - 1 && self.last_video_ms.is_some();
+        self.drop_front(self.entries.len() - 1, |_| false);
+    }
+
+    /// Drops the entries before `index`, but those that `keep` wants.
+    fn drop_front(&mut self, index: usize, keep: impl Fn(&Entry) -> bool) {
+        let mut kept = Vec::new();
+        let mut kept_sent = 0;
+        for (position, entry) in self.entries.drain(..index).enumerate() {
+            let sent = position < self.cursor;
+            if keep(&entry) {
+                kept_sent += usize::from(sent);
+                kept.push(entry);
+                continue;
+            }
+            self.bytes -= cost(&entry.tag);
+            if entry.kind == EntryKind::Setup {
+                if !sent {
+                    self.preamble.put(entry.tag.clone());
+                }
+                self.in_force.put(entry.tag);
+            }
+        }
+        self.cursor = self.cursor.saturating_sub(index) + kept_sent;
+        for entry in kept.into_iter().rev() {
+            self.entries.push_front(entry);
+        }
+    }
+
+    fn starts_in_the_middle(&self) -> bool {
+        let video = self.entries.iter().find(|e| e.tag.kind == TagKind::Video && e.kind != EntryKind::Setup);
+        video.is_some_and(|entry| entry.kind != EntryKind::Point)
+    }
+}
+
+/// A stretch of entries whose timestamps run on.
+struct Run {
+    start_ms: u32,
+    /// From the start to the latest timestamp.
+    reach_ms: i32,
+    last_point_ms: u32,
+    found: Option<usize>,
+}
+
+impl Run {
+    fn begin(start_ms: u32) -> Self {
+        Self { start_ms, reach_ms: 0, last_point_ms: start_ms, found: None }
+    }
+
+    fn holds(&self, resume_ms: u32) -> bool {
+        (0..=self.reach_ms.saturating_add(RUN_SLACK_MS)).contains(&since(resume_ms, self.start_ms))
+    }
+}
+
+impl Preamble {
+    fn put(&mut self, tag: Tag) {
+        match tag.kind {
+            TagKind::Script => self.script = Some(tag),
+            TagKind::Video => self.video = Some(tag),
+            TagKind::Audio => self.audio = Some(tag),
+        }
+    }
+
+    fn any(&self) -> bool {
+        self.script.is_some() || self.video.is_some() || self.audio.is_some()
+    }
+
+    fn drain(&mut self) -> impl Iterator<Item = Tag> + use<> {
+        [self.script.take(), self.video.take(), self.audio.take()].into_iter().flatten()
+    }
+}
+
+fn cost(tag: &Tag) -> usize {
+    tag.data.len() + TAG_OVERHEAD_BYTES
+}
+
+/// From `earlier` to `later`, both of 32 bits that wrap; negative if it is the other way round.
+fn since(later: u32, earlier: u32) -> i32 {
+    later.wrapping_sub(earlier) as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VIDEO_CONFIG: &[u8] = &[0x17, 0, 0, 0, 0, 1];
+    const AUDIO_CONFIG: &[u8] = &[0xAF, 0, 0x12, 0x10];
+
+    fn video(dts: u32, key: bool, composition: u8, id: u32) -> Tag {
+        let mut data = vec![if key { 0x17 } else { 0x27 }, 1, 0, 0, composition];
+        data.extend(id.to_be_bytes());
+        Tag { kind: TagKind::Video, timestamp_ms: dts, data: data.into() }
+    }
+
+    fn audio(ms: u32, id: u32) -> Tag {
+        let mut data = vec![0xAF, 1, 0, 0, 0];
+        data.extend(id.to_be_bytes());
+        Tag { kind: TagKind::Audio, timestamp_ms: ms, data: data.into() }
+    }
+
+    fn setup(kind: TagKind, ms: u32, data: &'static [u8]) -> Tag {
+        Tag { kind, timestamp_ms: ms, data: Bytes::from_static(data) }
+    }
+
+    fn shown(tag: &Tag) -> u32 {
+        tag.timestamp_ms.wrapping_add(if tag.kind == TagKind::Video { u32::from(tag.data[4]) } else { 0 })
+    }
+
+    /// Everything that waits to be sent, read back.
+    fn drain(replay: &mut Replay, decoder: &mut flv::Decoder) -> Vec<Tag> {
+        while let Some(bytes) = replay.take(500) {
+            decoder.push(&bytes);
+        }
+        std::iter::from_fn(|| decoder.poll().unwrap()).collect()
+    }
+
+    fn times(tags: &[Tag]) -> Vec<u32> {
+        tags.iter().map(|tag| tag.timestamp_ms).collect()
+    }
+
+    #[test]
+    fn whatever_is_lost_everything_unpublished_is_sent_again_once_and_in_order() {
+        for seed in 1..60u64 {
+            let mut state = seed;
+            let mut random = |below: u32| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 33) as u32 % below
+            };
+            // Some streams cross the wrap of the timestamps.
+            let base = if seed % 2 == 0 { 0 } else { u32::MAX - 20_000 };
+            let mut replay = Replay::new(1 << 20);
+            let mut decoder = flv::Decoder::new();
+            let mut pushed: Vec<Tag> = Vec::new();
+            let mut received: Vec<Tag> = Vec::new();
+            let mut resume = base;
+            let (mut dts, mut next_key, mut audio_ms) = (0, 0, 0);
+            replay.push(setup(TagKind::Video, base, VIDEO_CONFIG), 0);
+            replay.push(setup(TagKind::Audio, base, AUDIO_CONFIG), 0);
+            for id in 0..1500 {
+                let tag = if random(3) == 0 {
+                    // Up to 300 ms before or after the video beside it.
+                    audio_ms = audio_ms.max((dts + random(600)).saturating_sub(300)) + 1;
+                    audio(base.wrapping_add(audio_ms), id)
+                } else {
+                    dts += 40;
+                    let key = dts >= next_key;
+                    if key {
+                        next_key = dts + 40 * (1 + random(50));
+                    }
+                    video(base.wrapping_add(dts), key, if key { 40 } else { 40 * random(2) as u8 }, id)
+                };
+                pushed.push(tag.clone());
+                replay.push(tag, u64::from(id));
+                match random(20) {
+                    0..8 => received.extend(drain(&mut replay, &mut decoder)),
+                    8 => {
+                        let keys: Vec<&Tag> = received.iter().filter(|tag| tag.is_keyframe()).collect();
+                        if !keys.is_empty() {
+                            let ack = shown(keys[random(keys.len() as u32) as usize]);
+                            if since(ack, resume) > 0 {
+                                resume = ack;
+                                replay.acknowledge(resume);
+                            }
+                        }
+                    }
+                    9 if random(4) == 0 => {
+                        replay.rewind();
+                        (decoder, received) = (flv::Decoder::new(), Vec::new());
+                    }
+                    _ => {}
+                }
+            }
+            replay.rewind();
+            let mut got = drain(&mut replay, &mut flv::Decoder::new());
+            assert!(got[0].data == VIDEO_CONFIG && got[1].data == AUDIO_CONFIG, "seed {seed}");
+            assert_eq!(got[0].timestamp_ms, got[2].timestamp_ms);
+            got.retain(|tag| !tag.is_config());
+            assert!(got.iter().find(|tag| tag.kind == TagKind::Video).unwrap().is_keyframe(), "seed {seed}");
+            let mut expected = pushed.iter().filter(|tag| since(shown(tag), resume) >= 0);
+            let unpublished: Vec<&Tag> = got.iter().filter(|tag| since(shown(tag), resume) >= 0).collect();
+            assert!(unpublished.iter().all(|tag| expected.next() == Some(tag)), "seed {seed}");
+            assert_eq!(expected.next(), None, "seed {seed}");
+            // And little more than that: from the last keyframe before it.
+            let before = got.iter().filter(|tag| tag.is_keyframe() && since(shown(tag), resume) < 0).count();
+            assert_eq!(before, 0, "seed {seed}: the resume point is a keyframe");
+        }
+    }
+
+    #[test]
+    fn a_full_buffer_drops_whole_groups_and_says_so() {
+        let mut replay = Replay::new(3000);
+        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0);
+        for id in 0..200u32 {
+            replay.push(video(id * 40, id % 10 == 0, 0, id), 0);
+            assert!(replay.bytes() <= 3000);
+        }
+        assert_eq!(replay.dropped_gops(), 17);
+        replay.rewind();
+        let got = drain(&mut replay, &mut flv::Decoder::new());
+        assert!(got[0].is_config() && got[1].is_keyframe());
+        assert_eq!(times(&got[1..]), (160..200).map(|id| id * 40).collect::<Vec<_>>()[..got.len() - 1]);
+        assert_eq!(got.last().unwrap().timestamp_ms, 199 * 40);
+    }
+
+    #[test]
+    fn an_endless_group_passes_live_but_is_not_replayed_from_its_middle() {
+        let mut replay = Replay::new(3000);
+        let mut decoder = flv::Decoder::new();
+        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0);
+        let mut live = 0;
+        for id in 0..200 {
+            replay.push(video(id * 40, id == 0, 0, id), 0);
+            live += drain(&mut replay, &mut decoder).len();
+        }
+        assert_eq!(live, 201, "what was sent in time is not touched by the bound");
+        assert!(replay.bytes() <= 3000 && replay.dropped_gops() > 0);
+        replay.rewind();
+        let mut decoder = flv::Decoder::new();
+        assert_eq!(drain(&mut replay, &mut decoder).len(), 1, "the configuration only");
+        replay.push(audio(8000, 200), 0);
+        replay.push(video(8000, true, 0, 201), 0);
+        replay.push(video(8040, false, 0, 202), 0);
+        assert_eq!(times(&drain(&mut replay, &mut decoder)), [8000, 8000, 8040]);
+    }
+
+    #[test]
+    fn a_stalled_sender_skips_to_a_keyframe() {
+        let mut replay = Replay::new(3000);
+        let mut decoder = flv::Decoder::new();
+        for id in 0..100 {
+            replay.push(video(id * 40, id == 0, 0, id), 0);
+        }
+        assert_eq!(drain(&mut replay, &mut decoder), []);
+        replay.push(video(4000, true, 0, 100), 0);
+        assert_eq!(times(&drain(&mut replay, &mut decoder)), [4000]);
+    }
+
+    #[test]
+    fn audio_alone_is_forgotten_second_by_second() {
+        let mut replay = Replay::new(1 << 20);
+        replay.push(setup(TagKind::Audio, 0, AUDIO_CONFIG), 0);
+        for id in 0..500 {
+            replay.push(audio(id * 20, id), u64::from(1000 + id));
+        }
+        assert_eq!(replay.received_ms(), Some(1000));
+        replay.acknowledge(7_500);
+        replay.rewind();
+        let got = drain(&mut replay, &mut flv::Decoder::new());
+        assert_eq!(times(&got), [7000].into_iter().chain((350..500).map(|id| id * 20)).collect::<Vec<_>>());
+        // A camera that was switched off does not keep the audio behind it forever.
+        let mut replay = Replay::new(1 << 20);
+        replay.push(video(0, true, 0, 0), 0);
+        for id in 0..2000 {
+            replay.push(audio(id * 20, id), 0);
+        }
+        replay.acknowledge(30_000);
+        replay.rewind();
+        assert_eq!(drain(&mut replay, &mut flv::Decoder::new())[0].timestamp_ms, 30_000);
+    }
+
+    #[test]
+    fn acknowledgements_mean_the_stretch_they_fit() {
+        let jump = || {
+            let mut replay = Replay::new(1 << 20);
+            for (id, ms) in [90_000, 91_000, 92_000, 0, 1000, 2000].into_iter().enumerate() {
+                replay.push(video(ms, true, 0, id as u32), 0);
+                replay.push(video(ms + 500, false, 0, id as u32), 0);
+            }
+            replay
+        };
+        for (resume, first) in [
+            (91_000, 91_000),
+            (92_400, 92_000),
+            (93_000, 92_000),
+            (500, 0),
+            (1500, 1000),
+            (80_000, 90_000),
+            (1 << 31, 90_000),
+        ] {
+            let mut replay = jump();
+            replay.acknowledge(resume);
+            replay.rewind();
+            let got = drain(&mut replay, &mut flv::Decoder::new());
+            assert_eq!(got[0].timestamp_ms, first, "{resume}");
+        }
+    }
+
+    #[test]
+    fn configurations_change_where_they_changed() {
+        let later: &[u8] = &[0x17, 0, 0, 0, 0, 2];
+        let mut replay = Replay::new(1 << 20);
+        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0);
+        replay.push(video(0, true, 0, 0), 0);
+        replay.push(setup(TagKind::Video, 1000, later), 0);
+        replay.push(video(1000, true, 0, 1), 0);
+        let bodies = |replay: &mut Replay| -> Vec<(u32, u8)> {
+            replay.rewind();
+            let got = drain(replay, &mut flv::Decoder::new());
+            got.iter().map(|tag| (tag.timestamp_ms, *tag.data.last().unwrap())).collect()
+        };
+        assert_eq!(bodies(&mut replay), [(0, 1), (0, 0), (1000, 2), (1000, 1)]);
+        replay.acknowledge(1000);
+        assert_eq!(bodies(&mut replay), [(1000, 2), (1000, 1)]);
+        // Skipped before it was sent, a configuration is still sent.
+        replay.push(setup(TagKind::Video, 2000, VIDEO_CONFIG), 0);
+        replay.push(video(2000, true, 0, 2), 0);
+        replay.acknowledge(2000);
+        let mut decoder = flv::Decoder::new();
+        decoder.push(&flv::HEADER);
+        assert_eq!(drain(&mut replay, &mut decoder).len(), 2);
+    }
+}
