@@ -1,0 +1,199 @@
+//! The `[edge]` and `[shield]` tables of the configuration file.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Class;
+
+/// A cache tier.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where HTTPS (h2 and h1) is served. Default: nowhere. One of `https` and `http` must be there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub https: Option<SocketAddr>,
+    /// Where plain HTTP (h1, and h2 by prior knowledge) is served: for trying on loopback, and behind a TLS terminator.
+    /// Default: nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<SocketAddr>,
+    /// Memory for complete objects. Default 1GiB, 1MiB or more. Objects on their way have `inflight_size` besides.
+    pub cache_size: ByteSize,
+    /// Memory for objects on their way. Default 512MiB, 1MiB or more. From three quarters of it on no further fetch begins
+    /// (503); a body that would exceed it is broken off.
+    pub inflight_size: ByteSize,
+    /// Largest object, 1KiB to 2GiB. Default 64MiB: four seconds at 128 Mbit/s. A larger one is refused as 502, or broken
+    /// off if its length was not announced.
+    pub max_object: ByteSize,
+    /// Names being fetched at once, 1 or more. Default 10000. One more is answered 503.
+    pub max_inflight_names: usize,
+    /// Requests waiting for headers, or for a range to come, at once, 1 or more. Default 200000. One more is answered 503.
+    pub max_waiters: usize,
+    /// How long running answers may take to finish after a shutdown has begun, 0s to 1h. Default 10s.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+    /// What a client may use.
+    pub limits: Limits,
+    /// Where objects come from.
+    pub upstream: Upstream,
+    /// Classes of objects; the first that matches a name counts. Names that match none are of class "other" with its
+    /// defaults. Default: `blocking-playlist`, `playlist`, `mpd`, `media`, `init`, `other`.
+    pub classes: Vec<Class>,
+}
+
+/// What a client may use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Open connections per listener, 1 or more. Default 50000. One more is closed at once.
+    pub max_connections: usize,
+    /// For a TLS handshake, 100ms to 60s. Default 10s.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// For the header of a request (h1), the wait for it included, so that idle connections end too. 100ms to 1h.
+    /// Default 60s: longer than any player pauses between segments.
+    #[serde(with = "humantime_serde")]
+    pub header_timeout: Duration,
+    /// Largest request header, 8KiB to 1MiB. Default 16KiB.
+    pub max_header: ByteSize,
+    /// Requests at once on one h2 connection, 1 or more. Default 1000: a tier below sends all its fetches over one.
+    pub h2_max_streams: u32,
+}
+
+/// Where objects come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Upstream {
+    /// For a TCP connection to an upstream, 10ms to 60s. Default 1s.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// How many leading path segments name a stream; the last of them is the key by which the upstream is chosen.
+    /// Default 2: `/live/{stream}/...` belongs to where `{stream}` does. 0: the whole path is the key. At most 16.
+    pub key_segments: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            https: None,
+            http: None,
+            cache_size: ByteSize::gib(1),
+            inflight_size: ByteSize::mib(512),
+            max_object: ByteSize::mib(64),
+            max_inflight_names: 10_000,
+            max_waiters: 200_000,
+            drain: Duration::from_secs(10),
+            limits: Limits::default(),
+            upstream: Upstream::default(),
+            classes: Class::defaults(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 50_000,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(60),
+            max_header: ByteSize::kib(16),
+            h2_max_streams: 1000,
+        }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self { connect_timeout: Duration::from_secs(1), key_segments: 2 }
+    }
+}
+
+impl Config {
+    /// What is wrong with it, each with the key path that `path` begins.
+    pub fn problems(&self, path: &str) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut require = |ok: bool, key: &str, rule: &str| {
+            if !ok {
+                problems.push(format!("{path}.{key}: {rule}"));
+            }
+        };
+        let within = |value: Duration, least_ms, most_s| {
+            (Duration::from_millis(least_ms)..=Duration::from_secs(most_s)).contains(&value)
+        };
+        require(self.https.is_some() || self.http.is_some(), "https", "set https or http, or both");
+        require(
+            self.https.is_none() || self.https != self.http || port_free(self.https),
+            "http",
+            "is the same as https",
+        );
+        require(self.cache_size >= ByteSize::mib(1), "cache_size", "must be 1MiB or more");
+        require(self.inflight_size >= ByteSize::mib(1), "inflight_size", "must be 1MiB or more");
+        let object = (ByteSize::kib(1)..=ByteSize::gib(2)).contains(&self.max_object);
+        require(object, "max_object", "must be 1KiB to 2GiB");
+        let fits = self.max_object <= self.cache_size && self.max_object <= self.inflight_size;
+        require(fits, "max_object", "must not exceed cache_size or inflight_size");
+        require(self.max_inflight_names > 0, "max_inflight_names", "must be 1 or more");
+        require(self.max_waiters > 0, "max_waiters", "must be 1 or more");
+        require(within(self.drain, 0, 3600), "drain", "must be 0s to 1h");
+        let limits = &self.limits;
+        require(limits.max_connections > 0, "limits.max_connections", "must be 1 or more");
+        let handshake = within(limits.handshake_timeout, 100, 60);
+        require(handshake, "limits.handshake_timeout", "must be 100ms to 60s");
+        require(within(limits.header_timeout, 100, 3600), "limits.header_timeout", "must be 100ms to 1h");
+        let header = (ByteSize::kib(8)..=ByteSize::mib(1)).contains(&limits.max_header);
+        require(header, "limits.max_header", "must be 8KiB to 1MiB");
+        require(limits.h2_max_streams > 0, "limits.h2_max_streams", "must be 1 or more");
+        let connect = within(self.upstream.connect_timeout, 10, 60);
+        require(connect, "upstream.connect_timeout", "must be 10ms to 60s");
+        require(self.upstream.key_segments <= 16, "upstream.key_segments", "must be 0 to 16");
+        require(self.classes.len() <= 64, "classes", "at most 64 classes");
+        for (index, class) in self.classes.iter().enumerate() {
+            problems.extend(class.problems(&format!("{path}.classes[{index}]")));
+        }
+        problems
+    }
+}
+
+/// Two listeners may share an address only if the system chooses their ports.
+fn port_free(addr: Option<SocketAddr>) -> bool {
+    addr.is_some_and(|addr| addr.port() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_survive_toml() {
+        let text = toml::to_string(&Config::default()).unwrap();
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
+        assert_eq!(toml::from_str::<Config>("").unwrap(), Config::default());
+    }
+
+    fn check(text: &str, expected: &[&str]) {
+        let config: Config = toml::from_str(text).unwrap();
+        let problems = config.problems("edge");
+        assert_eq!(problems.len(), expected.len(), "{text}: {problems:?}");
+        for (problem, key) in problems.iter().zip(expected) {
+            assert!(problem.starts_with(&format!("edge.{key}: ")), "{problem}");
+        }
+    }
+
+    #[test]
+    fn problems_name_their_keys() {
+        check("", &["https"]);
+        check("http = '127.0.0.1:80'", &[]);
+        check("http = '127.0.0.1:80'\nhttps = '127.0.0.1:80'", &["http"]);
+        check("http = '127.0.0.1:0'\nhttps = '127.0.0.1:0'", &[]);
+        check("http = '[::]:80'\ncache_size = '2MiB'", &["max_object"]);
+        check(
+            "http = '[::]:80'\nmax_waiters = 0\nmax_object = '3GiB'",
+            &["max_object", "max_object", "max_waiters"],
+        );
+        check("http = '[::]:80'\n[[classes]]\nmax_fetches = 9", &["classes[0].max_fetches"]);
+        check("http = '[::]:80'\n[limits]\nmax_header = '1KiB'", &["limits.max_header"]);
+        assert!(toml::from_str::<Config>("htpp = '[::]:80'").is_err());
+    }
+}

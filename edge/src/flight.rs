@@ -1,0 +1,379 @@
+//! The shell around [`crate::coalesce`]: the task that fetches one name, feeds its body, and keeps the object.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use cluster::Node;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use media::Object;
+use media::object::Writer;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tracing::{debug, warn};
+
+use crate::cache::{Charge, Content, Entry, Kind, Permit, State};
+use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
+use crate::fetch::{self, Failed};
+use crate::policy::{self, Class, Freshness};
+use crate::tier::Tier;
+use crate::upstream;
+
+/// That no upstream has a name changes when a broadcaster begins, so it is remembered no longer than this.
+const NOBODYS_TTL: Duration = Duration::from_secs(1);
+
+/// What each chunk of a growing body costs besides its bytes: an upstream that sends single bytes must not cost more
+/// memory than one that sends much.
+const CHUNK_BYTES: u64 = 64;
+
+/// A fetch that is to be made.
+pub(crate) struct Job {
+    pub(crate) permit: Permit,
+    pub(crate) class: Arc<Class>,
+    /// What is there already, past its freshness.
+    pub(crate) stale: Option<Arc<Entry>>,
+    /// The value of `CDN-Loop` to send.
+    pub(crate) cdn_loop: HeaderValue,
+}
+
+/// Fetches one name. Everyone who waits for it is told, whatever happens; dropped midway, they are woken with nothing and
+/// readers of its body see it break.
+pub(crate) async fn fly(tier: Arc<Tier>, job: Job) {
+    let (path, _) = job.permit.key.split_once('?').unwrap_or((&job.permit.key, ""));
+    let hash_key = upstream::hash_key(path, tier.config.upstream.key_segments).to_owned();
+    let (candidates, first) = tier.candidates(&hash_key);
+    let rules = Rules {
+        blocking_timeout: job.class.blocking_timeout,
+        give_up: job.class.give_up,
+        max_fetches: job.class.max_fetches,
+    };
+    let flight = Flight::new(Instant::now(), rules, candidates.len());
+    let (fetches, set) = (Vec::new(), JoinSet::new());
+    Shell { tier, job, hash_key, candidates, first, flight, fetches, set, body: None }.run().await;
+}
+
+struct Shell {
+    tier: Arc<Tier>,
+    job: Job,
+    hash_key: String,
+    candidates: Vec<Arc<Node>>,
+    /// The name of the ring's first candidate.
+    first: Option<String>,
+    flight: Flight,
+    /// Those whose outcome is not counted yet.
+    fetches: Vec<Fetch>,
+    set: JoinSet<Result<Response<Incoming>, Failed>>,
+    body: Option<Body>,
+}
+
+struct Fetch {
+    id: FetchId,
+    node: Arc<Node>,
+    cause: Cause,
+    handle: AbortHandle,
+}
+
+/// An answer, and the fetch that it came by.
+type Won = (Response<Incoming>, Fetch);
+
+/// The body of the fetch that won.
+struct Body {
+    by: Fetch,
+    incoming: Incoming,
+    writer: Writer,
+    entry: Arc<Entry>,
+    announced: Option<u64>,
+    len: u64,
+    charge: Charge,
+}
+
+type Joined = Option<Result<(tokio::task::Id, Result<Response<Incoming>, Failed>), JoinError>>;
+
+impl Shell {
+    async fn run(mut self) {
+        let mut won = None;
+        while self.act(&mut won) {
+            let deadline = self.flight.poll_timeout().map(tokio::time::Instant::from_std);
+            let timeout = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let body = &mut self.body;
+            let frame = async {
+                match body {
+                    Some(body) => body.incoming.frame().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.tier.stop.cancelled() => return self.abandon(),
+                frame = frame => self.handle_frame(frame),
+                joined = self.set.join_next_with_id(), if !self.set.is_empty() => won = self.handle_joined(joined),
+                () = timeout => self.flight.handle_timeout(Instant::now()),
+            }
+        }
+    }
+
+    /// Does what the flight says; `false` when it is over.
+    fn act(&mut self, won: &mut Option<Won>) -> bool {
+        while let Some(action) = self.flight.poll() {
+            match action {
+                Action::Start { fetch, candidate, cause } => self.start(fetch, candidate, cause),
+                Action::Cancel { fetch } => self.cancel(fetch),
+                Action::Serve { fetch } => {
+                    if let Some((response, by)) = won.take().filter(|(_, by)| by.id == fetch) {
+                        self.serve(by, response);
+                    }
+                }
+                Action::Refuse(refusal) => self.refuse(refusal),
+                Action::Complete => self.complete(),
+                Action::Break => {
+                    self.tier.metrics.broke(&self.job.class.name);
+                    // Its writer is dropped unfinished: readers see it break.
+                    self.body = None;
+                }
+            }
+        }
+        // One that came too late.
+        *won = None;
+        self.flight.poll_timeout().is_some()
+    }
+
+    fn start(&mut self, fetch: FetchId, candidate: usize, cause: Cause) {
+        let node = self.candidates[candidate].clone();
+        if cause == Cause::Promoted {
+            self.tier.metrics.promoted(&self.job.class.name);
+        }
+        debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, ?cause, "fetch starts");
+        let get = self.tier.client.clone().get(
+            node.clone(),
+            self.job.permit.key.clone(),
+            self.job.cdn_loop.clone(),
+        );
+        let handle = self.set.spawn(get);
+        self.fetches.push(Fetch { id: fetch, node, cause, handle });
+    }
+
+    fn cancel(&mut self, fetch: FetchId) {
+        if let Some(body) = self.body.take_if(|body| body.by.id == fetch) {
+            self.warn(&body.by.node.name, "body fell silent");
+        }
+        if let Some(index) = self.fetches.iter().position(|open| open.id == fetch) {
+            let fetch = self.fetches.swap_remove(index);
+            self.cancelled(&fetch);
+        }
+    }
+
+    /// At the end of this process: those who wait are woken with nothing.
+    fn abandon(mut self) {
+        for fetch in std::mem::take(&mut self.fetches) {
+            self.cancelled(&fetch);
+        }
+    }
+
+    fn cancelled(&self, fetch: &Fetch) {
+        fetch.handle.abort();
+        self.tier.metrics.fetched(&self.job.class.name, "cancelled");
+    }
+
+    /// The response, if it answers.
+    fn handle_joined(&mut self, joined: Joined) -> Option<Won> {
+        let (task, outcome) = match joined? {
+            Ok((task, outcome)) => (task, outcome),
+            Err(error) => (error.id(), Err(Failed::new(Failure::Broken, error.to_string()))),
+        };
+        // Those that were cancelled are not in the list any more.
+        let index = self.fetches.iter().position(|open| open.handle.id() == task)?;
+        let by = self.fetches.swap_remove(index);
+        let now = Instant::now();
+        match outcome {
+            Ok(response) => {
+                self.tier.metrics.fetched(&self.job.class.name, "answered");
+                let first = self.first.as_ref() == Some(&by.node.name);
+                self.tier.upstreams().handle_answer(now, &self.hash_key, &by.node.name, first);
+                self.flight.handle_headers(now, by.id);
+                Some((response, by))
+            }
+            Err(failed) => {
+                self.note(&by.node, &failed, now);
+                self.flight.handle_failure(by.id, failed.failure);
+                None
+            }
+        }
+    }
+
+    fn note(&self, node: &Node, failed: &Failed, now: Instant) {
+        let outcome = match failed.failure {
+            Failure::NotMine => "not_mine",
+            Failure::Broken => "broken",
+            Failure::TimedOut => "timed_out",
+            Failure::Erred => "erred",
+            Failure::Unavailable => "unavailable",
+        };
+        self.tier.metrics.fetched(&self.job.class.name, outcome);
+        let mut upstreams = self.tier.upstreams();
+        upstreams.handle_refusal(&self.hash_key, &node.name);
+        if failed.unreachable {
+            upstreams.handle_unreachable(now, &node.name);
+        }
+        drop(upstreams);
+        // Neither "not mine" nor "be patient" is a fault.
+        if matches!(failed.failure, Failure::NotMine | Failure::Unavailable) {
+            debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, why = failed.why, "no answer");
+        } else {
+            self.warn(&node.name, &failed.why);
+        }
+    }
+
+    /// An upstream's fault, for a person to see; at most one a second, since a herd of names may fail together.
+    fn warn(&self, node: &str, why: &str) {
+        let key = &self.job.permit.key;
+        match self.tier.quiet.pass(Instant::now()) {
+            Some(unsaid) => warn!(tier = self.tier.name, %key, node, why, unsaid, "upstream failed"),
+            None => debug!(tier = self.tier.name, %key, node, why, "upstream failed"),
+        }
+    }
+
+    fn serve(&mut self, by: Fetch, response: Response<Incoming>) {
+        let (head, incoming) = response.into_parts();
+        let wall = SystemTime::now();
+        let (writer, object) = Object::growing();
+        let announced = fetch::content_length(&head.headers);
+        let entry = Arc::new(Entry {
+            status: head.status,
+            headers: fetch::for_viewers(head.version, &head.headers, self.tier.name, wall),
+            body: Content::Growing { object, length: announced },
+            received: Instant::now(),
+            freshness: policy::freshness(&self.job.class, head.status, &head.headers, wall),
+            failed: false,
+            grace_until: None,
+            charge: None,
+        });
+        if entry.freshness.keep().is_zero() {
+            // Shared by those who wait now; later ones ask anew.
+            self.tier.store.leave(&self.job.permit);
+        }
+        let kind = if by.cause == Cause::Promoted { Kind::Promoted } else { Kind::Fetched };
+        self.job.permit.tell(entry.clone(), kind);
+        let charge = Charge::new(&self.tier.metrics.inflight_bytes, 0);
+        self.body = Some(Body { by, incoming, writer, entry, announced, len: 0, charge });
+    }
+
+    fn handle_frame(&mut self, frame: Option<Result<hyper::body::Frame<Bytes>, hyper::Error>>) {
+        let Some(body) = &mut self.body else {
+            return;
+        };
+        let fetch = body.by.id;
+        let broken = match frame {
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => match body.push(data, &self.tier) {
+                    Ok(()) => return self.flight.handle_bytes(Instant::now(), fetch),
+                    Err(why) => why,
+                },
+                // Trailers say nothing that viewers need.
+                Err(_) => return,
+            },
+            Some(Err(error)) => fetch::chain(&error),
+            None => match body.announced {
+                Some(announced) if announced != body.len => format!("{} bytes of {announced} came", body.len),
+                _ => return self.flight.handle_end(fetch),
+            },
+        };
+        let node = body.by.node.clone();
+        self.warn(&node.name, &format!("body broke off: {broken}"));
+        self.flight.handle_failure(fetch, Failure::Broken);
+    }
+
+    fn complete(&mut self) {
+        let Some(Body { writer, entry, .. }) = self.body.take() else {
+            return;
+        };
+        let object = writer.object().clone();
+        writer.finish();
+        if entry.freshness.keep().is_zero() || entry.state(Instant::now()) == State::Gone {
+            return;
+        }
+        if let Some(bytes) = object.to_bytes() {
+            self.tier
+                .store
+                .keep(&self.job.permit, Entry { body: Content::Whole(bytes), ..Entry::clone(&entry) });
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        if refusal == Refusal::GaveUp {
+            self.warn("all", "no answer within give_up");
+        }
+        let now = Instant::now();
+        let negative_ttl = self.job.class.negative_ttl;
+        if let Some(stale) = self.job.stale.take().filter(|stale| stale.state(now) != State::Gone) {
+            // The copy stays, and the upstream is left alone for a while.
+            let entry = Entry { grace_until: Some(now + negative_ttl), ..Entry::clone(&stale) };
+            let entry = self.tier.store.keep(&self.job.permit, entry);
+            return self.job.permit.tell(entry, Kind::Stale);
+        }
+        let entry = failed_entry(self.tier.name, refusal, negative_ttl, now);
+        let entry = if entry.freshness.fresh.is_zero() {
+            Arc::new(entry)
+        } else {
+            self.tier.store.keep(&self.job.permit, entry)
+        };
+        self.job.permit.tell(entry, Kind::Failed);
+    }
+}
+
+impl Body {
+    /// Takes bytes in, within the bounds.
+    fn push(&mut self, data: Bytes, tier: &Tier) -> Result<(), String> {
+        let max_object = tier.config.max_object.as_u64();
+        self.len += data.len() as u64;
+        self.charge.grow(data.len() as u64 + CHUNK_BYTES);
+        if self.len > max_object {
+            return Err(format!("it exceeds max_object = {max_object} bytes"));
+        }
+        if tier.metrics.inflight_bytes.get() > tier.config.inflight_size.as_u64() as i64 {
+            return Err("inflight_size is used up".into());
+        }
+        self.writer.push(data);
+        Ok(())
+    }
+}
+
+/// What viewers get when no upstream answers.
+fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Instant) -> Entry {
+    let status = refusal.status();
+    let (why, ttl) = match refusal {
+        Refusal::NoUpstream => ("there is no upstream", negative_ttl),
+        Refusal::GaveUp => ("the upstream gave no answer in time", negative_ttl),
+        Refusal::Failed(Failure::NotMine) => ("no upstream has it", negative_ttl.min(NOBODYS_TTL)),
+        Refusal::Failed(Failure::Broken) => ("the upstream could not be reached", negative_ttl),
+        Refusal::Failed(Failure::TimedOut) => ("the upstream timed out", negative_ttl),
+        Refusal::Failed(Failure::Erred) => ("the upstream failed", negative_ttl),
+        Refusal::Failed(Failure::Unavailable) => ("the upstream asks for patience", negative_ttl),
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    // A tier below remembers failures by its own rules, a browser should not.
+    let control = if status == StatusCode::NOT_FOUND { "max-age=1" } else { "no-store" };
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(control));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    fetch::cors(&mut headers);
+    let zero = Duration::ZERO;
+    Entry {
+        status,
+        headers,
+        body: Content::Whole(format!("rooftop-{tier}: {why}\n").into()),
+        received: now,
+        freshness: Freshness { age: zero, fresh: ttl, while_revalidate: zero, if_error: zero },
+        failed: true,
+        grace_until: None,
+        charge: None,
+    }
+}

@@ -1,0 +1,147 @@
+//! An HTTP cache tier: it fetches each object once, whatever the audience, and hands its bytes on as they come. Used twice:
+//! near the viewers (tier `edge`) and in front of the origins (tier `shield`), over any upstream that speaks HTTP.
+//!
+//! It refuses to know what the objects are: it goes by names, headers and bytes. Playlists and segments differ in
+//! their class ([`policy`]) and in what their `Cache-Control` says, in nothing else.
+//!
+//! Read [`coalesce`] first: what becomes of one name in flight. Then `flight` (its shell), `cache`, `http`, [`range`].
+
+mod body;
+mod cache;
+pub mod coalesce;
+pub mod config;
+pub mod error;
+mod fetch;
+mod flight;
+mod http;
+pub mod metrics;
+pub mod policy;
+pub mod range;
+mod tier;
+pub mod upstream;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use ::http::{HeaderMap, Response};
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::tier::Tier;
+
+pub use config::Config;
+pub use error::Error;
+pub use metrics::Metrics;
+pub use policy::Class;
+
+/// What a tier needs from its neighbours.
+pub struct Deps {
+    /// `edge` or `shield`: its name in headers (`rooftop-edge`), metrics and logs. Bytes that a header may hold.
+    pub tier: &'static str,
+    /// Where objects come from, chosen by the path's leading segments.
+    pub upstreams: cluster::Ring,
+    /// For HTTPS to the upstreams; `None`: plain HTTP.
+    pub client_tls: Option<Arc<rustls::ClientConfig>>,
+    /// For the HTTPS listener.
+    pub server_tls: Option<Arc<rustls::ServerConfig>>,
+    /// Answers of this process's own, asked before the cache.
+    pub pages: Option<Arc<dyn Pages>>,
+    /// Registered once per process, shared by its tiers.
+    pub metrics: Metrics,
+}
+
+/// Answers that need no upstream, such as the watch page and the time.
+pub trait Pages: Send + Sync {
+    /// The answer to GET (and HEAD) of `path`; `None`: not one of ours. Called for every request: be quick.
+    fn page(&self, path: &str, headers: &HeaderMap) -> Option<Response<Bytes>>;
+}
+
+/// A tier with its ports bound.
+pub struct Edge {
+    tier: Arc<Tier>,
+    https: Option<(net::Listener, Arc<rustls::ServerConfig>)>,
+    http: Option<net::Listener>,
+}
+
+impl Edge {
+    /// Binds the ports and accepts nothing yet. `config` has no [`Config::problems`]. Needs a tokio runtime.
+    pub async fn bind(config: Config, deps: Deps) -> Result<Edge, Error> {
+        let limits = net::Limits {
+            max_connections: config.limits.max_connections,
+            handshake_timeout: config.limits.handshake_timeout,
+        };
+        let https = match (config.https, &deps.server_tls) {
+            (None, _) => None,
+            (Some(addr), None) => return Err(Error::NoCertificate { addr }),
+            (Some(addr), Some(tls)) => Some((net::Listener::bind(addr, limits).await?, tls.clone())),
+        };
+        let http = match config.http {
+            Some(addr) => Some(net::Listener::bind(addr, limits).await?),
+            None => None,
+        };
+        Ok(Edge { tier: Arc::new(Tier::new(config, deps)), https, http })
+    }
+
+    /// Where HTTPS is served, with the real port.
+    pub fn https_addr(&self) -> Option<SocketAddr> {
+        self.https.as_ref().map(|(listener, _)| listener.local_addr())
+    }
+
+    /// Where plain HTTP is served, with the real port.
+    pub fn http_addr(&self) -> Option<SocketAddr> {
+        self.http.as_ref().map(net::Listener::local_addr)
+    }
+
+    /// A handle for operators.
+    pub fn control(&self) -> Control {
+        Control(self.tier.clone())
+    }
+
+    /// Serves until `shutdown`, lets running answers finish for `drain`, then ends what is being fetched. If this future is
+    /// dropped, connections and fetches end at once.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let Edge { tier, https, http } = self;
+        let _stop = tier.stop.clone().drop_guard();
+        let limits = &tier.config.limits;
+        let options = net::http::Options {
+            header_timeout: limits.header_timeout,
+            max_header_bytes: limits.max_header.as_u64().try_into().unwrap_or(u32::MAX),
+            h2_max_streams: limits.h2_max_streams,
+            ..net::http::Options::default()
+        };
+        let serve = |listener: net::Listener, tls| {
+            let (tier, drain) = (tier.clone(), tier.config.drain);
+            let service = move |request, peer| http::serve(tier.clone(), request, peer);
+            net::http::serve(listener, tls, options, shutdown.clone(), drain, service)
+        };
+        let https = async {
+            if let Some((listener, tls)) = https {
+                serve(listener, Some(tls)).await;
+            }
+        };
+        let http = async {
+            if let Some(listener) = http {
+                serve(listener, None).await;
+            }
+        };
+        tokio::join!(https, http);
+        tier.stop.cancel();
+        tier.tasks.close();
+        tier.tasks.wait().await;
+    }
+}
+
+/// What operators may do to a running tier.
+#[derive(Clone)]
+pub struct Control(Arc<Tier>);
+
+impl Control {
+    /// Forgets all objects whose path and query begin with `prefix`; returns how many. Answers under way reach those who
+    /// wait for them and are not kept.
+    pub fn purge(&self, prefix: &str) -> usize {
+        let count = self.0.store.purge(prefix);
+        info!(tier = self.0.name, prefix, count, "purged");
+        count
+    }
+}

@@ -1,0 +1,224 @@
+//! What one tier has: its stores, its client, what it knows about its upstreams; and how a request gets at an object.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cluster::{Node, Ring};
+use http::HeaderValue;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::cache::{Entry, Joined, Kind, State, Store, Waiting};
+use crate::config::Config;
+use crate::fetch::Client;
+use crate::flight::{self, Job};
+use crate::metrics::{Answered, TierMetrics};
+use crate::policy::Class;
+use crate::upstream::Upstreams;
+use crate::{Deps, Pages};
+
+/// How often a request tries again after the task that fetched for it vanished without a word.
+const ATTEMPTS: u32 = 2;
+
+pub(crate) struct Tier {
+    pub(crate) name: &'static str,
+    pub(crate) config: Config,
+    classes: Vec<Arc<Class>>,
+    other: Arc<Class>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) client: Client,
+    ring: Ring,
+    upstreams: Mutex<Upstreams>,
+    pub(crate) pages: Option<Arc<dyn Pages>>,
+    pub(crate) metrics: TierMetrics,
+    pub(crate) quiet: Quiet,
+    /// What says in `CDN-Loop` that a request has been here: no viewer can know it.
+    pub(crate) node_id: String,
+    /// Ends the flights.
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+/// Why a request has no object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Denied {
+    /// A bound of ours is reached.
+    Overloaded,
+    /// The fetch vanished: a fault of ours, or the end of this process.
+    Lost,
+}
+
+impl Tier {
+    pub(crate) fn new(config: Config, deps: Deps) -> Tier {
+        use std::hash::{BuildHasher, Hasher};
+        let metrics = deps.metrics.of(deps.tier);
+        let max_object = config.max_object.as_u64();
+        let client = Client::new(deps.client_tls, config.upstream.connect_timeout, max_object, deps.tier);
+        let store = Store::new(
+            config.cache_size.as_u64(),
+            config.max_inflight_names,
+            metrics.cache_bytes.clone(),
+            metrics.inflight_names.clone(),
+        );
+        // The standard library's one source of randomness.
+        let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+        Tier {
+            name: deps.tier,
+            classes: config.classes.iter().cloned().map(Arc::new).collect(),
+            other: Arc::new(Class::default()),
+            store: Arc::new(store),
+            client,
+            ring: deps.upstreams,
+            upstreams: Mutex::default(),
+            pages: deps.pages,
+            metrics,
+            quiet: Quiet::default(),
+            node_id: format!("{}-{random:016x}", deps.tier),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            config,
+        }
+    }
+
+    /// The object of a name, and how it was come by. `key` is canonical. Dropping the future leaves the fetch alone.
+    pub(crate) async fn find(
+        self: &Arc<Self>,
+        key: &str,
+        cdn_loop: impl Fn() -> HeaderValue,
+    ) -> Result<(Arc<Entry>, Answered), Denied> {
+        for _ in 0..ATTEMPTS {
+            let now = Instant::now();
+            let there = self.store.get(key);
+            if let Some(entry) = &there {
+                match entry.state(now) {
+                    State::Fresh => return Ok((entry.clone(), answered_by(entry))),
+                    State::Grace => return Ok((entry.clone(), Answered::Stale)),
+                    State::Revalidate => {
+                        // Past a bound it simply stays stale for now.
+                        let _ = self.join(key, now, there.clone(), &cdn_loop);
+                        return Ok((entry.clone(), Answered::Stale));
+                    }
+                    State::IfError | State::Gone => {}
+                }
+            }
+            let (mut waiting, own) = match self.join(key, now, there, &cdn_loop)? {
+                Found::Complete(entry) => return Ok((entry.clone(), answered_by(&entry))),
+                Found::Waiting { waiting, own } => (waiting, own),
+            };
+            let _waiter = self.waiter()?;
+            if let Ok(verdict) = waiting.wait_for(Option::is_some).await
+                && let Some(verdict) = verdict.clone()
+            {
+                let answered = match verdict.kind {
+                    Kind::Failed => Answered::Error,
+                    Kind::Stale => Answered::Stale,
+                    _ if !own => Answered::Coalesced,
+                    Kind::Fetched => Answered::Miss,
+                    Kind::Promoted => Answered::Promoted,
+                };
+                return Ok((verdict.entry, answered));
+            }
+        }
+        Err(Denied::Lost)
+    }
+
+    /// A place among those who wait.
+    pub(crate) fn waiter(&self) -> Result<Waiter, Denied> {
+        let waiter = Waiter(self.metrics.waiters.clone());
+        // Counted first, so that no two can take the last place.
+        if waiter.0.inc() >= self.config.max_waiters as i64 { Err(Denied::Overloaded) } else { Ok(waiter) }
+    }
+
+    /// The upstreams for a key in the order in which to ask them, and the name of the ring's own first.
+    pub(crate) fn candidates(&self, hash_key: &str) -> (Vec<Arc<Node>>, Option<String>) {
+        let candidates = self.ring.candidates(hash_key);
+        let first = candidates.first().map(|node| node.name.clone());
+        (self.upstreams().order(Instant::now(), hash_key, candidates), first)
+    }
+
+    pub(crate) fn upstreams(&self) -> MutexGuard<'_, Upstreams> {
+        // What it holds are hints: half a change does no harm.
+        self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join(
+        self: &Arc<Self>,
+        key: &str,
+        now: Instant,
+        stale: Option<Arc<Entry>>,
+        cdn_loop: impl Fn() -> HeaderValue,
+    ) -> Result<Found, Denied> {
+        let budget = self.config.inflight_size.as_u64() / 4 * 3;
+        match self.store.join(key, now) {
+            Joined::Complete(entry) => Ok(Found::Complete(entry)),
+            Joined::Waiting(waiting) => Ok(Found::Waiting { waiting, own: false }),
+            Joined::Full => Err(Denied::Overloaded),
+            // Answers that are not to be kept leave the table of names at once, but count until their bodies end.
+            Joined::Yours(..)
+                if self.metrics.inflight_bytes.get() > budget as i64
+                    || self.tasks.len() >= self.config.max_inflight_names =>
+            {
+                Err(Denied::Overloaded)
+            }
+            Joined::Yours(permit, waiting) => {
+                let (path, query) = key.split_once('?').unwrap_or((key, ""));
+                let class =
+                    self.classes.iter().find(|class| class.matches(path, query)).unwrap_or(&self.other);
+                let job = Job { permit, class: class.clone(), stale, cdn_loop: cdn_loop() };
+                self.tasks.spawn(flight::fly(self.clone(), job));
+                Ok(Found::Waiting { waiting, own: true })
+            }
+        }
+    }
+}
+
+enum Found {
+    Complete(Arc<Entry>),
+    Waiting { waiting: Waiting, own: bool },
+}
+
+fn answered_by(entry: &Entry) -> Answered {
+    if entry.failed { Answered::Error } else { Answered::Hit }
+}
+
+/// Counts one request among those that wait, for as long as it lives.
+pub(crate) struct Waiter(Gauge);
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Lets one event a second pass, and counts the others.
+#[derive(Debug, Default)]
+pub(crate) struct Quiet(Mutex<(Option<Instant>, u64)>);
+
+impl Quiet {
+    /// How many were held back since the last one that passed; `None`: hold this one back too.
+    pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.0.is_some_and(|last| now.saturating_duration_since(last) < Duration::from_secs(1)) {
+            state.1 += 1;
+            return None;
+        }
+        state.0 = Some(now);
+        Some(std::mem::take(&mut state.1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_warning_a_second() {
+        let (quiet, now) = (Quiet::default(), Instant::now());
+        let at = |ms| now + Duration::from_millis(ms);
+        assert_eq!(quiet.pass(at(0)), Some(0));
+        assert_eq!(quiet.pass(at(1)), None);
+        assert_eq!(quiet.pass(at(999)), None);
+        assert_eq!(quiet.pass(at(1000)), Some(2));
+    }
+}

@@ -1,0 +1,8 @@
+//! A tier over upstreams that the tests play by hand: no clocks but the tier's own, no sleeps.
+
+mod answers;
+mod herd;
+mod kit;
+mod ranges;
+mod tiers;
+mod trouble;
