@@ -1,0 +1,541 @@
+//! CMAF: the boxes around coded samples, as bytes. One track per file, track id 1, no edit list (ISO/IEC
+//! 23000-19, ISO/IEC 14496-12).
+#![deny(clippy::disallowed_methods)]
+
+use std::ops::{Deref, DerefMut};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use media::codec::avc::AvcConfig;
+use media::{Sample, Timescale};
+
+/// The header of a video rendition (`ftyp` and `moov`), for H.264 samples with length prefixes of 4 bytes.
+///
+/// `width` and `height` are the coded picture's in pixels; `avcc` is its AVCDecoderConfigurationRecord,
+/// from which the sample aspect ratio is taken.
+pub fn video_init(timescale: Timescale, width: u32, height: u32, avcc: &[u8]) -> Bytes {
+    let sar = AvcConfig::parse(Bytes::copy_from_slice(avcc)).map_or((1, 1), |config| config.sar);
+    let shown_width = u64::from(width) * u64::from(sar.0) * 0x1_0000 / u64::from(sar.1.max(1));
+    let track = Track {
+        timescale,
+        handler: *b"vide",
+        name: b"Video\0",
+        volume: 0,
+        size: (clamp(shown_width), clamp(u64::from(height) << 16)),
+    };
+    let media_header = |w: &mut Writer| {
+        // Flags 1 by definition (14496-12 section 12.1.2); graphics mode copy, no colour.
+        w.full_box(b"vmhd", 0, 1, |w| w.put_bytes(0, 8));
+    };
+    let sample_entry = |w: &mut Writer| {
+        w.boxed(b"avc1", |w| {
+            w.put_bytes(0, 6);
+            w.put_u16(1);
+            w.put_bytes(0, 16);
+            w.put_u16(width.min(0xffff) as u16);
+            w.put_u16(height.min(0xffff) as u16);
+            // 72 dpi both ways, one frame per sample.
+            w.put_u32(0x48_0000);
+            w.put_u32(0x48_0000);
+            w.put_u32(0);
+            w.put_u16(1);
+            // No compressor name; depth 24; no colour table.
+            w.put_bytes(0, 32);
+            w.put_u16(24);
+            w.put_i16(-1);
+            w.boxed(b"avcC", |w| w.put_slice(avcc));
+            if sar.0 != sar.1 {
+                w.boxed(b"pasp", |w| {
+                    w.put_u32(sar.0);
+                    w.put_u32(sar.1);
+                });
+            }
+        });
+    };
+    init(&track, &[b"iso6", b"cmfc", b"dash", b"avc1"], media_header, sample_entry)
+}
+
+/// The header of an AAC rendition (`ftyp` and `moov`).
+///
+/// `sample_rate` in hertz, `audio_specific_config` as in ISO/IEC 14496-3 section 1.6.2.1, `bitrate_bps` the
+/// nominal one (0 if unknown).
+pub fn audio_init(
+    timescale: Timescale,
+    sample_rate: u32,
+    channels: u16,
+    audio_specific_config: &[u8],
+    bitrate_bps: u32,
+) -> Bytes {
+    let track = Track { timescale, handler: *b"soun", name: b"Audio\0", volume: 0x100, size: (0, 0) };
+    let media_header = |w: &mut Writer| w.full_box(b"smhd", 0, 0, |w| w.put_bytes(0, 4));
+    let sample_entry = |w: &mut Writer| {
+        w.boxed(b"mp4a", |w| {
+            w.put_bytes(0, 6);
+            w.put_u16(1);
+            w.put_bytes(0, 8);
+            w.put_u16(channels);
+            w.put_u16(16);
+            w.put_u32(0);
+            // 16.16: rates of 65536 and above do not fit and are left to the AudioSpecificConfig.
+            w.put_u32(u16::try_from(sample_rate).map_or(0, |rate| u32::from(rate) << 16));
+            w.full_box(b"esds", 0, 0, |w| elementary_stream(w, audio_specific_config, bitrate_bps));
+        });
+    };
+    init(&track, &[b"iso6", b"cmfc", b"dash"], media_header, sample_entry)
+}
+
+/// One CMAF chunk (`moof` and `mdat`) of the samples given, which follow one another without a gap in
+/// decode order; empty without samples.
+///
+/// `sequence` grows by one from chunk to chunk of a rendition. The first chunk of a segment begins with a
+/// `styp`. The base decode time is the first sample's `dts`, which must not be negative. Composition
+/// offsets may be.
+pub fn chunk(sequence: u32, samples: &[Sample], first_of_segment: bool) -> Bytes {
+    let Some(first) = samples.first() else { return Bytes::new() };
+    let payload: usize = samples.iter().map(|sample| sample.data.len()).sum();
+    let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 160));
+    if first_of_segment {
+        w.boxed(b"styp", |w| brands(w, &[b"msdh", b"cmfs", b"cmff", b"cmfl"]));
+    }
+    let moof_at = w.len();
+    let mut offset_at = 0;
+    w.boxed(b"moof", |w| {
+        w.full_box(b"mfhd", 0, 0, |w| w.put_u32(sequence));
+        w.boxed(b"traf", |w| {
+            w.full_box(b"tfhd", 0, DEFAULT_BASE_IS_MOOF, |w| w.put_u32(TRACK_ID));
+            w.full_box(b"tfdt", 1, 0, |w| w.put_u64(first.dts.max(0) as u64));
+            offset_at = track_run(w, samples);
+        });
+    });
+    let data_offset = (w.len() - moof_at + 8) as u32;
+    w[offset_at..offset_at + 4].copy_from_slice(&data_offset.to_be_bytes());
+    w.boxed(b"mdat", |w| {
+        for sample in samples {
+            w.put_slice(&sample.data);
+        }
+    });
+    w.0.freeze()
+}
+
+const TRACK_ID: u32 = 1;
+
+/// `tfhd` flag, 14496-12 section 8.8.7.1.
+const DEFAULT_BASE_IS_MOOF: u32 = 0x02_0000;
+
+/// `trun` flags, 14496-12 section 8.8.8.1.
+const DATA_OFFSET: u32 = 0x001;
+const DURATION: u32 = 0x100;
+const SIZE: u32 = 0x200;
+const FLAGS: u32 = 0x400;
+const COMPOSITION_OFFSET: u32 = 0x800;
+
+/// Sample flags, 14496-12 section 8.8.3.1: depends on no other sample; depends on others and is no sync
+/// sample.
+const SYNC: u32 = 0x0200_0000;
+const NON_SYNC: u32 = 0x0101_0000;
+
+/// Writes the `trun` and returns where its data offset is to be filled in.
+fn track_run(w: &mut Writer, samples: &[Sample]) -> usize {
+    let reordered = samples.iter().any(|sample| sample.pts != sample.dts);
+    let flags = DATA_OFFSET | DURATION | SIZE | FLAGS | if reordered { COMPOSITION_OFFSET } else { 0 };
+    let mut offset_at = 0;
+    w.full_box(b"trun", 1, flags, |w| {
+        w.put_u32(samples.len() as u32);
+        offset_at = w.len();
+        w.put_u32(0);
+        for sample in samples {
+            w.put_u32(clamp(sample.duration.max(0) as u64));
+            w.put_u32(sample.data.len() as u32);
+            w.put_u32(if sample.key { SYNC } else { NON_SYNC });
+            if reordered {
+                let offset = sample.pts.saturating_sub(sample.dts);
+                w.put_i32(offset.clamp(i32::MIN.into(), i32::MAX.into()) as i32);
+            }
+        }
+    });
+    offset_at
+}
+
+struct Track {
+    timescale: Timescale,
+    handler: [u8; 4],
+    /// Terminated by a zero.
+    name: &'static [u8],
+    /// 8.8.
+    volume: u16,
+    /// 16.16.
+    size: (u32, u32),
+}
+
+fn init(
+    track: &Track,
+    compatible: &[&[u8; 4]],
+    media_header: impl FnOnce(&mut Writer),
+    sample_entry: impl FnOnce(&mut Writer),
+) -> Bytes {
+    let mut w = Writer(BytesMut::with_capacity(1024));
+    w.boxed(b"ftyp", |w| brands(w, compatible));
+    w.boxed(b"moov", |w| {
+        w.full_box(b"mvhd", 0, 0, |w| {
+            // Created, modified: unknown. The movie's timescale counts nothing here; duration: in the
+            // fragments.
+            w.put_u64(0);
+            w.put_u32(track.timescale.per_second());
+            w.put_u32(0);
+            // Rate and volume 1.
+            w.put_u32(0x1_0000);
+            w.put_u16(0x100);
+            w.put_bytes(0, 10);
+            w.matrix();
+            w.put_bytes(0, 24);
+            w.put_u32(TRACK_ID + 1);
+        });
+        w.boxed(b"trak", |w| {
+            // Flags: enabled, in the movie, in its preview.
+            w.full_box(b"tkhd", 0, 7, |w| {
+                w.put_u64(0);
+                w.put_u32(TRACK_ID);
+                w.put_bytes(0, 16);
+                w.put_bytes(0, 4);
+                w.put_u16(track.volume);
+                w.put_u16(0);
+                w.matrix();
+                w.put_u32(track.size.0);
+                w.put_u32(track.size.1);
+            });
+            w.boxed(b"mdia", |w| {
+                w.full_box(b"mdhd", 0, 0, |w| {
+                    w.put_u64(0);
+                    w.put_u32(track.timescale.per_second());
+                    w.put_u32(0);
+                    // Language "und", 5 bits a letter.
+                    w.put_u16(0x55c4);
+                    w.put_u16(0);
+                });
+                w.full_box(b"hdlr", 0, 0, |w| {
+                    w.put_u32(0);
+                    w.put_slice(&track.handler);
+                    w.put_bytes(0, 12);
+                    w.put_slice(track.name);
+                });
+                w.boxed(b"minf", |w| {
+                    media_header(w);
+                    w.boxed(b"dinf", |w| {
+                        w.full_box(b"dref", 0, 0, |w| {
+                            w.put_u32(1);
+                            // Flag 1: the media is in this very file.
+                            w.full_box(b"url ", 0, 1, |_| {});
+                        });
+                    });
+                    w.boxed(b"stbl", |w| sample_table(w, sample_entry));
+                });
+            });
+        });
+        w.boxed(b"mvex", |w| {
+            w.full_box(b"trex", 0, 0, |w| {
+                w.put_u32(TRACK_ID);
+                w.put_u32(1);
+                w.put_bytes(0, 12);
+            });
+        });
+    });
+    w.0.freeze()
+}
+
+/// The description, and the tables that a fragmented file leaves empty.
+fn sample_table(w: &mut Writer, sample_entry: impl FnOnce(&mut Writer)) {
+    w.full_box(b"stsd", 0, 0, |w| {
+        w.put_u32(1);
+        sample_entry(w);
+    });
+    for kind in [b"stts", b"stsc"] {
+        w.full_box(kind, 0, 0, |w| w.put_u32(0));
+    }
+    w.full_box(b"stsz", 0, 0, |w| w.put_u64(0));
+    w.full_box(b"stco", 0, 0, |w| w.put_u32(0));
+}
+
+/// ES_Descriptor (ISO/IEC 14496-1 section 7.2.6.5) for AAC.
+fn elementary_stream(w: &mut Writer, audio_specific_config: &[u8], bitrate_bps: u32) {
+    w.descriptor(0x03, |w| {
+        // ES_ID 0 as 14496-14 section 3.1.2 wants; no dependency, URL or clock.
+        w.put_u16(0);
+        w.put_u8(0);
+        w.descriptor(0x04, |w| {
+            // MPEG-4 audio; audio stream, reserved bit set.
+            w.put_u8(0x40);
+            w.put_u8(0x05 << 2 | 1);
+            // Decoding buffer: unknown.
+            w.put_bytes(0, 3);
+            w.put_u32(bitrate_bps);
+            w.put_u32(bitrate_bps);
+            w.descriptor(0x05, |w| w.put_slice(audio_specific_config));
+        });
+        // SLConfigDescriptor: the one predefined for MP4.
+        w.descriptor(0x06, |w| w.put_u8(2));
+    });
+}
+
+/// The content of `ftyp` and `styp`: the first brand is the major one.
+fn brands(w: &mut Writer, brands: &[&[u8; 4]]) {
+    w.put_slice(brands[0]);
+    w.put_u32(0);
+    for brand in brands {
+        w.put_slice(*brand);
+    }
+}
+
+fn clamp(value: u64) -> u32 {
+    value.min(u32::MAX.into()) as u32
+}
+
+/// Bytes with boxes whose sizes are filled in when they end.
+struct Writer(BytesMut);
+
+impl Writer {
+    fn boxed(&mut self, kind: &[u8; 4], content: impl FnOnce(&mut Self)) {
+        let at = self.len();
+        self.put_u32(0);
+        self.put_slice(kind);
+        content(self);
+        let size = (self.len() - at) as u32;
+        self[at..at + 4].copy_from_slice(&size.to_be_bytes());
+    }
+
+    fn full_box(&mut self, kind: &[u8; 4], version: u8, flags: u32, content: impl FnOnce(&mut Self)) {
+        self.boxed(kind, |w| {
+            w.put_u32(u32::from(version) << 24 | flags);
+            content(w);
+        });
+    }
+
+    /// A descriptor with its length in four bytes of 7 bits (14496-1 section 8.3.3).
+    fn descriptor(&mut self, tag: u8, content: impl FnOnce(&mut Self)) {
+        self.put_u8(tag);
+        let at = self.len();
+        self.put_u32(0);
+        content(self);
+        let length = self.len() - at - 4;
+        for (index, shift) in [21, 14, 7, 0].into_iter().enumerate() {
+            let more = if shift > 0 { 0x80 } else { 0 };
+            self[at + index] = (length >> shift) as u8 & 0x7f | more;
+        }
+    }
+
+    /// The unity matrix.
+    fn matrix(&mut self) {
+        for value in [0x1_0000, 0, 0, 0, 0x1_0000, 0, 0, 0, 0x4000_0000] {
+            self.put_u32(value);
+        }
+    }
+}
+
+impl Deref for Writer {
+    type Target = BytesMut;
+
+    fn deref(&self) -> &BytesMut {
+        &self.0
+    }
+}
+
+impl DerefMut for Writer {
+    fn deref_mut(&mut self) -> &mut BytesMut {
+        &mut self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What x264 writes for 638x358 at 30000/1001, with a sample aspect ratio of 1:1.
+    const AVCC: &[u8] = &[
+        0x01, 0x4d, 0x40, 0x1e, 0xff, 0xe1, 0x00, 0x18, 0x67, 0x4d, 0x40, 0x1e, 0xec, 0xa0, 0x50, 0x17, 0xf5,
+        0x36, 0x02, 0x20, 0x00, 0x07, 0xd2, 0x00, 0x01, 0xd4, 0xc0, 0x1e, 0x2c, 0x5b, 0x2c, 0x00, 0x10, 0x00,
+        0x56, 0x8e, 0xbe, 0xcb, 0x20,
+    ];
+
+    /// Boxes that hold boxes, and how many bytes come before those.
+    fn inner_at(kind: &str) -> Option<usize> {
+        match kind {
+            "moov" | "trak" | "mdia" | "minf" | "dinf" | "stbl" | "mvex" | "moof" | "traf" => Some(0),
+            "dref" | "stsd" => Some(8),
+            "avc1" => Some(78),
+            "mp4a" => Some(28),
+            _ => None,
+        }
+    }
+
+    /// Every box with its path and content; panics unless the boxes tile the bytes exactly.
+    fn walk(path: &str, mut bytes: &[u8], out: &mut Vec<(String, Vec<u8>)>) {
+        while !bytes.is_empty() {
+            let size = u32::from_be_bytes(bytes[..4].try_into().unwrap()) as usize;
+            let kind = std::str::from_utf8(&bytes[4..8]).unwrap();
+            assert!(size >= 8 && size <= bytes.len(), "{path}/{kind}: {size} of {}", bytes.len());
+            let path = format!("{path}/{kind}");
+            let content = &bytes[8..size];
+            out.push((path.clone(), content.to_vec()));
+            if let Some(at) = inner_at(kind) {
+                walk(&path, &content[at..], out);
+            }
+            bytes = &bytes[size..];
+        }
+    }
+
+    fn boxes(bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+        let mut out = Vec::new();
+        walk("", bytes, &mut out);
+        out
+    }
+
+    fn content<'a>(boxes: &'a [(String, Vec<u8>)], path: &str) -> &'a [u8] {
+        let mut found = boxes.iter().filter(|(at, _)| at == path);
+        let (_, content) = found.next().unwrap_or_else(|| panic!("no {path}"));
+        assert!(found.next().is_none(), "two of {path}");
+        content
+    }
+
+    fn u32_at(bytes: &[u8], at: usize) -> u32 {
+        u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    fn sample(dts: i64, pts: i64, duration: i64, key: bool, data: &'static [u8]) -> Sample {
+        Sample { dts, pts, duration, key, data: Bytes::from_static(data) }
+    }
+
+    #[test]
+    fn video_headers_have_every_mandatory_box() {
+        let boxes = boxes(&video_init(Timescale::VIDEO, 638, 358, AVCC));
+        let paths: Vec<_> = boxes.iter().map(|(path, _)| path.as_str()).collect();
+        let stbl = "/moov/trak/mdia/minf/stbl";
+        let mut expected: Vec<String> = [
+            "/ftyp",
+            "/moov",
+            "/moov/mvhd",
+            "/moov/trak",
+            "/moov/trak/tkhd",
+            "/moov/trak/mdia",
+            "/moov/trak/mdia/mdhd",
+            "/moov/trak/mdia/hdlr",
+            "/moov/trak/mdia/minf",
+            "/moov/trak/mdia/minf/vmhd",
+            "/moov/trak/mdia/minf/dinf",
+            "/moov/trak/mdia/minf/dinf/dref",
+            "/moov/trak/mdia/minf/dinf/dref/url ",
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        for kind in ["", "/stsd", "/stsd/avc1", "/stsd/avc1/avcC", "/stts", "/stsc", "/stsz", "/stco"] {
+            expected.push(format!("{stbl}{kind}"));
+        }
+        expected.extend(["/moov/mvex", "/moov/mvex/trex"].map(str::to_owned));
+        assert_eq!(paths, expected);
+        let at = |path: &str| content(&boxes, path);
+        assert_eq!(at("/moov/mvhd").len(), 100);
+        assert_eq!(at("/moov/trak/tkhd").len(), 84);
+        assert_eq!(u32_at(at("/moov/trak/tkhd"), 12), 1);
+        assert_eq!(u32_at(at("/moov/trak/tkhd"), 76), 638 << 16);
+        assert_eq!(u32_at(at("/moov/trak/tkhd"), 80), 358 << 16);
+        assert_eq!(u32_at(at("/moov/trak/mdia/mdhd"), 12), 90_000);
+        assert_eq!(&at("/moov/trak/mdia/hdlr")[8..12], b"vide");
+        assert_eq!(at(&format!("{stbl}/stsd/avc1/avcC")), AVCC);
+        assert_eq!(
+            &at(&format!("{stbl}/stsd/avc1"))[24..28],
+            [638u16.to_be_bytes(), 358u16.to_be_bytes()].concat()
+        );
+        assert_eq!(at("/moov/mvex/trex").len(), 24);
+        assert!(at("/ftyp").starts_with(b"iso6\0\0\0\0iso6cmfc"));
+    }
+
+    #[test]
+    fn other_pixel_shapes_are_stated() {
+        // What x264 writes for 720x576 with a sample aspect ratio of 16:11.
+        let avcc = [
+            0x01, 0x4d, 0x40, 0x1e, 0xff, 0xe1, 0x00, 0x18, 0x67, 0x4d, 0x40, 0x1e, 0xec, 0xa0, 0x5a, 0x09,
+            0x36, 0x08, 0x20, 0x00, 0x00, 0x03, 0x00, 0x20, 0x00, 0x00, 0x06, 0x41, 0xe2, 0xc5, 0xb2, 0xc0,
+            0x01, 0x00, 0x05, 0x68, 0xeb, 0xe3, 0xcb, 0x20,
+        ];
+        let entry = "/moov/trak/mdia/minf/stbl/stsd/avc1";
+        let wide = boxes(&video_init(Timescale::VIDEO, 720, 576, &avcc));
+        assert_eq!(content(&wide, &format!("{entry}/pasp")), [0, 0, 0, 16, 0, 0, 0, 11]);
+        // 720 * 16 / 11 = 1047.27, in 16.16; the coded size stays.
+        assert_eq!(u32_at(content(&wide, "/moov/trak/tkhd"), 76), 68_634_065);
+        assert_eq!(u32_at(content(&wide, "/moov/trak/tkhd"), 80), 576 << 16);
+        assert_eq!(content(&wide, entry)[24..26], 720u16.to_be_bytes());
+        // A record that nobody can read is passed on; its pixels count as square.
+        let plain = boxes(&video_init(Timescale::VIDEO, 720, 576, b"not a record"));
+        assert_eq!(u32_at(content(&plain, "/moov/trak/tkhd"), 76), 720 << 16);
+        assert!(!plain.iter().any(|(path, _)| path.ends_with("pasp")));
+    }
+
+    #[test]
+    fn audio_headers_carry_the_configuration() {
+        let low = boxes(&audio_init(Timescale::new(48_000).unwrap(), 48_000, 2, &[0x11, 0x90], 128_000));
+        let entry = content(&low, "/moov/trak/mdia/minf/stbl/stsd/mp4a");
+        assert_eq!(&entry[16..18], [0, 2]);
+        assert_eq!(u32_at(entry, 24), 48_000 << 16);
+        let esds = content(&low, "/moov/trak/mdia/minf/stbl/stsd/mp4a/esds");
+        let expected = [
+            &[
+                0, 0, 0, 0, 0x03, 0x80, 0x80, 0x80, 34, 0, 0, 0, 0x04, 0x80, 0x80, 0x80, 20, 0x40, 0x15, 0,
+                0, 0,
+            ][..],
+            &128_000u32.to_be_bytes(),
+            &128_000u32.to_be_bytes(),
+            &[0x05, 0x80, 0x80, 0x80, 2, 0x11, 0x90, 0x06, 0x80, 0x80, 0x80, 1, 2],
+        ]
+        .concat();
+        assert_eq!(esds, expected);
+        assert_eq!(content(&low, "/moov/trak/mdia/minf/smhd").len(), 8);
+        // A rate that does not fit 16.16.
+        let high = boxes(&audio_init(Timescale::new(96_000).unwrap(), 96_000, 2, &[0x10, 0x10], 0));
+        assert_eq!(u32_at(content(&high, "/moov/trak/mdia/minf/stbl/stsd/mp4a"), 24), 0);
+    }
+
+    #[test]
+    fn chunks_say_where_and_when_each_sample_is() {
+        let samples = [
+            sample(1 << 33, 1 << 33, 3003, true, b"abc"),
+            sample((1 << 33) + 3003, (1 << 33) + 3003, 3004, false, b"de"),
+        ];
+        let bytes = chunk(7, &samples, false);
+        let boxes = boxes(&bytes);
+        assert_eq!(u32_at(content(&boxes, "/moof/mfhd"), 4), 7);
+        assert_eq!(content(&boxes, "/moof/traf/tfhd"), [0, 2, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(content(&boxes, "/moof/traf/tfdt"), [1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]);
+        let trun = content(&boxes, "/moof/traf/trun");
+        assert_eq!(u32_at(trun, 0), 0x0100_0701);
+        assert_eq!(u32_at(trun, 4), 2);
+        let words: Vec<u32> = (12..trun.len()).step_by(4).map(|at| u32_at(trun, at)).collect();
+        assert_eq!(words, [3003, 3, 0x0200_0000, 3004, 2, 0x0101_0000]);
+        assert_eq!(content(&boxes, "/mdat"), b"abcde");
+        // The data offset counts from the moof's first byte.
+        assert_eq!(&bytes[u32_at(trun, 8) as usize..], b"abcde");
+    }
+
+    #[test]
+    fn composition_offsets_are_signed() {
+        let samples = [sample(10, 40, 10, true, b"a"), sample(20, 10, 10, false, b"b")];
+        let first = chunk(1, &samples, true);
+        let boxes = boxes(&first);
+        assert!(content(&boxes, "/styp").starts_with(b"msdh"));
+        let trun = content(&boxes, "/moof/traf/trun");
+        assert_eq!(u32_at(trun, 0), 0x0100_0f01);
+        assert_eq!((u32_at(trun, 24) as i32, u32_at(trun, 40) as i32), (30, -10));
+        // The styp before it does not move the data offset.
+        let moof_at = first.windows(4).position(|window| window == b"moof").unwrap() - 4;
+        assert_eq!(&first[moof_at + u32_at(trun, 8) as usize..], b"ab");
+    }
+
+    #[test]
+    fn absurd_samples_do_not_panic() {
+        assert_eq!(chunk(1, &[], true), Bytes::new());
+        let samples = [
+            sample(i64::MIN, i64::MAX, i64::MAX, true, b""),
+            sample(i64::MAX, i64::MIN, i64::MIN, false, b""),
+        ];
+        let trun = content(&boxes(&chunk(u32::MAX, &samples, false)), "/moof/traf/trun").to_vec();
+        assert_eq!(u32_at(&trun, 12), u32::MAX);
+        let huge = video_init(Timescale::VIDEO, u32::MAX, u32::MAX, &[]);
+        assert_eq!(u32_at(content(&boxes(&huge), "/moov/trak/tkhd"), 76), u32::MAX);
+    }
+}

@@ -1,0 +1,171 @@
+//! What operators choose about the ladder and its encoders.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The presets of x264 that keep up with live video, fastest first.
+pub const PRESETS: [&str; 7] = ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"];
+
+/// Most rungs in the table, and so in a ladder: each is a thread per stream.
+pub const MAX_RUNGS: usize = 12;
+
+/// The ladder's rules. A stream gets the rungs that its source is large enough for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// x264 preset of every rung, one of [`PRESETS`]. Default `superfast`: about two thirds of the CPU time
+    /// of `veryfast` and a shorter way through the encoder.
+    pub preset: String,
+    /// The rungs, largest first, at most [`MAX_RUNGS`]. Default 2160, 1440, 1080, 720, 480, 360 and 240
+    /// lines.
+    pub rungs: Vec<RungConfig>,
+    /// A rung of the table is left out when it has more than this percentage of the lines of the next
+    /// larger rung, since it would cost nearly as much and gain a viewer nothing. Default 90, range 50 to
+    /// 100.
+    pub step_percent: u32,
+    /// Bit rates of sources with more than 40 frames per second, as a percentage of the table's. Default
+    /// 150, range 100 to 200: twice the frames need less than twice the bits.
+    pub high_frame_rate_percent: u32,
+    /// The fastest rate at which the encoder's buffer model fills, as a percentage of the rung's bit rate.
+    /// Default 120, range 100 to 300: what a viewer's line must carry beyond the average.
+    pub peak_percent: u32,
+    /// The size of the encoder's buffer model, as a time at the peak rate. Default 1s, range 100ms to 10s:
+    /// one segment, so that no segment takes much longer to fetch than to watch.
+    #[serde(with = "humantime_serde")]
+    pub rate_buffer: Duration,
+}
+
+/// One row of the rung table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RungConfig {
+    /// Lines (of a portrait picture: columns); even, 16 to 2304.
+    pub height: u32,
+    /// Average bit rate at up to 40 frames per second, in kilobits per second, 50 to 100000.
+    pub bitrate_kbps: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let table = [
+            (2160, 14_000),
+            (1440, 8_000),
+            (1080, 4_500),
+            (720, 2_500),
+            (480, 1_200),
+            (360, 700),
+            (240, 350),
+        ];
+        Self {
+            preset: "superfast".to_owned(),
+            rungs: table.map(|(height, bitrate_kbps)| RungConfig { height, bitrate_kbps }).to_vec(),
+            step_percent: 90,
+            high_frame_rate_percent: 150,
+            peak_percent: 120,
+            rate_buffer: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Config {
+    /// Everything that is wrong, each entry beginning with the key's path below `path`.
+    pub fn problems(&self, path: &str) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |ok: bool, key: &str, text: String| {
+            if !ok {
+                problems.push(format!("`{path}.{key}`: {text}"));
+            }
+        };
+        let preset = &self.preset;
+        check(
+            PRESETS.contains(&preset.as_str()),
+            "preset",
+            format!("{preset:?} is not one of {}", PRESETS.join(", ")),
+        );
+        let count = self.rungs.len();
+        check(
+            (1..=MAX_RUNGS).contains(&count),
+            "rungs",
+            format!("{count} rungs; 1 to {MAX_RUNGS} are allowed"),
+        );
+        for (index, rung) in self.rungs.iter().enumerate() {
+            let RungConfig { height, bitrate_kbps } = *rung;
+            check(
+                (16..=2304).contains(&height) && height % 2 == 0,
+                &format!("rungs[{index}].height"),
+                format!("{height} is not an even number from 16 to 2304"),
+            );
+            check(
+                (50..=100_000).contains(&bitrate_kbps),
+                &format!("rungs[{index}].bitrate_kbps"),
+                format!("{bitrate_kbps} is outside 50 to 100000"),
+            );
+            if let Some(above) = index.checked_sub(1).map(|above| self.rungs[above]) {
+                check(
+                    height < above.height,
+                    &format!("rungs[{index}].height"),
+                    format!("{height} must be below the {} of the rung before it", above.height),
+                );
+                check(
+                    bitrate_kbps < above.bitrate_kbps,
+                    &format!("rungs[{index}].bitrate_kbps"),
+                    format!("{bitrate_kbps} must be below the {} of the rung before it", above.bitrate_kbps),
+                );
+            }
+        }
+        for (key, value, low, high) in [
+            ("step_percent", self.step_percent, 50, 100),
+            ("high_frame_rate_percent", self.high_frame_rate_percent, 100, 200),
+            ("peak_percent", self.peak_percent, 100, 300),
+        ] {
+            check((low..=high).contains(&value), key, format!("{value} is outside {low} to {high}"));
+        }
+        let buffer = self.rate_buffer;
+        check(
+            (Duration::from_millis(100)..=Duration::from_secs(10)).contains(&buffer),
+            "rate_buffer",
+            format!("{} is outside 100ms to 10s", humantime_serde::re::humantime::format_duration(buffer)),
+        );
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_have_no_problems() {
+        assert_eq!(Config::default().problems("transcode"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_problem_is_named_with_its_key() {
+        let rung = |height, bitrate_kbps| RungConfig { height, bitrate_kbps };
+        let config = Config {
+            preset: "placebo".into(),
+            rungs: vec![rung(361, 10), rung(480, 20)],
+            step_percent: 101,
+            high_frame_rate_percent: 99,
+            peak_percent: 0,
+            rate_buffer: Duration::from_millis(1),
+        };
+        let problems = config.problems("t");
+        for key in [
+            "`t.preset`: \"placebo\"",
+            "`t.rungs[0].height`: 361",
+            "`t.rungs[0].bitrate_kbps`: 10",
+            "`t.rungs[1].height`: 480 must be below the 361",
+            "`t.rungs[1].bitrate_kbps`: 20 must be below the 10",
+            "`t.step_percent`: 101",
+            "`t.high_frame_rate_percent`: 99",
+            "`t.peak_percent`: 0",
+            "`t.rate_buffer`: 1ms",
+        ] {
+            assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key} in {problems:#?}");
+        }
+        let none = Config { rungs: Vec::new(), ..Config::default() };
+        assert!(none.problems("t")[0].starts_with("`t.rungs`: 0 rungs"));
+    }
+}

@@ -1,0 +1,412 @@
+//! One job: its threads and the bounded queues between them.
+//!
+//! ```text
+//! Input ──32 access units──▶ decode ──4 pictures──▶ rung 0 ──4 pictures──▶ rung 1 ──▶ …
+//!                               └───────── 32 events per rung ─────────┴──────────┴──▶ Output
+//! ```
+//!
+//! Each rung scales the picture it is given, passes the result on and then encodes, so that scaling and
+//! encoding of all rungs overlap. Every queue makes its writer wait when it is full, back to
+//! [`Input::send`]. The end travels with the media: dropping [`Input`] flushes each stage in turn, and
+//! [`Output`] reports [`Event::Ended`] once every thread is through. A thread that fails closes its queues,
+//! which stops its neighbours.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use media::time::FrameRate;
+use media::{Sample, Ticks};
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::mpsc;
+use tracing::Span;
+
+use crate::config::MAX_RUNGS;
+use crate::decode::{self, AccessUnit};
+use crate::error::{Closed, Error};
+use crate::ladder::Rung;
+use crate::libav::{self, Decoder, Failure, MAX_PIXELS, Picture};
+use crate::metrics::Metrics;
+use crate::rung::Stage;
+use crate::timeline::{Showing, Timeline};
+
+/// Access units that wait for the decoder: about a second, to smooth the bursts in which networks deliver.
+const INPUT_QUEUE: usize = 32;
+
+/// Pictures that wait for a rung: enough to overlap the stages, few because one 2160p picture has 12 MB.
+const PICTURE_QUEUE: usize = 4;
+
+/// Events per rung that wait for the consumer: about a second.
+const EVENT_QUEUE: usize = 32;
+
+/// Longest `AVCDecoderConfigurationRecord`; real ones have about 50 bytes.
+const MAX_AVCC_BYTES: usize = 64 * 1024;
+
+/// The video that a job is to transcode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VideoSource {
+    /// AVCDecoderConfigurationRecord (ISO/IEC 14496-15 section 5.3.3.1), at most 64 KiB.
+    pub avcc: Bytes,
+    /// Width in pixels after cropping, at least 16; a picture has at most 4096 x 2304 pixels, either way
+    /// round.
+    pub width: u32,
+    /// Height in pixels after cropping, at least 16.
+    pub height: u32,
+    /// Sample aspect ratio; (1, 1) for square pixels.
+    pub sar: (u32, u32),
+    /// Nominal frame rate, for the rate control and the ladder; 30 is assumed when unknown.
+    pub frame_rate: Option<FrameRate>,
+}
+
+/// What [`start`] is to do. All times are in ticks of 1/90000 s.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// What will be sent.
+    pub source: VideoSource,
+    /// What is wanted, largest first: 1 to 12 rungs with even sizes, see [`crate::ladder::derive()`].
+    pub rungs: Vec<Rung>,
+    /// The first frame wanted: decoded frames with an earlier `pts` are not encoded.
+    pub start: Ticks,
+    /// A keyframe begins each segment, see [`crate::segment_index`]; at least 1.
+    pub segment_duration: Ticks,
+}
+
+/// What a job has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A rung has begun: once per rung, before its first sample.
+    Config {
+        /// Index into [`Job::rungs`].
+        rung: usize,
+        /// AVCDecoderConfigurationRecord of what follows.
+        avcc: Bytes,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// One coded frame: one per source frame and rung, each rung in order.
+    Sample {
+        /// Index into [`Job::rungs`].
+        rung: usize,
+        /// `pts` and `duration` are exactly the source frame's, `dts == pts`, `key` means IDR, and `data`
+        /// is length-prefixed (4 bytes) without parameter sets and delimiters.
+        sample: Sample,
+    },
+    /// The source was broken. The session goes on.
+    Damaged {
+        /// Frames patched over by the decoder, repeated from a neighbour, or lost: the last only where no
+        /// picture was ever decoded, or where a decoder out of step gave later ones first.
+        frames: u64,
+    },
+    /// The job is over; always the last event.
+    Ended(Result<(), Error>),
+}
+
+/// Starts the threads of a job. Their log lines belong to the caller's current span.
+///
+/// # Errors
+/// The job makes no sense, the linked FFmpeg lacks a codec, the decoder refuses the source's `avcc`, or the
+/// system refuses a thread. Nothing is left running then.
+pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
+    validate(&job)?;
+    libav::route_to_tracing();
+    if !libav::Encoder::is_available() {
+        return Err(Error::NoEncoder);
+    }
+    let decoder = Decoder::open(&job.source.avcc)?;
+    let (input, access_units) = mpsc::channel(INPUT_QUEUE);
+    let (events, output) = mpsc::channel(EVENT_QUEUE * job.rungs.len());
+    let crew = Arc::new(Crew::default());
+    // Declared before the queues that end the threads, so that leaving early joins after closing.
+    let mut threads = Threads::new(metrics.jobs.clone());
+    // From the last rung up, since each is given the way to the one below it.
+    let mut next = None;
+    for (index, rung) in job.rungs.iter().enumerate().rev() {
+        let (pictures, inlet) = Pictures::channel(metrics.clone());
+        let outlet = Events { events: events.clone(), metrics: metrics.clone() };
+        let stage = Stage::new(index, rung, &job.source, next.replace(pictures), outlet)?;
+        let thread = crew.spawn(format!("tc-{}", rung.id), events.clone(), move || stage.run(inlet))?;
+        threads.handles.push(thread);
+    }
+    let Some(first) = next else { unreachable!("a valid job has a rung") };
+    let outlet = Events { events: events.clone(), metrics };
+    let timeline = Timeline::new(job.start, job.segment_duration);
+    threads.handles.push(crew.spawn("tc-decode".to_owned(), events, move || {
+        decode::run(decoder, timeline, access_units, first, outlet)
+    })?);
+    let threads = Arc::new(threads);
+    Ok((
+        Input { access_units: input, avcc: None, _threads: threads.clone() },
+        Output { events: output, crew, ended: false, _threads: threads },
+    ))
+}
+
+/// Takes the samples of the source. Dropping it ends the job in good order: all frames that were sent still
+/// come out.
+#[derive(Debug)]
+pub struct Input {
+    access_units: mpsc::Sender<AccessUnit>,
+    /// Parameter sets to go with the next access unit.
+    avcc: Option<Bytes>,
+    _threads: Arc<Threads>,
+}
+
+impl Input {
+    /// Sends one access unit: length-prefixed as the source's `avcc` says, times in ticks of 1/90000 s, in
+    /// decode order, starting with a keyframe. Waits while the queue is full, that is until [`Output`] has
+    /// been read far enough: read it in another task. If dropped midway, the sample is not sent.
+    ///
+    /// # Errors
+    /// The job has ended, or [`Output`] was dropped.
+    pub async fn send(&mut self, sample: Sample) -> Result<(), Closed> {
+        let permit = self.access_units.reserve().await.map_err(|_| Closed)?;
+        permit.send(AccessUnit { sample, avcc: self.avcc.take() });
+        Ok(())
+    }
+
+    /// Announces new parameter sets for the samples that follow, such as a second sequence header in FLV.
+    /// The rungs keep their sizes whatever the new ones say.
+    ///
+    /// # Errors
+    /// It is not an AVCDecoderConfigurationRecord of at most 64 KiB; the old one stays in force.
+    pub fn reconfigure(&mut self, avcc: Bytes) -> Result<(), Error> {
+        check_record(&avcc)?;
+        self.avcc = Some(avcc);
+        Ok(())
+    }
+}
+
+/// Gives what comes out. Dropping it stops the job; what is under way is lost.
+#[derive(Debug)]
+pub struct Output {
+    events: mpsc::Receiver<Event>,
+    crew: Arc<Crew>,
+    ended: bool,
+    _threads: Arc<Threads>,
+}
+
+impl Output {
+    /// The next event; `None` after [`Event::Ended`]. Nothing is lost if it is dropped midway.
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        // The channel closes when the last thread has let go of it, having recorded its failure before
+        // that.
+        let event = self.events.recv().await;
+        Some(event.unwrap_or_else(|| {
+            self.ended = true;
+            Event::Ended(self.crew.failure.get().cloned().map_or(Ok(()), Err))
+        }))
+    }
+}
+
+/// Why a stage stopped before its input ended.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// The next stage or the consumer is gone; whoever left first knows why.
+    Closed,
+    /// This stage cannot go on.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure.into())
+    }
+}
+
+/// The way to the consumer.
+pub(crate) struct Events {
+    events: mpsc::Sender<Event>,
+    pub(crate) metrics: Metrics,
+}
+
+impl Events {
+    /// Waits while the consumer is behind.
+    pub(crate) fn send(&self, event: Event) -> Result<(), Stop> {
+        use mpsc::error::TrySendError;
+        match self.events.try_send(event) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Stop::Closed),
+            Err(TrySendError::Full(event)) => {
+                self.metrics.queue_waits.inc();
+                self.events.blocking_send(event).map_err(|_| Stop::Closed)
+            }
+        }
+    }
+
+    /// Whether nobody reads any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+}
+
+/// The way to the next rung.
+pub(crate) struct Pictures {
+    pictures: SyncSender<(Picture, Showing)>,
+    metrics: Metrics,
+}
+
+impl Pictures {
+    fn channel(metrics: Metrics) -> (Self, Receiver<(Picture, Showing)>) {
+        let (pictures, inlet) = sync_channel(PICTURE_QUEUE);
+        (Self { pictures, metrics }, inlet)
+    }
+
+    /// Waits while the rung is behind.
+    pub(crate) fn send(&self, picture: Picture, showing: Showing) -> Result<(), Stop> {
+        match self.pictures.try_send((picture, showing)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Disconnected(_)) => Err(Stop::Closed),
+            Err(TrySendError::Full(item)) => {
+                self.metrics.queue_waits.inc();
+                self.pictures.send(item).map_err(|_| Stop::Closed)
+            }
+        }
+    }
+}
+
+/// What the threads of a job share: the first failure.
+#[derive(Debug, Default)]
+struct Crew {
+    failure: OnceLock<Error>,
+}
+
+impl Crew {
+    /// Runs `work` on a thread of its own; its failure or panic becomes the job's. `alive` keeps [`Output`]
+    /// waiting until that has been recorded, since a panic drops the queues of `work` before.
+    fn spawn(
+        self: &Arc<Self>,
+        name: String,
+        alive: mpsc::Sender<Event>,
+        work: impl FnOnce() -> Result<(), Stop> + Send + 'static,
+    ) -> Result<JoinHandle<()>, Error> {
+        let (crew, span, thread) = (self.clone(), Span::current(), name.clone());
+        let body = move || {
+            let _entered = span.enter();
+            let failure = match catch_unwind(AssertUnwindSafe(work)) {
+                Ok(Ok(()) | Err(Stop::Closed)) => None,
+                Ok(Err(Stop::Failed(error))) => Some(error),
+                Err(panic) => Some(Error::Panicked { thread, message: panic_message(panic.as_ref()) }),
+            };
+            if let Some(error) = failure {
+                // Only the first failure counts; the others follow from it.
+                let _ = crew.failure.set(error);
+            }
+            drop(alive);
+        };
+        let builder = thread::Builder::new().name(name.clone());
+        builder.spawn(body).map_err(|error| Error::Spawn { thread: name, reason: error.to_string() })
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}
+
+/// The threads of a job, joined when the last of [`Input`] and [`Output`] is dropped. By then their queues
+/// are closed, so that is at once after [`Event::Ended`], and at most the work on one picture per thread
+/// before it.
+#[derive(Debug)]
+struct Threads {
+    handles: Vec<JoinHandle<()>>,
+    jobs: Gauge,
+}
+
+impl Threads {
+    fn new(jobs: Gauge) -> Self {
+        jobs.inc();
+        Self { handles: Vec::new(), jobs }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for handle in self.handles.drain(..) {
+            // A panic was caught inside the thread.
+            let _ = handle.join();
+        }
+        self.jobs.dec();
+    }
+}
+
+fn validate(job: &Job) -> Result<(), Error> {
+    let VideoSource { avcc, width, height, sar, .. } = &job.source;
+    check_record(avcc)?;
+    let problem = if (*width).min(*height) < 16 || u64::from(*width) * u64::from(*height) > MAX_PIXELS {
+        format!("source of {width}x{height} is outside 16x16 to {MAX_PIXELS} pixels")
+    } else if sar.0 == 0 || sar.1 == 0 {
+        format!("sample aspect ratio {}:{} has a zero", sar.0, sar.1)
+    } else if job.source.frame_rate.is_some_and(|rate| rate.num == 0 || rate.den == 0) {
+        "frame rate has a zero".to_owned()
+    } else if !(1..=MAX_RUNGS).contains(&job.rungs.len()) {
+        format!("{} rungs; 1 to {MAX_RUNGS} are allowed", job.rungs.len())
+    } else if let Some(rung) = job.rungs.iter().find(|rung| !is_sane(rung)) {
+        let Rung { id, width, height, bitrate_bps, peak_bps, buffer_bits, .. } = rung;
+        format!(
+            "rung {id}: {width}x{height} must be even, 16x16 to {MAX_PIXELS} pixels; its rates ({bitrate_bps} bit/s, peak {peak_bps}, \
+             buffer {buffer_bits} bits) positive and the peak not below the average"
+        )
+    } else if job.segment_duration < 1 {
+        format!("segment duration of {} ticks is not positive", job.segment_duration)
+    } else {
+        return Ok(());
+    };
+    Err(Error::Job { problem })
+}
+
+fn check_record(avcc: &[u8]) -> Result<(), Error> {
+    let problem = if avcc.len() > MAX_AVCC_BYTES {
+        format!("configuration record of {} bytes exceeds {MAX_AVCC_BYTES}", avcc.len())
+    } else if avcc.first() != Some(&1) || avcc.len() < 7 {
+        // libav would take anything else for a byte stream with start codes.
+        "configuration record is not an AVCDecoderConfigurationRecord of version 1".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Job { problem })
+}
+
+fn is_sane(rung: &Rung) -> bool {
+    let Rung { width, height, bitrate_bps, peak_bps, buffer_bits, .. } = *rung;
+    let size = width.min(height) >= 16
+        && width.is_multiple_of(2)
+        && height.is_multiple_of(2)
+        && u64::from(width) * u64::from(height) <= MAX_PIXELS;
+    size && bitrate_bps > 0 && peak_bps >= bitrate_bps && buffer_bits > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_reported_before_the_end() {
+        let (events, receiver) = mpsc::channel(1);
+        let crew = Arc::new(Crew::default());
+        let mut threads = Threads::new(Gauge::default());
+        let queue = events.clone();
+        let work = move || {
+            let _queue = queue;
+            panic!("invariant {}", 7)
+        };
+        threads.handles.push(crew.spawn("tc-test".to_owned(), events, work).unwrap());
+        let mut output = Output { events: receiver, crew, ended: false, _threads: Arc::new(threads) };
+        let expected = Error::Panicked { thread: "tc-test".to_owned(), message: "invariant 7".to_owned() };
+        assert_eq!(output.next().await, Some(Event::Ended(Err(expected))));
+        assert_eq!(output.next().await, None);
+    }
+}

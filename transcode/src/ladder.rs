@@ -1,0 +1,200 @@
+//! The ladder: source and rules in, rungs worth encoding out.
+#![deny(clippy::disallowed_methods)]
+
+use media::RenditionId;
+use media::time::FrameRate;
+
+use crate::VideoSource;
+use crate::config::{Config, RungConfig};
+
+/// One configured target. Derived by [`derive()`]; sizes are even.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rung {
+    /// Its rendition's name, such as `720p`.
+    pub id: RenditionId,
+    /// Width of the pictures in pixels; even.
+    pub width: u32,
+    /// Height of the pictures in pixels; even.
+    pub height: u32,
+    /// Average bit rate in bits per second.
+    pub bitrate_bps: u32,
+    /// The rate at which the encoder's buffer model fills, in bits per second; at least `bitrate_bps`.
+    pub peak_bps: u32,
+    /// The size of the encoder's buffer model in bits.
+    pub buffer_bits: u32,
+    /// x264 preset.
+    pub preset: String,
+}
+
+/// Frame rates above this count as high, in frames per second: between 30 and 48.
+const HIGH_FRAME_RATE: f64 = 40.0;
+
+/// The lowest bit rate that a rung below the table gets, in kilobits per second.
+const MIN_BITRATE_KBPS: u64 = 50;
+
+/// The rungs for `source`, largest first, never larger than the source and never none.
+///
+/// Sizes are judged by the shorter side, so that a portrait source gets the same rungs, turned. A source
+/// that is not in the table gets a rung of its own size on top, named by its lines, unless it is larger
+/// than the whole table.
+pub fn derive(config: &Config, source: &VideoSource) -> Vec<Rung> {
+    let own = (even_floor(source.width.min(source.height)), own_kbps(config, source));
+    let mut wanted: Vec<(u32, u64)> = Vec::new();
+    let largest = config.rungs.first().map_or(0, |rung| rung.height);
+    if own.0 <= largest || largest == 0 {
+        wanted.push(own);
+    }
+    for &RungConfig { height, bitrate_kbps } in &config.rungs {
+        let fits = match wanted.last() {
+            None => true,
+            Some(&(above, _)) => {
+                height < above && u64::from(height) * 100 <= u64::from(above) * u64::from(config.step_percent)
+            }
+        };
+        if fits {
+            wanted.push((height, bitrate_kbps.into()));
+        }
+    }
+    wanted.into_iter().map(|(lines, kbps)| rung(config, source, lines, kbps)).collect()
+}
+
+fn rung(config: &Config, source: &VideoSource, lines: u32, kbps: u64) -> Rung {
+    let (width, height) = scaled(source, lines);
+    let percent = match source.frame_rate.is_some_and(|rate| rate.fps() > HIGH_FRAME_RATE) {
+        true => config.high_frame_rate_percent,
+        false => 100,
+    };
+    let bitrate = kbps * 10 * u64::from(percent);
+    let peak = bitrate * u64::from(config.peak_percent) / 100;
+    let buffer = peak.saturating_mul(config.rate_buffer.as_millis() as u64) / 1000;
+    Rung {
+        id: format!("{lines}p").parse().expect("digits and a letter are a valid name"),
+        width,
+        height,
+        bitrate_bps: clamp_u32(bitrate),
+        peak_bps: clamp_u32(peak),
+        buffer_bits: clamp_u32(buffer),
+        preset: config.preset.clone(),
+    }
+}
+
+/// The source's size with a shorter side of `lines`, the other side to the nearest even number.
+fn scaled(source: &VideoSource, lines: u32) -> (u32, u32) {
+    let (width, height) = (source.width, source.height);
+    let shorter = width.min(height);
+    if lines == even_floor(shorter) {
+        return (even_floor(width), even_floor(height));
+    }
+    let longer = u64::from(width.max(height)) * u64::from(lines);
+    let longer = (longer + u64::from(shorter)) / (2 * u64::from(shorter)) * 2;
+    match width < height {
+        true => (lines, clamp_u32(longer)),
+        false => (clamp_u32(longer), lines),
+    }
+}
+
+/// The bit rate for the source's own size: that of the table where it is there, else in proportion to the
+/// lines between its neighbours, and below the table in proportion to the area.
+fn own_kbps(config: &Config, source: &VideoSource) -> u64 {
+    let lines = u64::from(even_floor(source.width.min(source.height)));
+    let table = || config.rungs.iter().map(|rung| (u64::from(rung.height), u64::from(rung.bitrate_kbps)));
+    let above = table().rfind(|&(height, _)| height >= lines);
+    let below = table().find(|&(height, _)| height < lines);
+    match (above, below) {
+        (Some((high, high_kbps)), Some((low, low_kbps))) => {
+            low_kbps + (lines - low) * high_kbps.saturating_sub(low_kbps) / (high - low)
+        }
+        (Some((high, kbps)), None) => (kbps * lines * lines / (high * high)).max(MIN_BITRATE_KBPS),
+        (None, Some((_, kbps))) => kbps,
+        (None, None) => MIN_BITRATE_KBPS,
+    }
+}
+
+/// Pictures are stored with one colour sample per 2x2 pixels, so both sides are even; never zero.
+fn even_floor(side: u32) -> u32 {
+    (side & !1).max(2)
+}
+
+fn clamp_u32(value: u64) -> u32 {
+    value.min(i32::MAX as u64) as u32
+}
+
+/// What the rate control assumes when the source does not say: most live streams.
+pub(crate) const USUAL_FRAME_RATE: FrameRate = FrameRate { num: 30, den: 1 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(width: u32, height: u32, fps: u32) -> VideoSource {
+        let frame_rate = Some(FrameRate { num: fps, den: 1 });
+        VideoSource { avcc: bytes::Bytes::new(), width, height, sar: (1, 1), frame_rate }
+    }
+
+    fn ladder(width: u32, height: u32) -> String {
+        let rungs = derive(&Config::default(), &source(width, height, 30));
+        let text: Vec<_> = rungs
+            .iter()
+            .map(|r| format!("{}:{}x{}@{}", r.id, r.width, r.height, r.bitrate_bps / 1000))
+            .collect();
+        text.join(" ")
+    }
+
+    #[test]
+    fn ladders() {
+        let check = |width, height, expected: &str| assert_eq!(ladder(width, height), expected);
+        check(1280, 720, "720p:1280x720@2500 480p:854x480@1200 360p:640x360@700 240p:426x240@350");
+        check(640, 360, "360p:640x360@700 240p:426x240@350");
+        // A source between two rungs: its own on top, with a bit rate between theirs.
+        check(1244, 700, "700p:1244x700@2391 480p:854x480@1200 360p:640x360@700 240p:426x240@350");
+        // A rung that would nearly repeat the one above is left out.
+        check(868, 488, "488p:868x488@1243 360p:640x360@700 240p:426x240@350");
+        check(638, 358, "358p:638x358@694 240p:428x240@350");
+        // Odd sizes lose a line, not a rung.
+        check(639, 361, "360p:638x360@700 240p:424x240@350");
+        // Portrait is judged by the shorter side.
+        check(720, 1280, "720p:720x1280@2500 480p:480x854@1200 360p:360x640@700 240p:240x426@350");
+        check(480, 480, "480p:480x480@1200 360p:360x360@700 240p:240x240@350");
+        // Below the table: one rung, in proportion to its area.
+        check(160, 120, "120p:160x120@87");
+        check(32, 16, "16p:32x16@50");
+        check(0, 0, "2p:2x2@50");
+        // Above the table: its largest rung.
+        check(
+            7680,
+            4320,
+            "2160p:3840x2160@14000 1440p:2560x1440@8000 1080p:1920x1080@4500 720p:1280x720@2500 480p:854x480@1200 360p:640x360@700 240p:426x240@350",
+        );
+    }
+
+    #[test]
+    fn rates_follow_frame_rate_and_buffer_rules() {
+        let rung = &derive(&Config::default(), &source(640, 360, 60))[0];
+        assert_eq!((rung.bitrate_bps, rung.peak_bps, rung.buffer_bits), (1_050_000, 1_260_000, 1_260_000));
+        let rung = &derive(&Config::default(), &source(640, 360, 25))[0];
+        assert_eq!((rung.bitrate_bps, rung.peak_bps, rung.buffer_bits), (700_000, 840_000, 840_000));
+    }
+
+    #[test]
+    fn every_size_gets_a_ladder_that_never_upscales() {
+        let config = Config::default();
+        let mut seed = 1u64;
+        for _ in 0..20_000 {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let (width, height) = (16 + (seed >> 40) as u32 % 4081, 16 + (seed >> 20) as u32 % 4081);
+            let rungs = derive(&config, &source(width, height, 30));
+            assert!(!rungs.is_empty());
+            for rung in &rungs {
+                assert!(rung.width <= width + 1 && rung.height <= height + 1, "{width}x{height} {rung:?}");
+                assert!(
+                    rung.width % 2 == 0 && rung.height % 2 == 0 && rung.width > 0,
+                    "{width}x{height} {rung:?}"
+                );
+                assert!(rung.bitrate_bps >= 50_000 && rung.peak_bps >= rung.bitrate_bps);
+            }
+            for pair in rungs.windows(2) {
+                assert!(pair[0].height > pair[1].height && pair[0].bitrate_bps > pair[1].bitrate_bps);
+            }
+        }
+    }
+}

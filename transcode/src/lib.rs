@@ -1,0 +1,30 @@
+//! Turns the samples of one stream into a ladder of renditions: decodes the video once, scales each rung
+//! from the next larger one, encodes the rungs beside one another, and writes CMAF boxes around what comes
+//! out.
+//!
+//! It refuses to know about sockets, URLs, keys and manifests. It never drops a frame on its own account:
+//! every source frame leaves every rung exactly once, a frame that cannot be decoded is stood in for by its
+//! neighbour and counted, and a consumer that is too slow makes the sender wait.
+//!
+//! [`start`] is the verb; read `job.rs` for the threads and queues behind it, [`timeline`] for the rule of
+//! where segments begin, [`ladder`] for the choice of rungs and [`cmaf`] for the boxes.
+
+pub mod cmaf;
+pub mod config;
+mod decode;
+pub mod error;
+mod job;
+pub mod ladder;
+mod libav;
+pub mod metrics;
+mod nal;
+mod rung;
+pub mod timeline;
+
+pub use config::Config;
+pub use error::{Closed, Error};
+pub use job::{Event, Input, Job, Output, VideoSource, start};
+pub use ladder::Rung;
+pub use libav::Failure;
+pub use metrics::Metrics;
+pub use timeline::segment_index;

@@ -1,0 +1,139 @@
+//! One rung's thread: scale, pass on, encode.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::Receiver;
+
+use media::Sample;
+
+use crate::error::Error;
+use crate::job::{Event, Events, Pictures, Stop, VideoSource};
+use crate::ladder::{Rung, USUAL_FRAME_RATE};
+use crate::libav::{Encoder, Failure, Picture, Scaler, Settings};
+use crate::nal;
+use crate::timeline::Showing;
+
+/// Pictures inside the encoder at once: it is set to give each back at once, so more than a few mean that
+/// it does not work.
+const MAX_INSIDE: usize = 8;
+
+/// A rung that waits for its first picture.
+pub(crate) struct Stage {
+    index: usize,
+    name: String,
+    settings: Settings,
+    scaler: Scaler,
+    next: Option<Pictures>,
+    events: Events,
+    encoder: Option<Encoder>,
+    /// What the encoder holds, oldest first.
+    inside: VecDeque<Showing>,
+}
+
+impl Stage {
+    /// `next` is the way to the next smaller rung.
+    pub(crate) fn new(
+        index: usize,
+        rung: &Rung,
+        source: &VideoSource,
+        next: Option<Pictures>,
+        events: Events,
+    ) -> Result<Self, Failure> {
+        let settings = Settings {
+            width: rung.width,
+            height: rung.height,
+            frame_rate: source.frame_rate.unwrap_or(USUAL_FRAME_RATE),
+            bitrate_bps: rung.bitrate_bps,
+            peak_bps: rung.peak_bps,
+            buffer_bits: rung.buffer_bits,
+            preset: rung.preset.clone(),
+            sar: source.sar,
+        };
+        Ok(Self {
+            index,
+            name: rung.id.to_string(),
+            settings,
+            scaler: Scaler::new(rung.width, rung.height)?,
+            next,
+            events,
+            encoder: None,
+            inside: VecDeque::new(),
+        })
+    }
+
+    /// Encodes until the pictures end or nobody wants the result.
+    pub(crate) fn run(mut self, pictures: Receiver<(Picture, Showing)>) -> Result<(), Stop> {
+        for (picture, showing) in pictures {
+            let picture = self.scaler.scale(&picture)?;
+            if let Some(next) = &self.next {
+                next.send(picture.share()?, showing)?;
+            }
+            self.encode(picture, showing)?;
+        }
+        // The smaller rungs flush meanwhile.
+        self.next = None;
+        self.finish()
+    }
+
+    fn encode(&mut self, picture: Picture, showing: Showing) -> Result<(), Stop> {
+        if self.encoder.is_none() {
+            self.open(&picture)?;
+        }
+        let Some(encoder) = &mut self.encoder else { unreachable!("opened above") };
+        self.inside.push_back(showing);
+        encoder.send(picture, showing.pts, showing.key)?;
+        self.drain()?;
+        match self.inside.front() {
+            Some(oldest) if self.inside.len() > MAX_INSIDE => {
+                Err(self.wrong("holds pictures back", oldest.pts))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(&mut self) -> Result<(), Stop> {
+        if let Some(encoder) = &mut self.encoder {
+            encoder.finish()?;
+            self.drain()?;
+        }
+        match self.inside.front() {
+            Some(missing) => Err(self.wrong("kept a picture", missing.pts)),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the encoder for pictures like `first`, whose colour properties are known only now.
+    fn open(&mut self, first: &Picture) -> Result<(), Stop> {
+        let encoder = Encoder::open(&self.settings, first)?;
+        let avcc = nal::configuration_record(encoder.parameter_sets());
+        let avcc = avcc.ok_or_else(|| self.wrong("has no parameter sets", 0))?;
+        let Settings { width, height, .. } = self.settings;
+        self.encoder = Some(encoder);
+        self.events.send(Event::Config { rung: self.index, avcc, width, height })
+    }
+
+    /// Takes out what the encoder has ready.
+    fn drain(&mut self) -> Result<(), Stop> {
+        while let Some(encoder) = &mut self.encoder
+            && let Some(packet) = encoder.receive()?
+        {
+            let (pts, key, data) = (packet.pts, packet.key, nal::to_length_prefixed(packet.data));
+            let showing = self.inside.pop_front();
+            let Some(showing) = showing.filter(|showing| showing.pts == pts) else {
+                return Err(self.wrong("gave a picture out of turn", pts));
+            };
+            if showing.key && !key {
+                return Err(self.wrong("made no keyframe where one was asked for", pts));
+            }
+            let metrics = &self.events.metrics;
+            metrics.frames_encoded.inc();
+            metrics.encoded_bytes.inc_by(data.len() as u64);
+            let sample = Sample { dts: pts, pts, duration: showing.duration, key, data };
+            self.events.send(Event::Sample { rung: self.index, sample })?;
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, problem: &'static str, pts: i64) -> Stop {
+        Error::Encoder { rung: self.name.clone(), problem, pts }.into()
+    }
+}
