@@ -7,7 +7,7 @@ use bytes::Bytes;
 use cluster::lease::Grant;
 use http_body::Body;
 use http_body_util::BodyExt;
-use media::flv;
+use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Sample};
 use serde::Serialize;
@@ -79,6 +79,7 @@ pub(crate) async fn session<B>(
         run: None,
         published: None,
         received_bytes: 0,
+        media_came: false,
     };
     info!(epoch = session.grant.epoch, resume = session.request.resume_ms.is_some(), "session began");
     let ended = session.relay(body, &shutdown).await;
@@ -114,6 +115,7 @@ struct Session<'a> {
     /// Presentation time up to which the whole session is published.
     published: Option<i64>,
     received_bytes: u64,
+    media_came: bool,
 }
 
 impl Session<'_> {
@@ -174,6 +176,15 @@ impl Session<'_> {
             self.shared.metrics.received_bytes.inc_by(data.len() as u64);
             decoder.push(&data);
             while let Some(tag) = decoder.poll()? {
+                if self.request.resume_ms.is_none()
+                    && !self.media_came
+                    && !tag.is_config()
+                    && tag.kind != TagKind::Script
+                {
+                    // The POP opens the relay before the first frame comes: that moment says more than its header.
+                    self.media_came = true;
+                    self.request.received_unix_ms = unix_ms();
+                }
                 feed.push(&tag)?;
                 self.feed_on(feed).await?;
             }
@@ -198,6 +209,7 @@ impl Session<'_> {
                     info!(why, "the timeline breaks: a new run begins");
                     self.finish_run().await?;
                     self.request.resume_ms = None;
+                    self.media_came = true;
                     self.request.received_unix_ms = unix_ms();
                     self.grant = self.shared.store.claim(self.live.name().as_str(), &self.request.session);
                 }
