@@ -29,6 +29,9 @@ pub enum Error {
     /// The POP went away in the middle of the relay.
     #[error("relay broke: {0}")]
     Relay(String),
+    /// What the broadcaster sends cannot be decoded at all.
+    #[error("source: {0}")]
+    Source(transcode::Error),
     /// Encoding failed.
     #[error("transcode: {0}")]
     Transcode(#[from] transcode::Error),
@@ -47,7 +50,7 @@ impl Error {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Error::Rejected(_) | Error::Flv(_) | Error::TakenOver => Fault::Broadcaster,
+            Error::Rejected(_) | Error::Flv(_) | Error::TakenOver | Error::Source(_) => Fault::Broadcaster,
             Error::Relay(_) | Error::ShuttingDown => Fault::Network,
             Error::Listen(_) | Error::Transcode(_) | Error::Busy | Error::Task(_) => Fault::Ours,
         }

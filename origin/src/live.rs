@@ -262,7 +262,8 @@ impl Live {
         let Some(rendition) = broadcast.rendition(id) else { return Ok(Found::Never) };
         let ended = inner.state == State::Ended;
         // After EXT-X-ENDLIST the directives mean nothing (6.2.5.2).
-        if rendition.window.last().is_none()
+        // A playlist without a whole segment is one that plain players give up on: they wait for it here.
+        if rendition.window.last_closed().is_none()
             || !(ended || directives.satisfied(&rendition.window, broadcast.targets)?)
         {
             return Ok(Found::Later);
@@ -469,9 +470,12 @@ impl Broadcast {
         for index in 0..self.renditions.len() {
             self.close(index);
         }
-        let end = self.end;
+        let (end, next_number, segment_duration) = (self.end, self.next_number, self.targets.segment_duration);
         if let Some(period) = self.periods.last_mut() {
-            period.end = Some(end);
+            // Players count segments by the period's duration: the last frame of a rendition may reach a little beyond
+            // its last segment's nominal end, and must not promise another.
+            let segments = next_number.0.saturating_sub(period.first.0) as Ticks;
+            period.end = Some(end.min(period.start + segments * segment_duration));
         }
     }
 

@@ -267,7 +267,11 @@ impl Session<'_> {
             Some(source) => {
                 let Targets { segment_duration, .. } = place.targets;
                 let job = Job { source, rungs, start: place.start, segment_duration };
-                let (input, output) = transcode::start(job, self.shared.transcode_metrics.clone())?;
+                let started = transcode::start(job, self.shared.transcode_metrics.clone());
+                let (input, output) = started.map_err(|error| match error {
+                    transcode::Error::Job { .. } | transcode::Error::Libav(_) => Error::Source(error),
+                    error => Error::Transcode(error),
+                })?;
                 let publisher = tokio::spawn(publish(output, packager.clone(), self.lines.clone()));
                 Some(Encoder { input, publisher })
             }

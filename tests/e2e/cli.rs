@@ -1,0 +1,60 @@
+//! The command line, health endpoints and shutdown, as an operator meets them.
+
+use std::fs;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use crate::kit::*;
+
+#[test]
+fn check_config_names_every_problem_and_exits_2() {
+    let folder = Folder::new("check");
+    let file = folder.path().join("bad.toml");
+    fs::write(&file, "[origin]\nwindow = \"1s\"\ncolour = 1\n[edge]\nhttp = \"nowhere\"\n").unwrap();
+    for command in [["check-config"].as_slice(), ["serve", "--config"].as_slice()] {
+        let output = rooftop().args(command).arg(&file).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8(output.stderr).unwrap();
+        for key in ["origin.window", "origin.colour", "edge.http"] {
+            assert!(said.contains(key), "{key} in {said}");
+        }
+    }
+    let good = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/all-in-one.toml");
+    assert!(rooftop().args(["check-config", good]).output().unwrap().status.success());
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let folder = Folder::new("port");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let mut config = all_in_one(&folder.path().join("state"));
+    config.insert("admin", format!("listen = \"{addr}\"\n"));
+    let file = folder.path().join("node.toml");
+    fs::write(&file, toml(&config)).unwrap();
+    let output = rooftop().args(["serve", "--config"]).arg(&file).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains(&format!("failed to listen on {addr}")), "{said}");
+}
+
+#[test]
+fn an_idle_node_answers_operators_and_stops_at_once() {
+    let folder = Folder::new("idle");
+    let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let admin = |path: &str| get(&format!("http://{}{path}", node.addr("admin")));
+    assert_eq!(admin("/healthz").status, 200);
+    eventually("readiness", || (admin("/readyz").status == 200).then_some(()));
+    let metrics = admin("/metrics").text();
+    for name in ["ingest_connections", "origin_streams", "transcode_jobs", "edge_requests"] {
+        assert!(metrics.contains(&format!("# HELP {name} ")), "{name}");
+    }
+    assert_eq!(admin("/secret").status, 404);
+    let page = get(&node.url("/watch/anything"));
+    assert!(page.status == 200 && page.text().contains("<html"));
+    assert_eq!(get(&node.url("/live/nothing/index.m3u8")).status, 404);
+    let now = get(&node.url("/time")).text();
+    assert!(now.ends_with('Z') && now.len() == "2026-01-01T00:00:00.000Z".len(), "{now}");
+    let (status, took) = node.stop();
+    assert!(status.success() && took < Duration::from_secs(10), "{status}, {took:?}");
+}

@@ -1,0 +1,80 @@
+//! A POP, two origins and a shield as four processes: streams spread over the origins by the ring, and each one's media
+//! is found again at its own.
+
+use std::net::SocketAddr;
+
+use crate::kit::*;
+
+const STREAMS: usize = 20;
+
+/// A node of the fleet: all share certificates, keys and the member list.
+fn config(folder: &Folder, name: &str, role: &str, origins: &str, shields: &str, listen: &str) -> String {
+    let state = folder.path().join("state");
+    format!(
+        "[node]\nname = \"{name}\"\nroles = {role}\nstate_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [cluster]\norigins = [{origins}]\nshields = [{shields}]\n{listen}\n",
+        state.display()
+    )
+}
+
+fn member(name: &str, addr: SocketAddr) -> String {
+    format!("{{ name = \"{name}\", address = \"{addr}\" }}")
+}
+
+#[test]
+fn streams_spread_over_two_origins_and_are_found_again() {
+    let _turn = real_time();
+    let extra = &["-preset", "ultrafast", "-tune", "zerolatency", "-g", "20", "-b:v", "50k"];
+    let clip = Clip::make("tiny", Recipe { size: "96x64", rate: "10", seconds: 10, extra });
+    let folder = Folder::new("fleet");
+    let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let origins = ["origin-1", "origin-2"].map(|name| {
+        let listen = "[origin]\nlisten = \"127.0.0.1:0\"";
+        Node::start(&folder, name, &config(&folder, name, "[\"origin\"]", &member(name, nowhere), "", listen))
+    });
+    let members =
+        [member("origin-1", origins[0].addr("origin")), member("origin-2", origins[1].addr("origin"))]
+            .join(", ");
+    let listen = "[shield]\nhttps = \"127.0.0.1:0\"";
+    let shield =
+        Node::start(&folder, "shield-1", &config(&folder, "shield-1", "[\"shield\"]", &members, "", listen));
+    let listen = "[ingest]\nrtmps = \"127.0.0.1:0\"\ndrain = \"0s\"\n[edge]\nhttp = \"127.0.0.1:0\"";
+    let shields = member("shield-1", shield.addr("shield"));
+    let roles = "[\"ingest\", \"edge\"]";
+    let pop = Node::start(&folder, "pop-1", &config(&folder, "pop-1", roles, &members, &shields, listen));
+
+    let names: Vec<String> = (0..STREAMS).map(|index| format!("stream-{index}")).collect();
+    let _broadcasters: Vec<_> =
+        names.iter().map(|name| Broadcaster::send(&clip, &pop.publish_url("rtmps", name), -1)).collect();
+    let ring = cluster::Ring::new(
+        ["origin-1", "origin-2"]
+            .map(|name| cluster::Node { name: name.into(), address: String::new() })
+            .into(),
+    );
+    let mut share = [0, 0];
+    for name in &names {
+        live(&pop, name);
+        let owner = usize::from(ring.candidates(name)[0].name == "origin-2");
+        share[owner] += 1;
+        let began = format!("relay{{stream={name} ");
+        origins[owner].logged(&began);
+        assert!(!origins[1 - owner].log().contains(&began), "{name} is at its own origin only");
+
+        // Each stream is a picture of its own size: none could pass for another's, and all come through both tiers.
+        let playlist = eventually("a segment", || {
+            let playlist = get(&pop.url(&format!("/live/{name}/64p.m3u8"))).text();
+            playlist.contains("#EXTINF").then_some(playlist)
+        });
+        let segment = playlist.lines().find(|line| line.ends_with(".m4s") && !line.starts_with('#')).unwrap();
+        let answer = get(&pop.url(&format!("/live/{name}/{segment}")));
+        assert_eq!(answer.status, 200);
+        assert_eq!(&answer.body[4..8], b"styp");
+    }
+    println!("{} streams at origin-1, {} at origin-2", share[0], share[1]);
+    assert!(share[0] >= 5 && share[1] >= 5, "{share:?}");
+    // What the shield fetched came from the owner at the first try: no request went to an origin that had to pass.
+    for (origin, streams) in origins.iter().zip(share) {
+        assert_eq!(origin.metric("origin_streams"), f64::from(streams));
+    }
+    assert_eq!(get(&pop.url("/live/unknown/index.m3u8")).status, 404);
+}

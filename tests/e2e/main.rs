@@ -1,0 +1,14 @@
+//! The whole system with real peers: ffmpeg broadcasts, ffprobe, curl-like clients and headless Chromium watch.
+//! One binary, a module per story. Stories that need real time take turns: two at once would starve one another on a
+//! small machine.
+
+#![expect(unreachable_pub, reason = "the modules of one test binary share their items plainly")]
+
+mod bad_input;
+mod browser;
+mod cli;
+mod fleet;
+mod frames;
+mod herd;
+mod kit;
+mod reconnect;
