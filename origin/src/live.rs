@@ -470,7 +470,8 @@ impl Broadcast {
         for index in 0..self.renditions.len() {
             self.close(index);
         }
-        let (end, next_number, segment_duration) = (self.end, self.next_number, self.targets.segment_duration);
+        let (end, next_number, segment_duration) =
+            (self.end, self.next_number, self.targets.segment_duration);
         if let Some(period) = self.periods.last_mut() {
             // Players count segments by the period's duration: the last frame of a rendition may reach a little beyond
             // its last segment's nominal end, and must not promise another.

@@ -33,9 +33,11 @@ impl Player {
 
 impl Drop for Player {
     fn drop(&mut self) {
-        // The script ends its browser when it is told to end.
-        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
-        let _ = self.0.wait();
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // The script ends its browser when it is told to end.
+            terminate(&self.0);
+            let _ = self.0.wait();
+        }
     }
 }
 

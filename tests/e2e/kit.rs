@@ -161,7 +161,8 @@ impl Drop for Node {
     }
 }
 
-fn terminate(child: &Child) {
+/// SIGTERM.
+pub fn terminate(child: &Child) {
     let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
 }
