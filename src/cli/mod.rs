@@ -1,0 +1,52 @@
+//! The command line: one file per subcommand.
+
+pub mod check_config;
+pub mod serve;
+pub mod stream;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Live video ingest, transcoding and DASH/HLS edge delivery.
+#[derive(Debug, Parser)]
+#[command(name = "rooftop", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the roles that the configuration names until SIGTERM or Ctrl-C
+    Serve(serve::ServeArgs),
+    /// Report every problem of a configuration file; exits 2 if there is one
+    CheckConfig(CheckConfigArgs),
+    /// Stream keys
+    Stream(stream::StreamArgs),
+}
+
+/// Arguments of `check-config`.
+#[derive(Debug, Args)]
+pub struct CheckConfigArgs {
+    /// The file to check
+    pub file: PathBuf,
+}
+
+/// Exit code of a configuration that cannot be used.
+pub const EXIT_BAD_CONFIG: u8 = 2;
+
+/// Reads a configuration, or prints what is wrong with it to standard error.
+fn load(file: &std::path::Path) -> Option<crate::config::Config> {
+    match crate::config::Config::load(file) {
+        Ok(config) => Some(config),
+        Err(crate::config::Problems(problems)) => {
+            for problem in problems {
+                eprintln!("{}: {problem}", file.display());
+            }
+            None
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! `rooftop stream create NAME`
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use media::StreamName;
+use serde::Serialize;
+
+use super::{EXIT_BAD_CONFIG, load};
+use crate::config::Config;
+use crate::secrets;
+
+/// Arguments of `stream`.
+#[derive(Debug, Args)]
+pub struct StreamArgs {
+    /// What to do with streams.
+    #[command(subcommand)]
+    pub command: StreamCommand,
+}
+
+/// The subcommands of `stream`.
+#[derive(Debug, Subcommand)]
+pub enum StreamCommand {
+    /// Make a stream key: whoever has it may publish the stream until it expires
+    Create(CreateArgs),
+}
+
+/// Arguments of `stream create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Name of the stream: 1 to 64 of A-Z a-z 0-9 - _ .
+    pub name: StreamName,
+    /// The configuration file of a node that has the token key
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// How long the key is valid
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
+    pub ttl: Duration,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+struct Created {
+    stream: String,
+    key: String,
+    ingest: Vec<String>,
+    publish: Vec<String>,
+    watch: Vec<String>,
+    hls: Vec<String>,
+    dash: Vec<String>,
+}
+
+/// Makes a stream key.
+pub fn run(args: &StreamArgs) -> anyhow::Result<ExitCode> {
+    let StreamCommand::Create(args) = &args.command;
+    let Some(config) = load(&args.config) else {
+        return Ok(ExitCode::from(EXIT_BAD_CONFIG));
+    };
+    let keys = secrets::token_keys(&config)?;
+    let token = keys.issue(args.name.as_str(), args.ttl, SystemTime::now());
+    let created = created(&config, &args.name, &token);
+    if args.json {
+        println!("{}", serde_json::to_string(&created)?);
+    } else {
+        print(&created, args.ttl);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn created(config: &Config, name: &StreamName, token: &str) -> Created {
+    let host = &config.public.host;
+    let key = format!("{name}?token={token}");
+    let ingest: Vec<_> = [("rtmps", config.ingest.rtmps), ("rtmp", config.ingest.rtmp)]
+        .into_iter()
+        .filter_map(|(scheme, addr)| Some(format!("{scheme}://{host}:{}/live", addr?.port())))
+        .collect();
+    let bases: Vec<_> = [("http", config.edge.http), ("https", config.edge.https)]
+        .into_iter()
+        .filter_map(|(scheme, addr)| Some(format!("{scheme}://{host}:{}", addr?.port())))
+        .collect();
+    let urls = |path: String| bases.iter().map(|base| format!("{base}{path}")).collect();
+    Created {
+        stream: name.to_string(),
+        publish: ingest.iter().map(|url| format!("{url}/{key}")).collect(),
+        ingest,
+        watch: urls(format!("/watch/{name}")),
+        hls: urls(format!("/live/{name}/index.m3u8")),
+        dash: urls(format!("/live/{name}/manifest.mpd")),
+        key,
+    }
+}
+
+fn print(created: &Created, ttl: Duration) {
+    println!("Stream {}, key valid for {}", created.stream, humantime::format_duration(ttl));
+    for (label, lines) in [
+        ("Server (OBS: Custom)", &created.ingest),
+        ("Stream key", &vec![created.key.clone()]),
+        ("ffmpeg -f flv", &created.publish),
+        ("Watch", &created.watch),
+        ("HLS", &created.hls),
+        ("DASH", &created.dash),
+    ] {
+        for line in lines {
+            println!("  {label:<22}{line}");
+        }
+    }
+}

@@ -1,0 +1,427 @@
+//! The whole configuration: one TOML file, one field per crate, one validation that reports every problem before
+//! any port is bound.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_path_to_error::Segment;
+
+/// A node's configuration file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What this node is.
+    pub node: NodeConfig,
+    /// Where viewers and broadcasters reach the platform; only printed.
+    pub public: Public,
+    /// The operators' listener.
+    pub admin: Admin,
+    /// What is logged.
+    pub log: Log,
+    /// Certificates.
+    pub tls: Tls,
+    /// Keys of stream tokens.
+    pub tokens: Tokens,
+    /// The members of the fleet.
+    pub cluster: Cluster,
+    /// RTMP and RTMPS.
+    pub ingest: ingest::Config,
+    /// Packaging.
+    pub origin: origin::Config,
+    /// The ladder.
+    pub transcode: transcode::Config,
+    /// The cache in front of the origins.
+    pub shield: edge::Config,
+    /// The cache near the viewers.
+    pub edge: edge::Config,
+}
+
+/// A role that a node may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Takes RTMP from broadcasters.
+    Ingest,
+    /// Transcodes and packages.
+    Origin,
+    /// Caches in front of the origins.
+    Shield,
+    /// Caches near the viewers.
+    Edge,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Its name, as `[cluster]` lists it. Default `local`.
+    pub name: String,
+    /// What it does. Default: everything.
+    pub roles: Vec<Role>,
+    /// Where it keeps what it makes: development certificates, the token key. Relative to the working directory. Default `run`.
+    pub state_dir: PathBuf,
+}
+
+/// `[public]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Public {
+    /// Host name of the URLs that `rooftop stream create` prints. Default `localhost`.
+    pub host: String,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// Where `/healthz`, `/readyz` and `/metrics` are answered, plain HTTP: a loopback address. Default `127.0.0.1:9090`.
+    pub listen: SocketAddr,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A filter such as `info` or `info,edge=debug`. Default `info`.
+    pub filter: String,
+}
+
+/// `[tls]`: PEM files. What is not given is made in `state_dir/tls` as development certificates.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// The CA that all nodes of the fleet trust among themselves.
+    pub ca: Option<PathBuf>,
+    /// This node's certificate chain for the fleet.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+    /// The certificate chain shown to viewers and broadcasters. Default: the node's.
+    pub public_certificate: Option<PathBuf>,
+    /// Its key.
+    pub public_key: Option<PathBuf>,
+    /// Names and addresses that a development certificate is valid for besides localhost and the node's name.
+    pub names: Vec<String>,
+}
+
+/// `[tokens]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tokens {
+    /// Files with a secret of at least 32 bytes each: the first signs, all are accepted. Every POP and origin needs the
+    /// same. Default: `state_dir/token.key`, made on first start.
+    pub key_files: Vec<PathBuf>,
+}
+
+/// `[cluster]`: the same on every node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// The origins. Streams are spread over them by their names.
+    pub origins: Vec<NodeAddress>,
+    /// The shields. Without any, edges ask the origins themselves.
+    pub shields: Vec<NodeAddress>,
+}
+
+/// A member of the fleet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeAddress {
+    /// Its `node.name`.
+    pub name: String,
+    /// `host:port`. For the node itself port 0 stands for the port that the system gave it.
+    pub address: String,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            name: "local".into(),
+            roles: vec![Role::Ingest, Role::Origin, Role::Shield, Role::Edge],
+            state_dir: "run".into(),
+        }
+    }
+}
+
+impl Default for Public {
+    fn default() -> Self {
+        Self { host: "localhost".into() }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".into() }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        let local = |port| NodeAddress { name: "local".into(), address: format!("127.0.0.1:{port}") };
+        Self { origins: vec![local(7443)], shields: vec![local(7444)] }
+    }
+}
+
+/// Everything that is wrong with a file, each entry with the path of its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<String>);
+
+impl std::fmt::Display for Problems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for problem in &self.0 {
+            writeln!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A file may hold this many wrong keys before the rest goes unreported.
+const MAX_PROBLEMS: usize = 100;
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Config, Problems> {
+        let text = std::fs::read_to_string(path).map_err(|error| Problems(vec![format!("{error}")]))?;
+        Self::parse(&text)
+    }
+
+    /// Reads and checks the text of a file.
+    pub fn parse(text: &str) -> Result<Config, Problems> {
+        let mut table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| Problems(vec![error.to_string().trim().to_owned()]))?;
+        let mut problems = Vec::new();
+        let config = loop {
+            match serde_path_to_error::deserialize::<_, Config>(table.clone()) {
+                Ok(config) => break config,
+                // What is wrong is noted and taken out, so that the next round finds the next problem.
+                Err(error) => match take_out(&mut table, &error) {
+                    Some(problem) if problems.len() < MAX_PROBLEMS => problems.push(problem),
+                    _ => {
+                        problems.push(error.to_string());
+                        return Err(Problems(problems));
+                    }
+                },
+            }
+        };
+        problems.extend(config.problems());
+        if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
+    }
+
+    /// Whether this node has the role.
+    pub fn has(&self, role: Role) -> bool {
+        self.node.roles.contains(&role)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let name_is_good = |name: &str| name.parse::<media::StreamName>().is_ok();
+        if !name_is_good(&self.node.name) {
+            let allowed = "1 to 64 of A-Z a-z 0-9 - _ .";
+            problems.push(format!("`node.name`: {:?} is not {allowed}", self.node.name));
+        }
+        if self.node.roles.is_empty() {
+            problems.push("`node.roles`: a node without a role has nothing to do".into());
+        }
+        if !self.admin.listen.ip().is_loopback() {
+            problems.push(format!("`admin.listen`: {} is not a loopback address", self.admin.listen));
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
+            problems.push(format!("`log.filter`: {error}"));
+        }
+        if self.public.host.is_empty() || self.public.host.contains(['/', ' ', ':']) {
+            problems.push(format!("`public.host`: {:?} is not a host name", self.public.host));
+        }
+        self.tls_problems(&mut problems);
+        for (key, nodes) in [("origins", &self.cluster.origins), ("shields", &self.cluster.shields)] {
+            for (index, node) in nodes.iter().enumerate() {
+                if !name_is_good(&node.name) {
+                    problems
+                        .push(format!("`cluster.{key}[{index}].name`: {:?} is not a node name", node.name));
+                }
+                if nodes[..index].iter().any(|other| other.name == node.name) {
+                    problems.push(format!("`cluster.{key}[{index}].name`: {:?} is there twice", node.name));
+                }
+                if !is_host_and_port(&node.address) {
+                    problems.push(format!(
+                        "`cluster.{key}[{index}].address`: {:?} is not host:port",
+                        node.address
+                    ));
+                }
+            }
+        }
+        if self.cluster.origins.is_empty() {
+            problems.push("`cluster.origins`: there must be at least one".into());
+        }
+        if self.has(Role::Ingest) {
+            problems.extend(self.ingest.problems("ingest"));
+        }
+        if self.has(Role::Origin) {
+            problems.extend(self.origin.problems("origin"));
+            problems.extend(self.transcode.problems("transcode"));
+        }
+        if self.has(Role::Shield) {
+            problems.extend(self.shield.problems("shield"));
+            if self.shield.https.is_none() {
+                problems.push("`shield.https`: a shield needs a listener".into());
+            }
+        }
+        if self.has(Role::Edge) {
+            problems.extend(self.edge.problems("edge"));
+        }
+        problems
+    }
+
+    fn tls_problems(&self, problems: &mut Vec<String>) {
+        let fleet = [&self.tls.ca, &self.tls.certificate, &self.tls.key];
+        if fleet.iter().any(|file| file.is_some()) && fleet.iter().any(|file| file.is_none()) {
+            problems.push("`tls`: ca, certificate and key are given together or not at all".into());
+        }
+        if self.tls.public_certificate.is_some() != self.tls.public_key.is_some() {
+            problems.push("`tls`: public_certificate and public_key are given together or not at all".into());
+        }
+    }
+}
+
+/// Puts the real port of the node `name` where its address has port 0.
+pub fn fill_address(nodes: &mut [NodeAddress], name: &str, addr: SocketAddr) {
+    for node in nodes.iter_mut().filter(|node| node.name == name) {
+        if let Some(host) = node.address.strip_suffix(":0") {
+            node.address = format!("{host}:{}", addr.port());
+        }
+    }
+}
+
+fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+/// Removes the key that `error` is about and says what was wrong with it; `None` if it cannot be found.
+fn take_out(table: &mut toml::Table, error: &serde_path_to_error::Error<toml::de::Error>) -> Option<String> {
+    let message = error.inner().message().trim().to_owned();
+    let mut keys: Vec<&str> = Vec::new();
+    for segment in error.path() {
+        match segment {
+            Segment::Map { key } => keys.push(key),
+            // Elements of arrays are not removed one by one: that would shift the ones behind.
+            _ => break,
+        }
+    }
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    let mut here = table;
+    let mut path = keys.clone();
+    if let Some(unknown) = unknown
+        && path.last() != Some(&unknown)
+    {
+        path.push(unknown);
+    }
+    loop {
+        let (last, parents) = path.split_last()?;
+        let mut found = Some(&mut *here);
+        for key in parents {
+            found = found.and_then(|table| table.get_mut(*key)).and_then(toml::Value::as_table_mut);
+        }
+        if let Some(table) = found
+            && table.remove(*last).is_some()
+        {
+            let full = error.path().to_string();
+            let shown = match unknown {
+                Some(unknown) if !full.ends_with(unknown) => {
+                    format!("{full}.{unknown}").trim_start_matches("..").to_owned()
+                }
+                _ => full,
+            };
+            return Some(format!("`{}`: {message}", shown.trim_start_matches(['.', '?'])));
+        }
+        path.pop();
+        here = &mut *here;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("configs").join(name)
+    }
+
+    #[test]
+    fn the_reference_shows_the_defaults() {
+        let text = std::fs::read_to_string(file("reference.toml")).unwrap();
+        let reference = Config::parse(&text).unwrap_or_else(|problems| panic!("{problems}"));
+        let defaults = Config {
+            shield: edge::Config { https: reference.shield.https, ..edge::Config::default() },
+            ingest: ingest::Config { rtmps: reference.ingest.rtmps, ..ingest::Config::default() },
+            edge: edge::Config { https: reference.edge.https, ..edge::Config::default() },
+            ..Config::default()
+        };
+        assert_eq!(reference, defaults);
+        // Every key that serialises is there to be read about.
+        let keys = toml::Table::try_from(&reference).unwrap();
+        for (section, values) in &keys {
+            for key in values.as_table().unwrap().keys() {
+                assert!(
+                    text.contains(&format!("\n{key} = ")) || text.contains(&format!(".{key}]")),
+                    "{section}.{key}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_shipped_file_loads() {
+        for entry in std::fs::read_dir(file("")).unwrap() {
+            let path = entry.unwrap().path();
+            if let Err(problems) = Config::load(&path) {
+                panic!("{}: {problems}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn every_problem_is_reported_with_its_key() {
+        let text = r#"
+            colour = "red"
+            [node]
+            name = "a b"
+            rolls = ["origin"]
+            [ingest]
+            rtmp = "nowhere"
+            handshake_timeout = "10 parsecs"
+            [cluster]
+            origins = [{ name = "o1", address = "o1" }, { name = "o1", address = "o1:1", colour = 1 }]
+            [origin]
+            window = "1s"
+            max_streams = -1
+            [edge.limits]
+            max_connections = "many"
+        "#;
+        let Problems(problems) = Config::parse(text).unwrap_err();
+        for key in [
+            "colour",
+            "node.rolls",
+            "node.name",
+            "ingest.rtmp",
+            "ingest.handshake_timeout",
+            "cluster.origins",
+            "origin.window",
+            "origin.max_streams",
+            "edge.limits.max_connections",
+        ] {
+            assert!(
+                problems.iter().any(|problem| problem.starts_with(&format!("`{key}"))),
+                "{key}: {problems:#?}"
+            );
+        }
+        let Problems(problems) = Config::parse("[node").unwrap_err();
+        assert!(problems[0].contains("line 1"), "{problems:?}");
+    }
+}

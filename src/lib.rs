@@ -1,0 +1,173 @@
+//! Builds the roles of a node from its configuration, joins them, and shuts them down in the direction of flow.
+//!
+//! This is the only file that knows all roles. They talk over network protocols only, also within one process: a fleet of
+//! many machines is the same code with other addresses.
+//!
+//! [`Server::bind`], then [`Server::serve`]. Read [`config`] for what can be chosen.
+
+mod adapters;
+mod admin;
+pub mod cli;
+pub mod config;
+mod secrets;
+mod telemetry;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use cluster::{Node, Ring};
+use net::tls::{self, Clients};
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use config::{Config, Role};
+
+/// A node whose ports are bound, but which does not serve yet.
+pub struct Server {
+    /// Where what listens, by name: `rtmp`, `rtmps`, `origin`, `shield`, `https`, `http`, `admin`.
+    pub listeners: BTreeMap<&'static str, SocketAddr>,
+    ingest: Option<ingest::Ingest>,
+    origin: Option<origin::Origin>,
+    shield: Option<edge::Edge>,
+    edge: Option<edge::Edge>,
+    admin: admin::Admin,
+    ready: Arc<AtomicBool>,
+}
+
+impl Server {
+    /// Makes what is missing on a first start (development certificates, token key) and binds every port.
+    pub async fn bind(config: Config) -> anyhow::Result<Server> {
+        let files = secrets::certificates(&config)?;
+        let keys = Arc::new(secrets::token_keys(&config)?);
+        let client_tls = tls::client_config(&files.fleet)?;
+        let mut registry = Registry::default();
+        let mut listeners = BTreeMap::new();
+
+        // Origins first, then shields, edges and ingest: each may have a port that the system chose, which the next must know.
+        let mut origins = config.cluster.origins.clone();
+        let origin = if config.has(Role::Origin) {
+            let deps = origin::Deps {
+                keys: keys.clone(),
+                store: cluster::store::Embedded::default(),
+                transcode: config.transcode.clone(),
+                server_tls: tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?,
+                metrics: origin::Metrics::register(&mut registry),
+                transcode_metrics: transcode::Metrics::register(&mut registry),
+            };
+            let origin = origin::Origin::bind(config.origin.clone(), deps).await.context("origin")?;
+            listeners.insert("origin", origin.addr());
+            config::fill_address(&mut origins, &config.node.name, origin.addr());
+            Some(origin)
+        } else {
+            None
+        };
+        let origins = ring(&origins);
+
+        let edge_metrics = edge::Metrics::register(&mut registry);
+        let mut shields = config.cluster.shields.clone();
+        let shield = if config.has(Role::Shield) {
+            let deps = edge::Deps {
+                tier: "shield",
+                upstreams: origins.clone(),
+                client_tls: Some(client_tls.clone()),
+                server_tls: Some(tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?),
+                pages: None,
+                metrics: edge_metrics.clone(),
+            };
+            let shield = edge::Edge::bind(config.shield.clone(), deps).await.context("shield")?;
+            if let Some(addr) = shield.https_addr() {
+                listeners.insert("shield", addr);
+                config::fill_address(&mut shields, &config.node.name, addr);
+            }
+            Some(shield)
+        } else {
+            None
+        };
+
+        let edge = if config.has(Role::Edge) {
+            // Without shields an edge asks the origins itself.
+            let upstreams = if shields.is_empty() { origins.clone() } else { ring(&shields) };
+            let deps = edge::Deps {
+                tier: "edge",
+                upstreams,
+                client_tls: Some(client_tls.clone()),
+                server_tls: Some(tls::server_config(&files.public, Clients::Anyone, &[b"h2", b"http/1.1"])?),
+                pages: Some(Arc::new(adapters::WatchPages)),
+                metrics: edge_metrics,
+            };
+            let edge = edge::Edge::bind(config.edge.clone(), deps).await.context("edge")?;
+            listeners.extend(edge.https_addr().map(|addr| ("https", addr)));
+            listeners.extend(edge.http_addr().map(|addr| ("http", addr)));
+            Some(edge)
+        } else {
+            None
+        };
+
+        let ingest = if config.has(Role::Ingest) {
+            let deps = ingest::Deps {
+                origins,
+                keys,
+                server_tls: tls::server_config(&files.public, Clients::Anyone, &[])?,
+                client_tls,
+                metrics: ingest::Metrics::register(&mut registry),
+            };
+            let ingest = ingest::Ingest::bind(config.ingest.clone(), deps).await.context("ingest")?;
+            listeners.extend(ingest.rtmp_addr().map(|addr| ("rtmp", addr)));
+            listeners.extend(ingest.rtmps_addr().map(|addr| ("rtmps", addr)));
+            Some(ingest)
+        } else {
+            None
+        };
+
+        let ready = Arc::new(AtomicBool::new(false));
+        let admin =
+            admin::Admin::bind(config.admin.listen, registry, ready.clone()).await.context("admin")?;
+        listeners.insert("admin", admin.addr());
+        Ok(Server { listeners, ingest, origin, shield, edge, admin, ready })
+    }
+
+    /// Serves until `shutdown`; then ends the roles one after the other in the direction of flow, each within its own
+    /// drain time, so that what a broadcaster sent before still reaches the viewers.
+    pub async fn serve(self, shutdown: CancellationToken) {
+        let mut roles = Vec::new();
+        let mut start = |name, serve: Option<JoinHandle<()>>, stop: CancellationToken| {
+            roles.extend(serve.map(|serve| (name, serve, stop)));
+        };
+        let stop = CancellationToken::new();
+        start("ingest", self.ingest.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
+        let stop = CancellationToken::new();
+        start("origin", self.origin.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
+        let stop = CancellationToken::new();
+        start("shield", self.shield.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
+        let stop = CancellationToken::new();
+        start("edge", self.edge.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
+        let stop_admin = CancellationToken::new();
+        let admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
+
+        self.ready.store(true, Ordering::Relaxed);
+        shutdown.cancelled().await;
+        self.ready.store(false, Ordering::Relaxed);
+        for (name, serve, stop) in roles {
+            info!(role = name, "stopping");
+            stop.cancel();
+            if let Err(error) = serve.await {
+                tracing::error!(role = name, %error, "role failed");
+            }
+        }
+        stop_admin.cancel();
+        if let Err(error) = admin.await {
+            tracing::error!(%error, "admin listener failed");
+        }
+    }
+}
+
+fn ring(nodes: &[config::NodeAddress]) -> Ring {
+    Ring::new(
+        nodes.iter().map(|node| Node { name: node.name.clone(), address: node.address.clone() }).collect(),
+    )
+}

@@ -1,0 +1,19 @@
+//! The `rooftop` binary: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use rooftop::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Serve(args) => rooftop::cli::serve::run(args),
+        Command::CheckConfig(args) => rooftop::cli::check_config::run(args),
+        Command::Stream(args) => rooftop::cli::stream::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("rooftop: {error:#}");
+        ExitCode::FAILURE
+    })
+}
