@@ -25,10 +25,10 @@ pub struct Ledger {
 impl Ledger {
     /// Grants `stream` to `holder` with a higher epoch, whoever had it before.
     ///
-    /// An epoch begins at the wall clock's seconds, so that epochs still grow after a restart of the process or on
+    /// An epoch begins at the wall clock's milliseconds, so that epochs still grow after a restart of the process or on
     /// another node that shares no store: media URLs carry the epoch and must never name other bytes.
     pub fn claim(&mut self, stream: &str, holder: &str, now: SystemTime) -> Grant {
-        let clock = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let clock = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let last = self.grants.get(stream).map_or(0, |grant| grant.epoch);
         let grant = Grant { stream: stream.into(), holder: holder.into(), epoch: clock.max(last + 1) };
         self.grants.insert(stream.into(), grant.clone());
@@ -58,14 +58,14 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let mut ledger = Ledger::default();
         let first = ledger.claim("a", "s1", now);
-        assert_eq!(first.epoch, 1000);
+        assert_eq!(first.epoch, 1_000_000);
         let second = ledger.claim("a", "s2", now);
-        assert_eq!(second.epoch, 1001);
+        assert_eq!(second.epoch, 1_000_001);
         assert!(!ledger.holds(&first) && ledger.holds(&second));
         ledger.forget(&first);
         assert!(ledger.holds(&second), "a fenced holder cannot take the grant away");
         // The clock may step back: epochs do not.
-        assert_eq!(ledger.claim("a", "s3", SystemTime::UNIX_EPOCH).epoch, 1002);
-        assert_eq!(ledger.claim("b", "s1", now).epoch, 1000);
+        assert_eq!(ledger.claim("a", "s3", SystemTime::UNIX_EPOCH).epoch, 1_000_002);
+        assert_eq!(ledger.claim("b", "s1", now).epoch, 1_000_000);
     }
 }

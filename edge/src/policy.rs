@@ -91,7 +91,9 @@ impl Class {
                 give_up: ms(8000),
                 ..class("blocking-playlist", "*.m3u8")
             },
+            // Half a target duration (RFC 8216bis, appendix B.1) has no whole number of seconds to be said in a header.
             Class {
+                ttl: Some(ms(500)),
                 stale_if_error: ms(3000),
                 blocking_timeout: ms(1000),
                 give_up: ms(4000),

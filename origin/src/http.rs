@@ -13,7 +13,7 @@ use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use media::object::Reader;
-use media::{Object, StreamName};
+use media::{Object, SegmentNumber, StreamName};
 use tokio::sync::mpsc;
 use tracing::{Instrument, info, info_span};
 
@@ -115,13 +115,14 @@ fn relay_request(headers: &HeaderMap) -> Result<relay::Request, &'static str> {
     let received_unix_ms = text("rooftop-received")
         .and_then(|value| value.parse().ok())
         .ok_or("rooftop-received: needs milliseconds since 1970")?;
-    let resume_ms = match text("rooftop-resume") {
-        None => None,
-        Some(value) => {
-            Some(value.parse().map_err(|_| "rooftop-resume: is not a 32-bit number of milliseconds")?)
-        }
-    };
-    Ok(relay::Request { session: session.to_owned(), received_unix_ms, resume_ms })
+    let resume_ms = text("rooftop-resume").map(str::parse).transpose();
+    let published = text("rooftop-published").map(str::parse).transpose();
+    Ok(relay::Request {
+        session: session.to_owned(),
+        received_unix_ms,
+        resume_ms: resume_ms.map_err(|_| "rooftop-resume: is not a 32-bit number of milliseconds")?,
+        published: published.map_err(|_| "rooftop-published: is not a segment number")?.map(SegmentNumber),
+    })
 }
 
 async fn object(shared: &Shared, live: &Live, target: Target, query: &str) -> Response<Body> {

@@ -20,6 +20,9 @@ const MAX_INITS: usize = 32;
 /// Periods kept: as init segments.
 const MAX_PERIODS: usize = 32;
 
+/// How far a POP's count of segments may be ahead of the wall clock's, in segments.
+const MAX_LEAD: u64 = 60;
+
 /// How a broadcast stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -140,8 +143,9 @@ impl Live {
     // --- the writer's side ---
 
     /// Finds the place of a new run whose first frame a POP received at `unix_ms`. With `follow`, it continues exactly where
-    /// the run before ended. After the end of a broadcast, a new one begins.
-    pub fn place(&self, unix_ms: i64, follow: bool, targets: Targets) -> Place {
+    /// the run before ended. After the end of a broadcast, a new one begins. `after` is the newest segment that the
+    /// POP knows to be published: a stream taken over from another origin goes on behind it.
+    pub fn place(&self, unix_ms: i64, follow: bool, after: Option<SegmentNumber>, targets: Targets) -> Place {
         let inner = self.lock();
         match &inner.broadcast {
             Some(broadcast) if inner.state != State::Ended => {
@@ -152,14 +156,15 @@ impl Live {
                     targets: broadcast.targets,
                 }
             }
-            before => Place {
-                start: FIRST_TICK,
-                // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on
-                // with higher numbers, since segments are never made faster than time passes.
-                first: SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64)
-                    .max(before.as_ref().map_or(SegmentNumber(0), |broadcast| broadcast.next_number)),
-                targets,
-            },
+            before => {
+                // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on with
+                // higher numbers, since segments are never made faster than time passes.
+                let by_clock = SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64);
+                let by_us = before.as_ref().map_or(by_clock, |broadcast| broadcast.next_number.max(by_clock));
+                // A POP may be believed as far as the clock may be.
+                let by_pop = after.map(SegmentNumber::next).filter(|next| next.0 <= by_us.0 + MAX_LEAD);
+                Place { start: FIRST_TICK, first: by_pop.unwrap_or(by_us), targets }
+            }
         }
     }
 

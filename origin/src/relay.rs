@@ -9,7 +9,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
-use media::{Epoch, Sample};
+use media::{Epoch, Sample, SegmentNumber};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -52,6 +52,8 @@ pub(crate) struct Request {
     pub(crate) received_unix_ms: i64,
     /// Presentation time, as sent, before which all is published.
     pub(crate) resume_ms: Option<u32>,
+    /// The newest segment that is published, by whichever origin.
+    pub(crate) published: Option<SegmentNumber>,
 }
 
 /// Runs a session to its end. The stream was claimed by `grant`; `lines` go back to the POP.
@@ -226,7 +228,8 @@ impl Session<'_> {
             segment_duration: ticks(config.segment_duration),
             part_target: part_target(ticks(config.part_target), source.frame_rate),
         };
-        let place = self.live.place(unix_ms, self.request.resume_ms.is_some(), wanted);
+        let after = self.request.published;
+        let place = self.live.place(unix_ms, self.request.resume_ms.is_some(), after, wanted);
         // As sent, times have 32 bits: the resume point is the one nearest to the first frame.
         let zero_ms = self.request.resume_ms.map_or(source.first_ms, |resume| {
             source.first_ms + i64::from(resume.wrapping_sub(source.first_ms as u32) as i32)

@@ -77,4 +77,32 @@ fn streams_spread_over_two_origins_and_are_found_again() {
         assert_eq!(origin.metric("origin_streams"), f64::from(streams));
     }
     assert_eq!(get(&pop.url("/live/unknown/index.m3u8")).status, 404);
+
+    // One origin dies without a word: its POP replays what was not acknowledged to the other, viewers find it there.
+    let [dead, survivor] = origins;
+    let moved: Vec<_> = names.iter().filter(|name| ring.candidates(name)[0].name == "origin-1").collect();
+    let before: Vec<_> = moved.iter().map(|name| newest(&pop, name).expect("was live")).collect();
+    dead.kill();
+    for (name, (epoch, number)) in moved.iter().zip(before) {
+        // What was published but not acknowledged is published again, under the same numbers and a higher epoch.
+        let mut last = 0;
+        eventually(&format!("{name} at the other origin"), || {
+            let (epoch_now, number_now) = newest(&pop, name)?;
+            assert!(
+                epoch_now >= epoch && number_now + 1 >= number.max(last),
+                "{name}: {number}, then {number_now}"
+            );
+            last = number_now;
+            (epoch_now > epoch && number_now > number).then_some(())
+        });
+    }
+    assert_eq!(survivor.metric("origin_sessions"), STREAMS as f64);
+}
+
+/// Epoch and number of the newest listed segment.
+fn newest(pop: &Node, stream: &str) -> Option<(u64, u64)> {
+    let playlist = get(&pop.url(&format!("/live/{stream}/64p.m3u8"))).text();
+    let segment = playlist.lines().rev().find(|line| line.ends_with(".m4s") && !line.starts_with('#'))?;
+    let mut parts = segment.trim_end_matches(".m4s").split('/');
+    Some((parts.next()?.parse().ok()?, parts.next_back()?.parse().ok()?))
 }

@@ -140,6 +140,12 @@ impl Node {
         line.map_or(0.0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
     }
 
+    /// Gone without a word.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// SIGTERM; the exit status and how long it took.
     pub fn stop(mut self) -> (std::process::ExitStatus, Duration) {
         let began = Instant::now();

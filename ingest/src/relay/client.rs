@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::answer::{Answer, AnswerReader};
 use super::body::{self, PIECE_BYTES, Piece, RelayBody};
-use super::handover::{Action, Handover, Outcome};
+use super::handover::{Action, Handover, Outcome, Resume};
 use crate::metrics::Metrics;
 use crate::{config, stream_key::StreamKey};
 
@@ -140,8 +140,8 @@ impl Relay {
         loop {
             while let Some(action) = self.handover.poll() {
                 match action {
-                    Action::Open { candidate, received_ms, resume_ms } => {
-                        self.open(candidate, received_ms, resume_ms);
+                    Action::Open { candidate, received_ms, resume } => {
+                        self.open(candidate, received_ms, resume);
                     }
                     Action::Abandon => {
                         self.link = None;
@@ -214,19 +214,24 @@ impl Relay {
         }
     }
 
-    fn open(&mut self, candidate: usize, received_ms: Option<u64>, resume_ms: Option<u32>) {
+    fn open(&mut self, candidate: usize, received_ms: Option<u64>, resume: Option<Resume>) {
         let node = self.origins[candidate].clone();
         if self.handover.replays() > self.counted.replays {
             self.counted.replays = self.handover.replays();
             self.shared.metrics.replays.inc();
             let error = self.handover.last_error();
-            info!(origin = node.name, resume_ms, error, "relaying once more to the next origin");
+            info!(
+                origin = node.name,
+                resume_ms = resume.map(|resume| resume.ms),
+                error,
+                "relaying once more to the next origin"
+            );
         } else {
             debug!(origin = node.name, "relaying");
         }
         // Before the first tag has come, now is the best that can be said.
         let received_ms = received_ms.unwrap_or_else(unix_ms);
-        self.link = Some(Link::open(node, self.request.clone(), received_ms, resume_ms));
+        self.link = Some(Link::open(node, self.request.clone(), received_ms, resume));
     }
 }
 
@@ -246,12 +251,12 @@ enum Report {
 }
 
 impl Link {
-    fn open(node: Arc<Node>, head: Arc<RequestHead>, received_ms: u64, resume_ms: Option<u32>) -> Link {
+    fn open(node: Arc<Node>, head: Arc<RequestHead>, received_ms: u64, resume: Option<Resume>) -> Link {
         let (body, request_body) = body::channel();
         let (reporter, reports) = mpsc::channel(REPORTS);
         let mut task = JoinSet::new();
         task.spawn(async move {
-            let ended = converse(&node, &head, received_ms, resume_ms, request_body, &reporter).await;
+            let ended = converse(&node, &head, received_ms, resume, request_body, &reporter).await;
             let reason = match ended {
                 Ok(()) => "origin ended its answer".into(),
                 Err(error) => chain(error.as_ref()),
@@ -270,7 +275,7 @@ async fn converse(
     node: &Node,
     head: &RequestHead,
     received_ms: u64,
-    resume_ms: Option<u32>,
+    resume: Option<Resume>,
     request_body: RelayBody,
     reporter: &mpsc::Sender<Report>,
 ) -> Result<(), BoxError> {
@@ -289,7 +294,7 @@ async fn converse(
         .handshake(TokioIo::new(stream))
         .await?;
     let conversation = async {
-        let request = head.request(node, received_ms, resume_ms, request_body)?;
+        let request = head.request(node, received_ms, resume, request_body)?;
         let (parts, mut answer) = sender.send_request(request).await?.into_parts();
         let status = parts.status.as_u16();
         let text = if status == 200 { String::new() } else { first_line(&mut answer).await };
@@ -322,7 +327,7 @@ impl RequestHead {
         &self,
         node: &Node,
         received_ms: u64,
-        resume_ms: Option<u32>,
+        resume: Option<Resume>,
         body: RelayBody,
     ) -> Result<Request<RelayBody>, BoxError> {
         let path = format!("/relay/{}", self.stream);
@@ -335,8 +340,8 @@ impl RequestHead {
             .header(header::CONTENT_TYPE, "video/x-flv")
             .header("rooftop-session", &self.session)
             .header("rooftop-received", received_ms);
-        if let Some(resume_ms) = resume_ms {
-            request = request.header("rooftop-resume", resume_ms);
+        if let Some(Resume { published, ms }) = resume {
+            request = request.header("rooftop-resume", ms).header("rooftop-published", published);
         }
         Ok(request.body(body)?)
     }

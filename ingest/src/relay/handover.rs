@@ -18,6 +18,15 @@ use crate::config;
 /// what has not come.
 const MAX_COUNTED_GAP: Duration = Duration::from_secs(1);
 
+/// Where a replay goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    /// The newest published segment.
+    pub published: u64,
+    /// Everything shown before is published, milliseconds as the broadcaster sent them.
+    pub ms: u32,
+}
+
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
@@ -28,7 +37,7 @@ pub enum Action {
         /// Unix milliseconds of the first media tag that the body will have, if there is one yet.
         received_ms: Option<u64>,
         /// Everything shown before is published.
-        resume_ms: Option<u32>,
+        resume: Option<Resume>,
     },
     /// Cut the connection of the last `Open`, its body not ended.
     Abandon,
@@ -77,7 +86,7 @@ pub struct Handover {
     finishing: bool,
     /// After the broadcaster's end: when an origin that is silent is given up for the next.
     silent_at: Option<Instant>,
-    resume_ms: Option<u32>,
+    resume: Option<Resume>,
     last_arrival: Option<Instant>,
     /// How long media has come without an acknowledgement.
     unacknowledged: Duration,
@@ -115,7 +124,7 @@ impl Handover {
             deadline,
             finishing: false,
             silent_at: None,
-            resume_ms: None,
+            resume: None,
             last_arrival: None,
             unacknowledged: Duration::ZERO,
             replays: 0,
@@ -195,9 +204,9 @@ impl Handover {
             return;
         }
         match answer {
-            Answer::Published { resume_ms, .. } => {
+            Answer::Published { segment, resume_ms } => {
                 self.replay.acknowledge(resume_ms);
-                self.resume_ms = Some(resume_ms);
+                self.resume = Some(Resume { published: segment, ms: resume_ms });
                 self.unacknowledged = Duration::ZERO;
                 self.failures = 0;
                 self.declined = 0;
@@ -296,7 +305,7 @@ impl Handover {
         self.phase = Phase::Opening(now + self.rules.open_timeout);
         let received_ms = self.replay.received_ms();
         // Before the first acknowledgement there is nothing to resume at: all of it is sent again.
-        self.actions.push_back(Action::Open { candidate, received_ms, resume_ms: self.resume_ms });
+        self.actions.push_back(Action::Open { candidate, received_ms, resume: self.resume });
     }
 
     fn failed(&mut self, now: Instant, reason: String) {
@@ -386,8 +395,8 @@ mod tests {
 
         fn actions(&mut self) -> Vec<String> {
             let show = |action| match action {
-                Action::Open { candidate, resume_ms, .. } => {
-                    format!("open {candidate} {}", resume_ms.map_or("-".into(), |ms| ms.to_string()))
+                Action::Open { candidate, resume, .. } => {
+                    format!("open {candidate} {}", resume.map_or("-".into(), |resume| resume.ms.to_string()))
                 }
                 Action::Abandon => "abandon".into(),
                 Action::Started => "started".into(),

@@ -229,7 +229,9 @@ mod tests {
     use super::*;
 
     /// Records written by x264 (`-c:v libx264`), with the sizes and rates they were made for.
-    const RECORDS: &[(&str, u32, u32, &str, Option<(u32, u32)>)] = &[
+    type Expected = (&'static str, u32, u32, &'static str, Option<(u32, u32)>);
+
+    const RECORDS: &[Expected] = &[
         (
             "0164001fffe1001a6764001facd9405005bb0110000003001000000303c0f183196001000668ebe3cb22c0fdf8f800",
             1280,
