@@ -26,7 +26,8 @@ pub struct Period {
 /// A broadcast as an MPD sees it.
 #[derive(Debug)]
 pub struct Mpd<'a> {
-    /// Ties the timeline to the wall clock: availabilityStartTime.
+    /// Ties the timeline to the wall clock: availabilityStartTime is where it is zero, so that a period begins at the very
+    /// time that its media say, and players which take one for the other (FFmpeg's among them) are right.
     pub anchor: Anchor,
     /// Segment and chunk durations.
     pub targets: Targets,
@@ -66,7 +67,7 @@ impl Mpd<'_> {
                 out,
                 "type=\"dynamic\" availabilityStartTime=\"{}\" publishTime=\"{}\" minimumUpdatePeriod=\"{segment}\" \
                  timeShiftBufferDepth=\"{}\" suggestedPresentationDelay=\"PT{:.3}S\" ",
-                rfc3339(self.anchor.unix_ms),
+                rfc3339(self.anchor.zero_unix_ms()),
                 rfc3339(self.published_unix_ms),
                 seconds(self.window),
                 self.latency_ms as f64 / 1000.0
@@ -75,7 +76,7 @@ impl Mpd<'_> {
             Some(_) => {
                 let end =
                     self.periods.iter().filter_map(|period| period.end).max().unwrap_or(self.anchor.ticks);
-                let duration = seconds(end - self.anchor.ticks);
+                let duration = seconds(end);
                 put!(out, "type=\"static\" mediaPresentationDuration=\"{duration}\" ");
             }
         }
@@ -111,12 +112,7 @@ impl Mpd<'_> {
     }
 
     fn period(&self, out: &mut String, period: &Period, followed: bool) {
-        put!(
-            out,
-            "  <Period id=\"{}\" start=\"{}\"",
-            period.epoch,
-            seconds(period.start - self.anchor.ticks)
-        );
+        put!(out, "  <Period id=\"{}\" start=\"{}\"", period.epoch, seconds(period.start));
         // The end of a run is told when another follows or none ever will: a player takes the end of the last
         // period for the end of the broadcast.
         if let Some(end) = period.end.filter(|_| followed || self.ended.is_some()) {
@@ -251,9 +247,9 @@ mod tests {
         let over = [Period { end: Some(start + 25 * 90_000), ..periods[1].clone() }];
         let ended = Mpd { ended: Some(SegmentNumber(1015)), periods: &over, ..mpd }.render();
         for part in [
-            "type=\"static\" mediaPresentationDuration=\"PT25S\"",
-            "<Period id=\"6\" start=\"PT22S\" duration=\"PT3S\">",
-            "startNumber=\"1015\" presentationTimeOffset=\"2880000\"",
+            "type=\"static\" mediaPresentationDuration=\"PT26S\"",
+            "<Period id=\"6\" start=\"PT23S\" duration=\"PT3S\">",
+            "startNumber=\"1015\" presentationTimeOffset=\"2070000\"",
         ] {
             assert!(ended.contains(part), "{part}\n{ended}");
         }

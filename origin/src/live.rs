@@ -298,7 +298,7 @@ impl Live {
         let mpd = Mpd {
             anchor: broadcast.anchor,
             targets: broadcast.targets,
-            window: broadcast.listed,
+            window: broadcast.depth(),
             latency_ms,
             published_unix_ms,
             time_url,
@@ -483,6 +483,14 @@ impl Broadcast {
             let segments = next_number.0.saturating_sub(period.first.0) as Ticks;
             period.end = Some(end.min(period.start + segments * segment_duration));
         }
+    }
+
+    /// How far back viewers may go, in whole segments. A young broadcast says its age: FFmpeg's reader subtracts the depth
+    /// from it without looking.
+    fn depth(&self) -> Ticks {
+        let segment = self.targets.segment_duration;
+        let age = (self.end - self.anchor.ticks) / segment * segment;
+        age.clamp(segment, self.listed.max(segment))
     }
 
     /// The oldest segment that is listed in every rendition of the newest run.

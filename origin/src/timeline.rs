@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use media::time::{Ticks, Timescale};
 
-/// Where timelines begin (90 kHz): ten seconds in, so that audio which begins a few milliseconds before the first video
+/// Where timelines begin (90 kHz): a second in, so that audio which begins a few milliseconds before the first video
 /// frame has no negative time.
-pub const FIRST_TICK: Ticks = 10 * 90_000;
+pub const FIRST_TICK: Ticks = 90_000;
 
 /// One moment on both clocks: `ticks` (90 kHz) was `unix_ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,11 @@ impl Anchor {
     pub fn wall(&self, at: Ticks, timescale: Timescale) -> impl std::fmt::Display + use<> {
         let since = timescale.rescale(at, Timescale::VIDEO) - self.ticks;
         rfc3339(self.unix_ms + Timescale::VIDEO.rescale(since, Timescale::MILLIS))
+    }
+
+    /// Milliseconds since 1970 at which the timeline was, or would have been, at zero.
+    pub fn zero_unix_ms(&self) -> i64 {
+        self.unix_ms - Timescale::VIDEO.rescale(self.ticks, Timescale::MILLIS)
     }
 
     /// The place on the timeline of a wall clock time.
@@ -48,7 +53,7 @@ mod tests {
             "2023-11-14T22:13:21.250Z"
         );
         let audio = Timescale::new(48_000).unwrap();
-        assert_eq!(anchor.wall(10 * 48_000, audio).to_string(), "2023-11-14T22:13:20.250Z");
+        assert_eq!(anchor.wall(48_000, audio).to_string(), "2023-11-14T22:13:20.250Z");
         assert_eq!(anchor.at(1_700_000_001_250), FIRST_TICK + 90_000);
     }
 }
