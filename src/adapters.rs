@@ -39,10 +39,13 @@ fn serve(&(_, content_type, body, gzip, etag): &'static Asset, headers: &HeaderM
     let has = |name, wanted: &str| {
         headers.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(wanted))
     };
+    let zipped = has(http::header::ACCEPT_ENCODING, "gzip");
+    // Two forms of one page are two entities (RFC 9110, 8.8.3).
+    let etag = if zipped { format!("{}-gz\"", etag.trim_end_matches('"')) } else { etag.to_owned() };
     let mut response = Response::new(Bytes::new());
-    if has(IF_NONE_MATCH, etag) {
+    if has(IF_NONE_MATCH, &etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
-    } else if has(http::header::ACCEPT_ENCODING, "gzip") {
+    } else if zipped {
         *response.body_mut() = Bytes::from_static(gzip);
         response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     } else {
@@ -50,7 +53,7 @@ fn serve(&(_, content_type, body, gzip, etag): &'static Asset, headers: &HeaderM
     }
     let out = response.headers_mut();
     out.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    out.insert(ETAG, HeaderValue::from_static(etag));
+    out.extend(HeaderValue::try_from(etag).map(|etag| (ETAG, etag)));
     out.insert(VARY, HeaderValue::from_static("accept-encoding"));
     // Names do not change with the content: ask each time, download when it changed.
     out.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

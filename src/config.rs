@@ -225,40 +225,40 @@ impl Config {
         let name_is_good = |name: &str| name.parse::<media::StreamName>().is_ok();
         if !name_is_good(&self.node.name) {
             let allowed = "1 to 64 of A-Z a-z 0-9 - _ .";
-            problems.push(format!("`node.name`: {:?} is not {allowed}", self.node.name));
+            problems.push(format!("node.name: {:?} is not {allowed}", self.node.name));
         }
         if self.node.roles.is_empty() {
-            problems.push("`node.roles`: a node without a role has nothing to do".into());
+            problems.push("node.roles: a node without a role has nothing to do".into());
         }
         if !self.admin.listen.ip().is_loopback() {
-            problems.push(format!("`admin.listen`: {} is not a loopback address", self.admin.listen));
+            problems.push(format!("admin.listen: {} is not a loopback address", self.admin.listen));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
-            problems.push(format!("`log.filter`: {error}"));
+            problems.push(format!("log.filter: {error}"));
         }
         if self.public.host.is_empty() || self.public.host.contains(['/', ' ', ':']) {
-            problems.push(format!("`public.host`: {:?} is not a host name", self.public.host));
+            problems.push(format!("public.host: {:?} is not a host name", self.public.host));
         }
         self.tls_problems(&mut problems);
         for (key, nodes) in [("origins", &self.cluster.origins), ("shields", &self.cluster.shields)] {
             for (index, node) in nodes.iter().enumerate() {
                 if !name_is_good(&node.name) {
                     problems
-                        .push(format!("`cluster.{key}[{index}].name`: {:?} is not a node name", node.name));
+                        .push(format!("cluster.{key}[{index}].name: {:?} is not a node name", node.name));
                 }
                 if nodes[..index].iter().any(|other| other.name == node.name) {
-                    problems.push(format!("`cluster.{key}[{index}].name`: {:?} is there twice", node.name));
+                    problems.push(format!("cluster.{key}[{index}].name: {:?} is there twice", node.name));
                 }
                 if !is_host_and_port(&node.address) {
                     problems.push(format!(
-                        "`cluster.{key}[{index}].address`: {:?} is not host:port",
+                        "cluster.{key}[{index}].address: {:?} is not host:port",
                         node.address
                     ));
                 }
             }
         }
         if self.cluster.origins.is_empty() {
-            problems.push("`cluster.origins`: there must be at least one".into());
+            problems.push("cluster.origins: there must be at least one".into());
         }
         if self.has(Role::Ingest) {
             problems.extend(self.ingest.problems("ingest"));
@@ -269,8 +269,8 @@ impl Config {
         }
         if self.has(Role::Shield) {
             problems.extend(self.shield.problems("shield"));
-            if self.shield.https.is_none() {
-                problems.push("`shield.https`: a shield needs a listener".into());
+            if self.shield.https.is_none() && self.shield.http.is_some() {
+                problems.push("shield.https: edges reach a shield over HTTPS".into());
             }
         }
         if self.has(Role::Edge) {
@@ -282,10 +282,10 @@ impl Config {
     fn tls_problems(&self, problems: &mut Vec<String>) {
         let fleet = [&self.tls.ca, &self.tls.certificate, &self.tls.key];
         if fleet.iter().any(|file| file.is_some()) && fleet.iter().any(|file| file.is_none()) {
-            problems.push("`tls`: ca, certificate and key are given together or not at all".into());
+            problems.push("tls: ca, certificate and key are given together or not at all".into());
         }
         if self.tls.public_certificate.is_some() != self.tls.public_key.is_some() {
-            problems.push("`tls`: public_certificate and public_key are given together or not at all".into());
+            problems.push("tls: public_certificate and public_key are given together or not at all".into());
         }
     }
 }
@@ -338,7 +338,7 @@ fn take_out(table: &mut toml::Table, error: &serde_path_to_error::Error<toml::de
                 }
                 _ => full,
             };
-            return Some(format!("`{}`: {message}", shown.trim_start_matches(['.', '?'])));
+            return Some(format!("{}: {message}", shown.trim_start_matches(['.', '?'])));
         }
         path.pop();
         here = &mut *here;
@@ -417,7 +417,7 @@ mod tests {
             "edge.limits.max_connections",
         ] {
             assert!(
-                problems.iter().any(|problem| problem.starts_with(&format!("`{key}"))),
+                problems.iter().any(|problem| problem.starts_with(key)),
                 "{key}: {problems:#?}"
             );
         }

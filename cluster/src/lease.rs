@@ -15,8 +15,8 @@ pub struct Grant {
     pub epoch: u64,
 }
 
-/// The ledger of all grants of a store. Bounded by the number of streams that are live or were within memory;
-/// [`Ledger::forget`] lets one go.
+/// The ledger of all grants of a store. As many as there are streams that
+/// somebody still remembers; [`Ledger::forget`] lets one go.
 #[derive(Debug, Default)]
 pub struct Ledger {
     grants: BTreeMap<String, Grant>,

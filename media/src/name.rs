@@ -115,7 +115,8 @@ macro_rules! number {
 }
 
 number! {
-    /// Grows each time the right to write a stream changes hands. Part of every media URL.
+    /// Grows with every run of a stream: whenever the right to write it changes hands, and whenever its timeline breaks.
+    /// Part of every media URL.
     Epoch
 }
 number! {

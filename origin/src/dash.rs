@@ -89,7 +89,7 @@ impl Mpd<'_> {
         );
         put!(
             out,
-            "  <ServiceDescription id=\"0\">\n    <Latency target=\"{}\" min=\"{}\" max=\"{}\" referenceId=\"0\"/>\n    \
+            "  <ServiceDescription id=\"0\">\n    <Latency target=\"{}\" min=\"{}\" max=\"{}\"/>\n    \
              <PlaybackRate min=\"0.96\" max=\"1.04\"/>\n  </ServiceDescription>\n",
             self.latency_ms,
             self.latency_ms / 2,

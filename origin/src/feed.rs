@@ -15,10 +15,6 @@ use rml_amf0::Amf0Value;
 /// Bytes held while it is not known which tracks there are: some seconds of the highest bitrate that is sent in practice.
 const MAX_PROBE_BYTES: usize = 32 << 20;
 
-/// A video gap or an audio-only gap longer than this breaks the timeline. Below one segment, so that every segment
-/// of a run holds a frame.
-const MAX_GAP_MS: i64 = 900;
-
 /// How far audio may be from video before its times are taken for a restart of both.
 const MAX_SKEW_MS: i64 = 5_000;
 
@@ -29,6 +25,9 @@ pub struct Rules {
     pub probe: Duration,
     /// Media time to wait for a video keyframe before the session is refused.
     pub keyframe_timeout: Duration,
+    /// A gap longer than this in video, or in audio without video, breaks the timeline. Below one segment, so that every
+    /// segment of a run holds a frame.
+    pub max_gap: Duration,
 }
 
 /// What a run is made of.
@@ -42,6 +41,8 @@ pub struct Source {
     pub frame_rate: Option<FrameRate>,
     /// Presentation time of the first keyframe (audio-only: of the first frame), in unwrapped milliseconds.
     pub first_ms: i64,
+    /// Time of the first frame that came, whether it could be used or not, in unwrapped milliseconds.
+    pub came_ms: i64,
 }
 
 /// One coded frame with unwrapped source times.
@@ -210,7 +211,8 @@ impl Feed {
 
     /// Whether `ms` cannot be on the same timeline as what came before on this track.
     fn breaks(&self, kind: TagKind, ms: i64) -> bool {
-        let jump = |last: Option<i64>| last.is_some_and(|last| (ms - last).abs() > MAX_GAP_MS);
+        let max_gap_ms = self.rules.max_gap.as_millis() as i64;
+        let jump = |last: Option<i64>| last.is_some_and(|last| (ms - last).abs() > max_gap_ms);
         match kind {
             TagKind::Video => jump(self.last_video_ms),
             // Audio may pause while video goes on; it leaves video's neighbourhood only when time starts anew.
@@ -281,6 +283,7 @@ impl Feed {
             audio: self.audio.clone(),
             frame_rate: self.video.as_ref().and_then(|config| config.frame_rate.or(self.meta_rate)),
             first_ms,
+            came_ms: self.probing_since_ms.unwrap_or(first_ms),
         }));
         let frames = self.held.drain(..).map(|(kind, frame)| match kind {
             TagKind::Video => Event::Video(frame),
@@ -355,7 +358,11 @@ mod tests {
     }
 
     fn rules() -> Rules {
-        Rules { probe: Duration::from_secs(1), keyframe_timeout: Duration::from_secs(10) }
+        Rules {
+            probe: Duration::from_secs(1),
+            keyframe_timeout: Duration::from_secs(10),
+            max_gap: Duration::from_millis(900),
+        }
     }
 
     /// What a session of these tags says, one letter an event: S(tart), v, a, R(estart).

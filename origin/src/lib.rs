@@ -201,7 +201,12 @@ impl Shared {
     /// Forgets a stream that nobody writes and whose state is as expected.
     fn forget_if(&self, live: &Arc<Live>, expected: impl Fn(State) -> bool) {
         let mut streams = self.streams();
-        if live.writer.try_lock().is_ok() && expected(live.state()) {
+        if let Ok(mut writer) = live.writer.try_lock()
+            && expected(live.state())
+        {
+            if let Some(grant) = writer.grant.take() {
+                self.store.forget(&grant);
+            }
             streams.remove(live.name());
             self.metrics.streams.set(streams.len() as i64);
         }

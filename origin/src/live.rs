@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use cluster::lease::Grant;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName, object};
 use tokio::sync::watch;
@@ -52,6 +53,8 @@ pub struct Writer {
     /// The session that wrote last, and the presentation time (unwrapped source milliseconds) up to which all
     /// of it is published.
     pub published: Option<(String, i64)>,
+    /// Its right to write.
+    pub grant: Option<Grant>,
 }
 
 #[derive(Debug)]
@@ -161,9 +164,13 @@ impl Live {
                 // higher numbers, since segments are never made faster than time passes.
                 let by_clock = SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64);
                 let by_us = before.as_ref().map_or(by_clock, |broadcast| broadcast.next_number.max(by_clock));
-                // A POP may be believed as far as the clock may be.
+                // A POP may be believed as far as the clock may be, and never against what was published here.
                 let by_pop = after.map(SegmentNumber::next).filter(|next| next.0 <= by_us.0 + MAX_LEAD);
-                Place { start: FIRST_TICK, first: by_pop.unwrap_or(by_us), targets }
+                let first = match before {
+                    None => by_pop.unwrap_or(by_us),
+                    Some(broadcast) => by_pop.unwrap_or(by_us).max(broadcast.next_number),
+                };
+                Place { start: FIRST_TICK, first, targets }
             }
         }
     }

@@ -31,6 +31,9 @@ pub(crate) const LINE_QUEUE: usize = 64;
 /// How long the session before may take to publish what it has, once it is fenced.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the last line may wait for a POP that does not read.
+const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Times of a POP's clock that are farther off than this are not believed.
 const MAX_CLOCK_SKEW_MS: i64 = 60_000;
 
@@ -72,7 +75,11 @@ pub(crate) async fn session<B>(
     let began = Instant::now();
     shared.metrics.sessions.inc();
     let mut session = Session {
-        rules: Rules { probe: shared.config.probe, keyframe_timeout: shared.config.keyframe_timeout },
+        rules: Rules {
+            probe: shared.config.probe,
+            keyframe_timeout: shared.config.keyframe_timeout,
+            max_gap: shared.config.segment_duration * 9 / 10,
+        },
         shared: &shared,
         live: &live,
         grant,
@@ -88,13 +95,13 @@ pub(crate) async fn session<B>(
     let (seconds, bytes) = (began.elapsed().as_secs_f64(), session.received_bytes);
     match &ended {
         Ok(()) => {
-            session.line(&Line::End { end: true });
+            session.last_line(&Line::End { end: true }).await;
             info!(seconds, bytes, "session ended: the broadcaster stopped");
         }
         Err(error) => match error.fault() {
             Fault::Broadcaster => {
                 let code = "NetStream.Publish.Rejected";
-                session.line(&Line::Error { error: &error.to_string(), code });
+                session.last_line(&Line::Error { error: &error.to_string(), code }).await;
                 shared.metrics.sessions_rejected.inc();
                 info!(seconds, bytes, %error, "session ended: refused");
             }
@@ -147,6 +154,7 @@ impl Session<'_> {
         // Whatever ended the session: what came is published, to the last frame.
         let finished = self.finish_run().await;
         writer.published = self.published.map(|published| (self.request.session.clone(), published));
+        writer.grant = Some(self.grant.clone());
         self.shared.metrics.frames_skipped.inc_by(feed.skipped());
         fed.and(finished)
     }
@@ -222,18 +230,20 @@ impl Session<'_> {
 
     fn start_run(&mut self, source: Source) -> Result<(), Error> {
         let config = &self.shared.config;
+        // As sent, times have 32 bits: the resume point is the one nearest to the first frame.
+        let zero_ms = self.request.resume_ms.map_or(source.first_ms, |resume| {
+            source.first_ms + i64::from(resume.wrapping_sub(source.first_ms as u32) as i32)
+        });
+        // What came first is not what the run begins with, where a broadcaster begins between two keyframes.
         let now = unix_ms();
-        let unix_ms = self.request.received_unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
+        let unix_ms = self.request.received_unix_ms + (zero_ms - source.came_ms);
+        let unix_ms = unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
         let wanted = Targets {
             segment_duration: ticks(config.segment_duration),
             part_target: part_target(ticks(config.part_target), source.frame_rate),
         };
         let after = self.request.published;
         let place = self.live.place(unix_ms, self.request.resume_ms.is_some(), after, wanted);
-        // As sent, times have 32 bits: the resume point is the one nearest to the first frame.
-        let zero_ms = self.request.resume_ms.map_or(source.first_ms, |resume| {
-            source.first_ms + i64::from(resume.wrapping_sub(source.first_ms as u32) as i32)
-        });
         let video = source.video.as_ref().map(|config| VideoSource {
             avcc: config.record.clone(),
             width: config.width,
@@ -305,8 +315,11 @@ impl Session<'_> {
         finished
     }
 
-    fn line(&self, line: &Line<'_>) {
-        send_line(self.lines, line);
+    /// Waits for the POP to make room: this line must not be lost.
+    async fn last_line(&self, line: &Line<'_>) {
+        if tokio::time::timeout(LAST_LINE_TIMEOUT, self.lines.send(text(line))).await.is_err() {
+            debug!("the POP does not read its acknowledgements");
+        }
     }
 }
 
@@ -406,12 +419,16 @@ fn acknowledge(lines: &mpsc::Sender<Bytes>, published: Option<Published>) {
     }
 }
 
-fn send_line(lines: &mpsc::Sender<Bytes>, line: &Line<'_>) {
+fn text(line: &Line<'_>) -> Bytes {
     let mut text = serde_json::to_vec(line).expect("lines are plain data");
     text.push(b'\n');
+    text.into()
+}
+
+fn send_line(lines: &mpsc::Sender<Bytes>, line: &Line<'_>) {
     // A POP that does not read its acknowledgements keeps more than it must; the newest line says all, so a lost one
     // costs nothing.
-    if lines.try_send(text.into()).is_err() {
+    if lines.try_send(text(line)).is_err() {
         debug!("the POP does not read its acknowledgements");
     }
 }

@@ -12,7 +12,7 @@ pub const FIRST_TICK: Ticks = 90_000;
 /// One moment on both clocks: `ticks` (90 kHz) was `unix_ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Anchor {
-    /// Milliseconds since 1970 at which the POP received the first frame.
+    /// Milliseconds since 1970 at which the first frame came.
     pub unix_ms: i64,
     /// That frame's place on the timeline.
     pub ticks: Ticks,

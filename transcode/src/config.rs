@@ -74,7 +74,7 @@ impl Config {
         let mut problems = Vec::new();
         let mut check = |ok: bool, key: &str, text: String| {
             if !ok {
-                problems.push(format!("`{path}.{key}`: {text}"));
+                problems.push(format!("{path}.{key}: {text}"));
             }
         };
         let preset = &self.preset;
