@@ -1,0 +1,35 @@
+# The same recipes on a desk and in CI. The work is done in scripts/.
+
+# `make run DEMO=0` leaves the demo broadcast out.
+DEMO ?= 1
+
+.PHONY: run build web deps deps-test test check bench clean
+.NOTPARALLEL:
+
+run: build
+	scripts/run.sh $(DEMO)
+
+build: deps web
+	cargo build --release --locked
+
+web:
+	scripts/web.sh web
+
+deps:
+	scripts/deps.sh
+
+deps-test:
+	scripts/deps.sh test
+
+test: deps-test web
+	scripts/test.sh
+
+check: deps web
+	scripts/check.sh
+
+bench: deps-test web
+	scripts/bench.sh
+
+clean:
+	cargo clean
+	rm -rf web/node_modules tests/browser/node_modules

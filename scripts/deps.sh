@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs the system packages that are missing: `deps.sh` those to build and run, `deps.sh test` those of the tests as well.
+# Where nothing is missing it changes nothing and asks for nothing.
+set -euo pipefail
+
+run_packages=(
+  # the compiler and linker that Rust and its C dependencies call
+  gcc libc6-dev make pkg-config
+  # libav, and what reads its headers at build time
+  clang libclang-dev libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
+  # the demo broadcast
+  ffmpeg fonts-dejavu-core
+)
+# Programs rather than packages: other installations of them will do.
+run_programs=(node:nodejs npm:npm)
+test_programs=(chromium:chromium nginx:nginx-light)
+
+missing=()
+for package in "${run_packages[@]}"; do
+  [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+done
+programs=("${run_programs[@]}")
+[[ ${1:-} == test ]] && programs+=("${test_programs[@]}")
+for entry in "${programs[@]}"; do
+  program=${entry%%:*} package=${entry#*:}
+  if [[ $program == chromium ]]; then
+    "$(dirname "$0")/chromium.sh" >/dev/null && continue
+    # Ubuntu's `chromium` is not a browser but a pointer to a snap; `chromium-browser` installs that snap.
+    if grep -qs '^ID=ubuntu' /etc/os-release; then
+      echo "Ubuntu has Chromium as a snap only; where snaps do not run, install another build and set CHROMIUM to its path"
+      package=chromium-browser
+    fi
+  fi
+  command -v "$program" >/dev/null || missing+=("$package")
+done
+
+if ((${#missing[@]})); then
+  echo "these system packages are missing and will be installed: ${missing[*]}"
+  sudo=()
+  if ((EUID != 0)); then
+    command -v sudo >/dev/null || { echo "not root and no sudo: install them yourself, then start again" >&2; exit 1; }
+    sudo=(sudo)
+  fi
+  had_nginx=$(command -v nginx || true)
+  "${sudo[@]}" apt-get update -q
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
+  if [[ -z $had_nginx ]] && command -v nginx >/dev/null && command -v systemctl >/dev/null; then
+    # Only the program is wanted (benches start it themselves), not the service that its package starts on port 80.
+    "${sudo[@]}" systemctl disable --quiet --now nginx 2>/dev/null || true
+  fi
+fi
+
+version=$(node --version)
+major=${version#v}
+if ((${major%%.*} < 18)); then
+  echo "node $version is too old: Rooftop's web page needs node 18 or later to be built" >&2
+  exit 1
+fi

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# All tests. ROOFTOP_STRICT makes a missing tool a failure instead of a skipped test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/web.sh tests/browser
+CHROMIUM=$(scripts/chromium.sh) || { echo "no Chromium found: run scripts/deps.sh test" >&2; exit 1; }
+export CHROMIUM ROOFTOP_STRICT=1
+
+echo "== the watch page's rules"
+node --test web/test/*.test.mjs
+echo "== the workspace"
+cargo test --workspace --locked
