@@ -138,7 +138,7 @@ impl Client {
         let response = self.http.request(request).await.map_err(|error| Failed {
             failure: if is_timeout(&error) { Failure::TimedOut } else { Failure::Broken },
             unreachable: error.is_connect(),
-            why: chain(&error),
+            why: net::chain(&error),
         })?;
         judge(response.status(), response.headers(), self.max_object)?;
         Ok(response)
@@ -222,18 +222,6 @@ fn is_timeout(error: &(dyn StdError + 'static)) -> bool {
         next = error.source();
     }
     false
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -278,7 +278,7 @@ impl Shell {
                 // Trailers say nothing that viewers need.
                 Err(_) => return,
             },
-            Some(Err(error)) => fetch::chain(&error),
+            Some(Err(error)) => net::chain(&error),
             None => match body.announced {
                 Some(announced) if announced != body.len => format!("{} bytes of {announced} came", body.len),
                 _ => return self.flight.handle_end(fetch),

@@ -35,3 +35,18 @@ pub enum Error {
     #[error("development certificate: {0}")]
     Make(#[from] rcgen::Error),
 }
+
+/// An error and its causes in one line, for a log.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let words = cause.to_string();
+        // Some errors repeat their source in their own words.
+        if !text.ends_with(&words) {
+            text = format!("{text}: {words}");
+        }
+        source = cause.source();
+    }
+    text
+}

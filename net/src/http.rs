@@ -13,6 +13,7 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::error::chain;
 use crate::{Listener, Stream};
 
 /// Bounds of what a client may send and hold.
@@ -100,16 +101,4 @@ fn builder(options: Options) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(Some(Duration::from_secs(15)))
         .keep_alive_timeout(Duration::from_secs(10));
     builder
-}
-
-/// An error and its causes in one line.
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

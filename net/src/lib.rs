@@ -10,6 +10,6 @@ pub mod listener;
 pub mod stream;
 pub mod tls;
 
-pub use error::Error;
+pub use error::{Error, chain};
 pub use listener::{Limits, Listener};
 pub use stream::Stream;

@@ -259,7 +259,7 @@ impl Link {
             let ended = converse(&node, &head, received_ms, resume, request_body, &reporter).await;
             let reason = match ended {
                 Ok(()) => "origin ended its answer".into(),
-                Err(error) => chain(error.as_ref()),
+                Err(error) => net::chain(error.as_ref()),
             };
             // The receiver may be gone: then nobody asks.
             let _ = reporter.send(Report::Lost(format!("{} ({}): {reason}", node.name, node.address))).await;
@@ -385,20 +385,6 @@ fn secret(text: &str) -> HeaderValue {
     let mut value = HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""));
     value.set_sensitive(true);
     value
-}
-
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors repeat their source in their own words.
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn now() -> Instant {
