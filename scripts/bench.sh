@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# All benches: a table on stdout and target/bench/results.json.
+# All benches: a table on stdout and target/bench/results.json. `bench.sh SCENARIO...` runs some of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-mkdir -p target/bench
-cargo bench --locked --package rooftop --bench '*'
+scripts/deps.sh bench
+cargo bench --locked --package rooftop --bench rooftop -- "$@"

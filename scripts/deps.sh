@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the system packages that are missing: `deps.sh` those to build and run, `deps.sh test` those of the tests as well.
+# Installs the system packages that are missing: `deps.sh` those to build and run, `deps.sh test` those of the tests as well,
+# `deps.sh bench` those of the benches.
 # Where nothing is missing it changes nothing and asks for nothing.
 set -euo pipefail
 
@@ -14,6 +15,7 @@ run_packages=(
 # Programs rather than packages: other installations of them will do.
 run_programs=(node:nodejs npm:npm)
 test_programs=(chromium:chromium nginx:nginx-light)
+bench_programs=(nginx:nginx-light h2load:nghttp2-client)
 
 missing=()
 for package in "${run_packages[@]}"; do
@@ -21,6 +23,7 @@ for package in "${run_packages[@]}"; do
 done
 programs=("${run_programs[@]}")
 [[ ${1:-} == test ]] && programs+=("${test_programs[@]}")
+[[ ${1:-} == bench ]] && programs+=("${bench_programs[@]}")
 for entry in "${programs[@]}"; do
   program=${entry%%:*} package=${entry#*:}
   if [[ $program == chromium ]]; then

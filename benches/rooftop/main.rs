@@ -1,0 +1,104 @@
+//! What Rooftop costs and how late it is, each beside a peer that does the same work in the same run.
+//!
+//! `make bench` runs all scenarios; `cargo bench --bench rooftop -- edge_hits` one of them. Nothing is asserted about
+//! times; what is checked is that both sides did the whole work.
+//!
+//! Read [`ladder`], [`latency`] and [`edge_hits`]; `docs/benchmarks.md` says what the figures mean.
+
+mod clip;
+mod edge_hits;
+mod hop;
+mod ladder;
+mod latency;
+mod load;
+mod nginx;
+mod node;
+mod process;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use report::Report;
+
+/// Where clips, logs and results go: `target/bench` of the workspace, and a folder below it for this run.
+pub(crate) struct Folders {
+    /// Kept between runs.
+    pub(crate) kept: PathBuf,
+    /// Gone after a run that succeeded.
+    pub(crate) run: PathBuf,
+}
+
+type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
+
+const SCENARIOS: [(&str, Scenario); 3] =
+    [("ladder", ladder::run), ("latency", latency::run), ("edge_hits", edge_hits::run)];
+
+fn main() -> anyhow::Result<()> {
+    let mut args = std::env::args_os().skip(1);
+    // This binary is also the process that `ladder` measures.
+    if args.next().is_some_and(|mode| mode == ladder::MODE) {
+        return ladder::child(args);
+    }
+    if !std::env::args().any(|arg| arg == "--bench") {
+        // `cargo test --all-targets` runs benches too, without this argument.
+        println!("nothing to test; measure with: make bench");
+        return Ok(());
+    }
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    if let Some(unknown) = wanted.iter().find(|name| !SCENARIOS.iter().any(|(known, _)| known == name)) {
+        bail!("there is no scenario {unknown:?}: {}", SCENARIOS.map(|(name, _)| name).join(", "));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    end_all_on_signals(&runtime)?;
+    let folders = folders()?;
+    let began = Instant::now();
+    let mut report = Report::new();
+    for (name, run) in SCENARIOS {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            report.begin(name);
+            run(&folders, runtime.handle(), &mut report)
+                .with_context(|| format!("scenario {name}; logs are in {}", folders.run.display()))?;
+        }
+    }
+    println!("\n{}", report.table());
+    let path = folders.kept.join("results.json");
+    std::fs::write(&path, report.json()?).with_context(|| path.display().to_string())?;
+    println!("{} written; {:.0} s in all", path.display(), began.elapsed().as_secs_f64());
+    std::fs::remove_dir_all(&folders.run)?;
+    Ok(())
+}
+
+fn folders() -> anyhow::Result<Folders> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("bench");
+    let run = kept.join(format!("run-{}", std::process::id()));
+    for entry in std::fs::read_dir(&kept).into_iter().flatten().flatten() {
+        // What a run that failed has left, unless it is still running.
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("run-")?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    std::fs::create_dir_all(&run).with_context(|| run.display().to_string())?;
+    Ok(Folders { kept, run })
+}
+
+/// Ctrl-C and SIGTERM end what this run has started. A panic or an error does so by dropping it.
+fn end_all_on_signals(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+    let _entered = runtime.enter();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    runtime.spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        process::end_all();
+        std::process::exit(130);
+    });
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! nginx as a caching proxy: the peer of both cache tiers.
+
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use crate::node::pinned;
+use crate::process::Running;
+
+/// A proxy that serves HTTPS.
+pub(crate) struct Nginx {
+    process: Running,
+    pub(crate) addr: SocketAddr,
+    /// Goes after the process that writes to it.
+    _cache: Cache,
+}
+
+/// A folder in memory for cached files.
+struct Cache(PathBuf);
+
+/// What it needs to know.
+pub(crate) struct Settings<'a> {
+    /// Shown to clients; for mTLS also to the upstream.
+    pub(crate) certificate: &'a Path,
+    pub(crate) key: &'a Path,
+    /// `http://host:port` or `https://host:port`.
+    pub(crate) upstream: &'a str,
+    /// The one CPU it may use.
+    pub(crate) cpu: Option<usize>,
+    pub(crate) mode: Mode,
+}
+
+/// What it does with what the upstream says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Keeps it.
+    Cache,
+    /// Passes it on at once and forgets it.
+    Pass,
+}
+
+impl Nginx {
+    /// Starts it and waits until it accepts connections.
+    pub(crate) fn start(folder: &Path, settings: &Settings<'_>) -> anyhow::Result<Nginx> {
+        let folder = folder.join(match settings.mode {
+            Mode::Cache => "nginx-cache",
+            Mode::Pass => "nginx-pass",
+        });
+        std::fs::create_dir_all(&folder)?;
+        // nginx cannot be given port 0: it gets one that was free a moment ago.
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let memory = Path::new("/dev/shm");
+        let base = if memory.is_dir() { memory } else { &folder };
+        let cache = Cache(base.join(format!("rooftop-bench-nginx-{}-{}", std::process::id(), addr.port())));
+        let path = folder.join("nginx.conf");
+        std::fs::write(&path, config(settings, addr, &folder, &cache.0))?;
+        let log = folder.join("error.log");
+        let mut command = pinned("nginx", settings.cpu);
+        command.arg("-p").arg(&folder).arg("-c").arg(&path).arg("-e").arg(&log);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.join("stderr.log"))?);
+        let nginx = Nginx { process: Running::start("nginx", &mut command)?, addr, _cache: cache };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(addr).is_err() {
+            if Instant::now() > deadline {
+                bail!("nginx does not accept connections: {}", folder.display());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(nginx)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Its version.
+pub(crate) fn version() -> anyhow::Result<String> {
+    let output = Command::new("nginx").arg("-v").output().context("nginx")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    Ok(text.trim().rsplit('/').next().unwrap_or("").to_owned())
+}
+
+/// Tuned for hits: one worker, nothing logged, cached files in memory and kept open, connections never closed.
+fn config(settings: &Settings<'_>, addr: SocketAddr, folder: &Path, cache: &Path) -> String {
+    let Settings { certificate, key, upstream, .. } = settings;
+    let (certificate, key) = (certificate.display(), key.display());
+    let (folder, cache) = (folder.display(), cache.display());
+    // Workers of a master that runs as root could not read a private folder.
+    let user =
+        if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) { "user root;" } else { "" };
+    let mode = match settings.mode {
+        Mode::Cache => {
+            "proxy_buffers 64 16k; proxy_cache all; proxy_cache_lock on; proxy_cache_valid 200 1h;"
+        }
+        Mode::Pass => "proxy_buffering off;",
+    };
+    format!(
+        r#"{user}
+daemon off;
+worker_processes 1;
+pid {folder}/pid;
+error_log {folder}/error.log warn;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    tcp_nodelay on;
+    keepalive_timeout 1h;
+    keepalive_requests 100000000;
+    output_buffers 2 512k;
+    open_file_cache max=1000 inactive=1h;
+    open_file_cache_valid 1h;
+    types {{ video/mp4 m4s; }}
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    proxy_cache_path {cache} levels=1 keys_zone=all:8m max_size=1g inactive=1h use_temp_path=off;
+    server {{
+        listen {addr} ssl http2;
+        ssl_certificate {certificate};
+        ssl_certificate_key {key};
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_cache shared:tls:8m;
+        ssl_buffer_size 16k;
+        http2_chunk_size 16k;
+        location / {{
+            proxy_pass {upstream};
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_ssl_certificate {certificate};
+            proxy_ssl_certificate_key {key};
+            proxy_ssl_verify off;
+            {mode}
+        }}
+    }}
+}}
+"#
+    )
+}
