@@ -35,6 +35,11 @@ impl Ledger {
         grant
     }
 
+    /// A higher epoch for a holder that begins anew; `None` if somebody claimed the stream since.
+    pub fn renew(&mut self, grant: &Grant, now: SystemTime) -> Option<Grant> {
+        self.holds(grant).then(|| self.claim(&grant.stream, &grant.holder, now))
+    }
+
     /// Whether the grant is still the newest of its stream.
     pub fn holds(&self, grant: &Grant) -> bool {
         self.grants.get(&grant.stream).is_some_and(|newest| newest.epoch == grant.epoch)
@@ -64,8 +69,11 @@ mod tests {
         assert!(!ledger.holds(&first) && ledger.holds(&second));
         ledger.forget(&first);
         assert!(ledger.holds(&second), "a fenced holder cannot take the grant away");
+        assert_eq!(ledger.renew(&first, now), None, "nor get it back");
+        let second = ledger.renew(&second, now).unwrap();
+        assert_eq!((second.holder.as_str(), second.epoch), ("s2", 1_000_002));
         // The clock may step back: epochs do not.
-        assert_eq!(ledger.claim("a", "s3", SystemTime::UNIX_EPOCH).epoch, 1_000_002);
+        assert_eq!(ledger.claim("a", "s3", SystemTime::UNIX_EPOCH).epoch, 1_000_003);
         assert_eq!(ledger.claim("b", "s1", now).epoch, 1_000_000);
     }
 }

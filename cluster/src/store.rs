@@ -25,6 +25,13 @@ impl Embedded {
         grant
     }
 
+    /// A higher epoch for the holder of `grant`, unless it was fenced.
+    pub fn renew(&self, grant: &Grant) -> Option<Grant> {
+        let renewed = self.ledger(|ledger| ledger.renew(grant, SystemTime::now()));
+        self.0.changed.send_replace(());
+        renewed
+    }
+
     /// Completes when `grant` no longer holds. Safe to drop.
     pub async fn fenced(&self, grant: &Grant) {
         let mut changed = self.0.changed.subscribe();

@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +20,8 @@ use crate::{Listener, Stream};
 /// Bounds of what a client may send and hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// From the first byte of a request, or from the answer before, to the end of the header (h1).
+    /// From the connection's begin to its first request; then (h1) from the answer before to the end of the next
+    /// request's header.
     pub header_timeout: Duration,
     /// Largest request header, in bytes.
     pub max_header_bytes: u32,
@@ -60,7 +62,18 @@ pub async fn serve<S, F, B>(
     let handler = move |stream: Stream, peer: SocketAddr| {
         let (builder, service, stop) = (builder.clone(), service.clone(), stop.clone());
         async move {
+            let asked = Arc::new(AtomicBool::new(false));
+            let silent = {
+                let asked = asked.clone();
+                async move {
+                    tokio::time::sleep(options.header_timeout).await;
+                    if asked.load(Ordering::Relaxed) {
+                        std::future::pending::<()>().await;
+                    }
+                }
+            };
             let service = service_fn(move |request| {
+                asked.store(true, Ordering::Relaxed);
                 let answer = service(request, peer);
                 async move { Ok::<_, std::convert::Infallible>(answer.await) }
             });
@@ -72,6 +85,11 @@ pub async fn serve<S, F, B>(
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
+                }
+                // hyper's own timeout begins once it knows the protocol: who says nothing would stay for ever.
+                () = silent => {
+                    debug!(%peer, "HTTP connection closed: no request came");
+                    return;
                 }
             };
             if let Err(error) = ended {
@@ -101,4 +119,47 @@ fn builder(options: Options) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(Some(Duration::from_secs(15)))
         .keep_alive_timeout(Duration::from_secs(10));
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    #[tokio::test]
+    async fn who_never_asks_is_let_go_and_who_asks_may_wait() {
+        let limits = crate::Limits { max_connections: 8, handshake_timeout: Duration::from_secs(5) };
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), limits).await.unwrap();
+        let addr = listener.local_addr();
+        let shutdown = CancellationToken::new();
+        let options = Options { header_timeout: Duration::from_secs(1), ..Options::default() };
+        let go = CancellationToken::new();
+        let service = {
+            let go = go.clone();
+            move |_request, _peer| {
+                let go = go.clone();
+                async move {
+                    go.cancelled().await;
+                    http::Response::new(String::from("late"))
+                }
+            }
+        };
+        let drain = Duration::from_secs(5);
+        let serving = tokio::spawn(serve(listener, None, options, shutdown.clone(), drain, service));
+        let mut asks = TcpStream::connect(addr).await.unwrap();
+        asks.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut half = TcpStream::connect(addr).await.unwrap();
+        half.write_all(b"PRI * HT").await.unwrap();
+        for mut silent in [TcpStream::connect(addr).await.unwrap(), half] {
+            let closed = tokio::time::timeout(Duration::from_secs(20), silent.read(&mut [0])).await;
+            assert_eq!(closed.expect("is closed").unwrap_or(0), 0);
+        }
+        go.cancel();
+        let mut answer = String::new();
+        asks.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("late"), "{answer}");
+        shutdown.cancel();
+        serving.await.unwrap();
+    }
 }

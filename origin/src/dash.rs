@@ -97,10 +97,13 @@ impl Mpd<'_> {
         );
         for (index, period) in self.periods.iter().enumerate() {
             let followed = index + 1 < self.periods.len();
-            match self.ended.map(|oldest| period.from(oldest, self.targets.segment_duration)) {
-                Some(left) => self.period(&mut out, &left, followed),
-                None => self.period(&mut out, period, followed),
+            let left = self.ended.map(|oldest| period.from(oldest, self.targets.segment_duration));
+            let period = left.as_ref().unwrap_or(period);
+            // A run that published nothing, or nothing that is left.
+            if followed && period.end.is_some_and(|end| end <= period.start) {
+                continue;
             }
+            self.period(&mut out, period, followed);
         }
         put!(
             out,
@@ -254,6 +257,9 @@ mod tests {
             assert!(ended.contains(part), "{part}\n{ended}");
         }
         assert!(!ended.contains("minimumUpdatePeriod"));
+        let gone = [periods[0].clone(), over[0].clone()];
+        let ended = Mpd { ended: Some(SegmentNumber(1015)), periods: &gone, ..mpd }.render();
+        assert!(!ended.contains("<Period id=\"5\""), "nothing of it is left\n{ended}");
     }
 
     #[test]

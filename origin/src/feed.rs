@@ -18,6 +18,17 @@ const MAX_PROBE_BYTES: usize = 32 << 20;
 /// How far audio may be from video before its times are taken for a restart of both.
 const MAX_SKEW_MS: i64 = 5_000;
 
+/// Video frames that may come while decoding time does not grow: a second of the fastest rate. Beyond it a segment might
+/// never end.
+const MAX_STALLED_FRAMES: u32 = 240;
+
+/// Farthest that presentation may be from decoding: 16 frames, the most that H.264 reorders, at 8 frames a second. What
+/// is farther off is damage, and would carry the whole timeline along.
+const MAX_COMPOSITION_MS: i32 = 2_000;
+
+/// Largest audio frame: what an ADTS header can say. AAC itself allows 768 bytes a channel.
+const MAX_AUDIO_FRAME_BYTES: usize = 8191;
+
 /// Rules of when a run may start.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -106,8 +117,11 @@ pub struct Feed {
     probing_since_ms: Option<i64>,
     last_video_ms: Option<i64>,
     last_audio_ms: Option<i64>,
+    /// The latest decoding time of video, and how many frames came since that were not later.
+    newest_video_ms: Option<i64>,
+    stalled_frames: u32,
     events: VecDeque<Event>,
-    /// Frames dropped because they came before a configuration or a keyframe.
+    /// Frames dropped because they came before a configuration or a keyframe, or cannot be what they claim.
     skipped: u64,
 }
 
@@ -126,6 +140,8 @@ impl Feed {
             probing_since_ms: None,
             last_video_ms: None,
             last_audio_ms: None,
+            newest_video_ms: None,
+            stalled_frames: 0,
             events: VecDeque::new(),
             skipped: 0,
         }
@@ -139,7 +155,8 @@ impl Feed {
                 Video::Config(record) => self.video_config(record)?,
                 Video::Frame { key, composition_ms, data } => {
                     let dts_ms = self.clock.extend(tag.timestamp_ms);
-                    let pts_ms = dts_ms + i64::from(composition_ms);
+                    let sane = composition_ms.abs() <= MAX_COMPOSITION_MS;
+                    let pts_ms = dts_ms + if sane { i64::from(composition_ms) } else { 0 };
                     self.frame(TagKind::Video, Frame { dts_ms, pts_ms, key, data })?;
                 }
                 Video::Nothing => {}
@@ -147,6 +164,7 @@ impl Feed {
             TagKind::Audio => match tag.audio()? {
                 Audio::Config(record) => self.audio_config(record)?,
                 Audio::Frame(data) if data.is_empty() => {}
+                Audio::Frame(data) if data.len() > MAX_AUDIO_FRAME_BYTES => self.skipped += 1,
                 Audio::Frame(data) => {
                     let dts_ms = self.clock.extend(tag.timestamp_ms);
                     self.frame(TagKind::Audio, Frame { dts_ms, pts_ms: dts_ms, key: true, data })?;
@@ -168,7 +186,7 @@ impl Feed {
         self.events.pop_front()
     }
 
-    /// Frames that came before they could be used.
+    /// Frames that came before they could be used, or were damaged.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
@@ -194,6 +212,13 @@ impl Feed {
     fn frame(&mut self, kind: TagKind, frame: Frame) -> Result<(), Rejected> {
         if self.breaks(kind, frame.dts_ms) {
             self.restart("timestamps jumped");
+        }
+        if kind == TagKind::Video && self.stalls(frame.dts_ms) {
+            self.restart("timestamps stand still");
+        }
+        if kind == TagKind::Audio && self.strays(frame.dts_ms) {
+            self.skipped += 1;
+            return Ok(());
         }
         match kind {
             TagKind::Video => self.last_video_ms = Some(frame.dts_ms),
@@ -224,6 +249,25 @@ impl Feed {
         }
     }
 
+    /// Whether video has come for too long without getting on in time.
+    fn stalls(&mut self, ms: i64) -> bool {
+        if self.newest_video_ms.is_none_or(|newest| ms > newest) {
+            self.newest_video_ms = Some(ms);
+            self.stalled_frames = 0;
+        } else {
+            self.stalled_frames += 1;
+        }
+        self.stalled_frames > MAX_STALLED_FRAMES
+    }
+
+    /// Whether the first audio of a run cannot belong to its video: a straggler from before the time jumped. Taken in, it
+    /// would have all audio wait for its time.
+    fn strays(&self, ms: i64) -> bool {
+        self.video.is_some()
+            && self.last_audio_ms.is_none()
+            && self.last_video_ms.is_some_and(|video| (ms - video).abs() > MAX_SKEW_MS)
+    }
+
     fn restart(&mut self, why: &'static str) {
         if self.running {
             self.running = false;
@@ -234,6 +278,8 @@ impl Feed {
         self.probing_since_ms = None;
         self.last_video_ms = None;
         self.last_audio_ms = None;
+        self.newest_video_ms = None;
+        self.stalled_frames = 0;
     }
 
     fn probe(&mut self, kind: TagKind, frame: Frame) -> Result<(), Rejected> {
@@ -422,6 +468,11 @@ mod tests {
         assert_eq!(said(start.clone().into_iter().chain(jump)).unwrap(), "SvvRSvv");
         let to_zero = [video(90_000, true), audio(90_000), audio(0), video(0, true), audio(23)];
         assert_eq!(said(start.clone().into_iter().chain(to_zero)).unwrap(), "SvaRSava");
+        let straggler = [video(90_000, true), audio(90_000), video(0, true), audio(90_023), audio(5)];
+        assert_eq!(said(start.clone().into_iter().chain(straggler)).unwrap(), "SvaRSva");
+        let stuck = (0..=MAX_STALLED_FRAMES + 1).map(|i| video(100 - i % 2, true));
+        let runs = said(start.clone().into_iter().chain(stuck)).unwrap();
+        assert!(runs.ends_with("vRSv"), "{runs}");
         let audio_pause = [
             video(0, true),
             audio(0),
@@ -431,6 +482,19 @@ mod tests {
             audio(1500),
         ];
         assert_eq!(said(start.into_iter().chain(audio_pause)).unwrap(), "Svavvva");
+    }
+
+    #[test]
+    fn damage_moves_no_timeline_and_fills_no_queue() {
+        let mut feed = Feed::new(rules());
+        let far = tag(TagKind::Video, 66, &[0x27, 1, 0x7F, 0xFF, 0xFF], b"v");
+        let huge = tag(TagKind::Audio, 66, &[0xAF, 1], &[0; MAX_AUDIO_FRAME_BYTES + 1]);
+        for tag in [video_config(), audio_config(), video(33, true), far, huge] {
+            feed.push(&tag).unwrap();
+        }
+        let frames: Vec<_> = std::iter::from_fn(|| feed.poll()).skip(1).collect();
+        let [Event::Video(_), Event::Video(far)] = frames.as_slice() else { panic!("{frames:?}") };
+        assert_eq!((far.pts_ms, feed.skipped()), (far.dts_ms, 1));
     }
 
     #[test]

@@ -142,8 +142,10 @@ impl Directives {
         // The advance limit: three parts, or as many as fill three seconds of very short ones.
         let limit =
             if targets.part_target < 90_000 { 270_000 / targets.part_target.max(1) } else { 3 } as u64;
-        let open_parts = window.open_segment().map_or(0, |segment| segment.parts.len() as u64);
-        if msn > last.0 + 2 || (msn >= last.0 && self.part.is_some_and(|part| part > open_parts + limit)) {
+        // Of the newest segment, whether it still grows or not: a run that ended left it closed.
+        let newest_parts = window.segments().next_back().map_or(0, |segment| segment.parts.len() as u64);
+        let beyond = newest_parts.saturating_add(limit);
+        if msn > last.0.saturating_add(2) || (msn >= last.0 && self.part.is_some_and(|part| part > beyond)) {
             return Err(BadDirective::TooFarAhead);
         }
         Ok(window.has(SegmentNumber(msn), self.part))
@@ -404,6 +406,16 @@ mod tests {
             let result =
                 Directives::parse(query).and_then(|directives| directives.satisfied(&window, TARGETS));
             assert_eq!(result, expected, "{query}");
+        }
+        // A run ended with a long segment: its parts are no farther ahead for being whole.
+        window.open(segment(13, 13 * 90_000), 90_000);
+        for _ in 0..20 {
+            window.part(1000, 18_000, false);
+        }
+        window.close();
+        for (part, ready) in [(19, true), (20, false), (35, false)] {
+            let directives = Directives { msn: Some(13), part: Some(part) };
+            assert_eq!(directives.satisfied(&window, TARGETS), Ok(ready), "{part}");
         }
     }
 }

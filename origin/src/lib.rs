@@ -198,6 +198,15 @@ impl Shared {
         self.forget_if(live, |state| state == State::Ended);
     }
 
+    /// The stream may have been forgotten after `live` was taken for a session that now holds its writer: puts it back.
+    /// False if another has its place.
+    fn keep(&self, live: &Arc<Live>) -> bool {
+        let mut streams = self.streams();
+        let kept = Arc::ptr_eq(streams.entry(live.name().clone()).or_insert_with(|| live.clone()), live);
+        self.metrics.streams.set(streams.len() as i64);
+        kept
+    }
+
     /// Forgets a stream that nobody writes and whose state is as expected.
     fn forget_if(&self, live: &Arc<Live>, expected: impl Fn(State) -> bool) {
         let mut streams = self.streams();
@@ -207,7 +216,9 @@ impl Shared {
             if let Some(grant) = writer.grant.take() {
                 self.store.forget(&grant);
             }
-            streams.remove(live.name());
+            if streams.get(live.name()).is_some_and(|kept| Arc::ptr_eq(kept, live)) {
+                streams.remove(live.name());
+            }
             self.metrics.streams.set(streams.len() as i64);
         }
     }

@@ -165,7 +165,7 @@ impl Live {
                 let by_clock = SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64);
                 let by_us = before.as_ref().map_or(by_clock, |broadcast| broadcast.next_number.max(by_clock));
                 // A POP may be believed as far as the clock may be, and never against what was published here.
-                let by_pop = after.map(SegmentNumber::next).filter(|next| next.0 <= by_us.0 + MAX_LEAD);
+                let by_pop = after.filter(|after| after.0 < by_us.0 + MAX_LEAD).map(SegmentNumber::next);
                 let first = match before {
                     None => by_pop.unwrap_or(by_us),
                     Some(broadcast) => by_pop.unwrap_or(by_us).max(broadcast.next_number),
@@ -223,6 +223,11 @@ impl Live {
     /// Completes the open segment.
     pub fn close(&self, epoch: Epoch, id: &RenditionId) {
         self.write(epoch, id, Broadcast::close);
+    }
+
+    /// Lists a segment for which no media came.
+    pub fn gap(&self, epoch: Epoch, id: &RenditionId, number: SegmentNumber) {
+        self.write(epoch, id, |broadcast, index| broadcast.gap(index, number));
     }
 
     /// The newest segment that is complete in all renditions of the run.
@@ -286,7 +291,10 @@ impl Live {
             targets: broadcast.targets,
             anchor: broadcast.anchor,
             reports: &broadcast.reports(id),
-            hint: inner.state == State::Live && rendition.epoch == broadcast.epoch(),
+            // A run that has no segment yet will bring an init segment of its own: there is nothing to name before.
+            hint: inner.state == State::Live
+                && rendition.epoch == broadcast.epoch()
+                && rendition.window.segments().next_back().is_some_and(|last| last.epoch == rendition.epoch),
             ended,
         };
         Ok(Found::Ready(playlist.render()))
@@ -435,6 +443,27 @@ impl Broadcast {
         self.next_number = self.next_number.max(number.next());
     }
 
+    fn gap(&mut self, index: usize, number: SegmentNumber) {
+        let (place, segment_duration) =
+            (self.periods.last().map(|p| (p.start, p.first)), self.targets.segment_duration);
+        let Some((start, first)) = place else { return };
+        let rendition = &mut self.renditions[index];
+        let ticks = |ticks| Timescale::VIDEO.rescale(ticks, rendition.window.timescale());
+        let duration = ticks(segment_duration);
+        let gap = Segment {
+            number,
+            epoch: rendition.epoch,
+            start: ticks(start + number.0.saturating_sub(first.0) as Ticks * segment_duration),
+            duration,
+            parts: Vec::new(),
+            object: None,
+            bytes: 0,
+            discontinuity: std::mem::take(&mut rendition.break_pending),
+        };
+        rendition.window.open(gap, duration);
+        rendition.window.close();
+    }
+
     fn close(&mut self, index: usize) {
         let rendition = &mut self.renditions[index];
         if let Some(writer) = rendition.writer.take() {
@@ -450,7 +479,9 @@ impl Broadcast {
             let end = rendition.window.timescale().rescale(last.start + last.duration, Timescale::VIDEO);
             self.end = self.end.max(end);
         }
-        let oldest = self.renditions.iter().filter_map(|r| r.window.segments().next().map(|s| s.epoch)).min();
+        // A gap holds no media: it keeps nobody's period.
+        let held = |r: &Rendition| r.window.segments().find(|s| s.object.is_some()).map(|s| s.epoch);
+        let oldest = self.renditions.iter().filter_map(held).min();
         if let Some(oldest) = oldest {
             self.periods.retain(|period| period.epoch >= oldest);
         }
@@ -533,5 +564,104 @@ impl Broadcast {
             Some(Report { id: rendition.variant.id.clone(), msn: newest.number, part })
         };
         others.filter_map(report).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hls::Kind;
+    use crate::window::Bitrate;
+
+    const TARGETS: Targets = Targets { segment_duration: 90_000, part_target: 18_000 };
+
+    fn rendition(name: &str) -> NewRendition {
+        let (kind, timescale) = match name {
+            "audio" => (
+                Kind::Audio { channels: 2, sample_rate: 48_000 },
+                Timescale::new(48_000).expect("is not zero"),
+            ),
+            _ => (Kind::Video { width: 640, height: 360, frame_rate: None }, Timescale::VIDEO),
+        };
+        let (codec, measured) = ("x".into(), Bitrate::default());
+        let variant = Variant { id: name.parse().unwrap(), codec, bitrate_bps: 1000, measured, kind };
+        NewRendition { variant, timescale, init: Bytes::from_static(b"i") }
+    }
+
+    fn begin(live: &Live, epoch: u64, unix_ms: i64, names: &[&str]) -> Place {
+        let place = live.place(unix_ms, false, None, TARGETS);
+        let renditions = names.iter().map(|name| rendition(name)).collect();
+        live.begin(Epoch(epoch), place, 6 * 90_000, unix_ms, renditions);
+        place
+    }
+
+    /// A run of whole segments in these renditions.
+    fn run(live: &Live, epoch: u64, unix_ms: i64, names: &[&str], segments: u64) {
+        let place = begin(live, epoch, unix_ms, names);
+        for index in 0..segments {
+            for name in names {
+                let NewRendition { variant: Variant { id, .. }, timescale, .. } = rendition(name);
+                let start = Timescale::VIDEO.rescale(place.start + index as Ticks * 90_000, timescale);
+                live.open(Epoch(epoch), &id, SegmentNumber(place.first.0 + index), start);
+                let second = timescale.per_second().into();
+                live.part(Epoch(epoch), &id, Bytes::from_static(b"part"), second, true);
+                live.close(Epoch(epoch), &id);
+            }
+        }
+    }
+
+    fn playlist(live: &Live, name: &str) -> String {
+        match live.playlist(&name.parse().unwrap(), Directives::default()) {
+            Ok(Found::Ready(playlist)) => playlist,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const T0: i64 = 1_700_000_000_000;
+
+    #[test]
+    fn a_rendition_that_is_missing_goes_on_in_gaps_and_keeps_no_period() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["360p", "audio"], 8);
+        live.interrupt();
+        run(&live, 2, T0 + 10_000, &["360p"], 4);
+        let mpd = |live: &Live| live.mpd(1500, T0, "/time").unwrap();
+        assert!(mpd(&live).contains("<Period id=\"1\""), "its media is still listed");
+        live.interrupt();
+        run(&live, 3, T0 + 20_000, &["360p"], 10);
+        let (video, audio) = (playlist(&live, "360p"), playlist(&live, "audio"));
+        let head = |text: &str| {
+            text.lines().filter(|line| line.contains("-SEQUENCE:")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(head(&video), head(&audio));
+        assert_eq!(audio.matches("#EXT-X-GAP").count(), 6, "{audio}");
+        let mpd = mpd(&live);
+        assert!(!mpd.contains("<Period id=\"1\"") && !mpd.contains("<Period id=\"2\""), "{mpd}");
+    }
+
+    #[test]
+    fn a_run_is_hinted_at_once_it_has_media() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["360p"], 4);
+        assert!(playlist(&live, "360p").contains("TYPE=PART,URI=\"1/360p/"));
+        live.interrupt();
+        begin(&live, 2, T0 + 10_000, &["360p"]);
+        assert!(!playlist(&live, "360p").contains("PRELOAD-HINT"), "the old run brings nothing more");
+    }
+
+    #[test]
+    fn numbers_of_a_pop_are_believed_within_reason() {
+        let live = Live::new("demo".parse().unwrap());
+        let first = |after| live.place(T0, false, after, TARGETS).first.0;
+        let by_clock = T0 as u64 / 1000;
+        assert_eq!(first(None), by_clock);
+        for (after, expected) in [
+            (by_clock - 5, by_clock - 4),
+            (by_clock + 5, by_clock + 6),
+            (by_clock + MAX_LEAD, by_clock),
+            (u64::MAX, by_clock),
+        ] {
+            assert_eq!(first(Some(SegmentNumber(after))), expected, "{after}");
+        }
     }
 }

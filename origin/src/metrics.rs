@@ -46,6 +46,10 @@ metrics! {
     frames_skipped: Counter,
     /// Frames that were moved in time by repair.
     frames_repaired: Counter,
+    /// Audio frames that came after their segment had been given up.
+    frames_late: Counter,
+    /// Segments given up because nothing came for them.
+    gaps: Counter,
     /// Parts published, all renditions together.
     parts: Counter,
     /// Segments published, all renditions together.

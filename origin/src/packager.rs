@@ -20,6 +20,13 @@ use crate::window::Bitrate;
 /// Audio frames that wait for the video of their segment. Beyond this the video is missing, and audio goes on without.
 const MAX_WAITING_AUDIO: usize = 128;
 
+/// Audio frames that wait for the encoders to open, beyond which the oldest go: some twenty seconds.
+const MAX_UNBEGUN_AUDIO: usize = 1024;
+
+/// Segments that audio may be behind video. A broadcaster that sends none for longer has lost it, and neither players nor
+/// acknowledgements may wait.
+const MAX_AUDIO_LAG: i64 = 3;
+
 /// Boundaries remembered until they are acknowledged: more than any pipeline delays.
 const MAX_BOUNDARIES: usize = 128;
 
@@ -146,6 +153,12 @@ impl Packager {
         self.video_index = self.video_index.max(index);
         self.boundary(index, pts, source_ms);
         self.release_audio();
+        if let Some(track) = self.audio.as_mut().filter(|_| self.began)
+            && track.segmenter.newest_index().unwrap_or(-1) < index - MAX_AUDIO_LAG
+        {
+            track.segmenter.give_up(index - MAX_AUDIO_LAG);
+            publish(&self.plan, track);
+        }
     }
 
     /// An encoded frame.
@@ -168,6 +181,9 @@ impl Packager {
         if self.video.is_empty() {
             self.boundary(index, sample.pts, source_ms);
         }
+        if self.waiting_audio.len() >= MAX_UNBEGUN_AUDIO {
+            self.waiting_audio.pop_front();
+        }
         self.waiting_audio.push_back(sample);
         self.release_audio();
     }
@@ -188,6 +204,7 @@ impl Packager {
             }
             track.segmenter.finish();
             publish(&self.plan, track);
+            self.plan.metrics.frames_late.inc_by(track.segmenter.late());
         }
     }
 
@@ -283,6 +300,10 @@ fn publish(plan: &Plan, track: &mut Track) {
             Event::Close => {
                 plan.metrics.segments.inc();
                 plan.live.close(plan.epoch, &track.id);
+            }
+            Event::Gap { number } => {
+                plan.metrics.gaps.inc();
+                plan.live.gap(plan.epoch, &track.id, number);
             }
         }
     }

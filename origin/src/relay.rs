@@ -136,6 +136,9 @@ impl Session<'_> {
         // The session before was fenced by our claim; it publishes what it has and lets go.
         let writer = tokio::time::timeout(HANDOVER_TIMEOUT, self.live.writer.clone().lock_owned());
         let mut writer = writer.await.map_err(|_| Error::Busy)?;
+        if !self.shared.keep(self.live) {
+            return Err(Error::Busy);
+        }
         if let Some((session, published_ms)) = writer.published.take()
             && session == self.request.session
         {
@@ -221,7 +224,8 @@ impl Session<'_> {
                     self.request.resume_ms = None;
                     self.media_came = true;
                     self.request.received_unix_ms = unix_ms();
-                    self.grant = self.shared.store.claim(self.live.name().as_str(), &self.request.session);
+                    // Not a claim: a session that was fenced meanwhile must not take the stream back.
+                    self.grant = self.shared.store.renew(&self.grant).ok_or(Error::TakenOver)?;
                 }
             }
         }
@@ -236,7 +240,7 @@ impl Session<'_> {
         });
         // What came first is not what the run begins with, where a broadcaster begins between two keyframes.
         let now = unix_ms();
-        let unix_ms = self.request.received_unix_ms + (zero_ms - source.came_ms);
+        let unix_ms = self.request.received_unix_ms.saturating_add(zero_ms - source.came_ms);
         let unix_ms = unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
         let wanted = Targets {
             segment_duration: ticks(config.segment_duration),
@@ -275,6 +279,10 @@ impl Session<'_> {
             audio: source.audio,
             metrics: self.shared.metrics.clone(),
         })));
+        let frame_ms = match (&video, audio, source.frame_rate) {
+            (None, Some((timescale, samples)), _) => timescale.rescale(samples.into(), Timescale::MILLIS),
+            (.., rate) => rate.map_or(1, |rate| (1000.0 / rate.fps()).round() as i64),
+        };
         let encoder = match video {
             None => None,
             Some(source) => {
@@ -295,7 +303,7 @@ impl Session<'_> {
             encoder,
             repair: Repair::new(place.start, zero_ms, source.frame_rate, audio),
             lines: self.lines.clone(),
-            frame_ms: source.frame_rate.map_or(1, |rate| (1000.0 / rate.fps()).round() as i64),
+            frame_ms,
             fed_until_ms: None,
         });
         Ok(())
@@ -329,6 +337,7 @@ struct Run {
     encoder: Option<Encoder>,
     repair: Repair,
     lines: mpsc::Sender<Bytes>,
+    /// Duration of a frame of video, or of audio where there is no video.
     frame_ms: i64,
     /// Where the next frame of the source would be shown.
     fed_until_ms: Option<i64>,
@@ -366,7 +375,7 @@ impl Run {
         });
         acknowledge(&self.lines, published);
         if self.encoder.is_none() {
-            self.fed_until_ms = Some(frame.pts_ms + 1);
+            self.fed_until_ms = self.fed_until_ms.max(Some(frame.pts_ms + self.frame_ms));
         }
     }
 
@@ -439,4 +448,105 @@ fn ticks(duration: Duration) -> Ticks {
 
 pub(crate) fn unix_ms() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{HashMap, VecDeque};
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use bytes::BytesMut;
+    use http_body::Frame as BodyFrame;
+    use media::flv::Tag;
+    use prometheus_client::registry::Registry;
+
+    /// A relay that brings these bytes and then ends, or breaks.
+    struct Relay(VecDeque<Result<Bytes, &'static str>>);
+
+    impl Body for Relay {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<BodyFrame<Bytes>, &'static str>>> {
+            Poll::Ready(self.0.pop_front().map(|next| next.map(BodyFrame::data)))
+        }
+    }
+
+    /// Milliseconds of AAC frame `index` at 44.1 kHz, as FLV has them.
+    fn audio_ms(index: u32) -> u32 {
+        index * 1024 * 1000 / 44_100
+    }
+
+    fn audio_relay(frames: std::ops::Range<u32>, breaks: bool) -> Relay {
+        let mut flv = BytesMut::from(&flv::HEADER[..]);
+        let mut tag = |timestamp_ms, data: Vec<u8>| {
+            Tag { kind: TagKind::Audio, timestamp_ms, data: data.into() }.encode(&mut flv);
+        };
+        tag(0, vec![0xAF, 0, 0x12, 0x10]);
+        for index in frames {
+            tag(audio_ms(index), vec![0xAF, 1, 1, 2, (index >> 8) as u8, index as u8]);
+        }
+        let broken = breaks.then_some(Err("connection lost"));
+        Relay([Ok(flv.freeze())].into_iter().chain(broken).collect())
+    }
+
+    fn shared() -> Arc<Shared> {
+        let mut registry = Registry::default();
+        Arc::new(Shared {
+            config: crate::Config::default(),
+            transcode: transcode::Config::default(),
+            keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
+            store: cluster::store::Embedded::default(),
+            metrics: crate::Metrics::register(&mut registry),
+            transcode_metrics: transcode::Metrics::register(&mut registry),
+            streams: Mutex::new(HashMap::new()),
+            tasks: tokio_util::task::TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_comes_back_loses_and_doubles_no_audio_frame() {
+        let shared = shared();
+        let name = "demo".parse().unwrap();
+        let live = shared.stream_for_publishing(&name).unwrap();
+        for (frames, breaks) in [(0..200, true), (150..333, true), (300..500, false)] {
+            let request = Request {
+                session: "s1".into(),
+                received_unix_ms: unix_ms(),
+                resume_ms: (frames.start > 0).then_some(0),
+                published: None,
+            };
+            let grant = shared.store.claim("demo", "s1");
+            let (lines, _answer) = mpsc::channel(LINE_QUEUE);
+            let body = audio_relay(frames, breaks);
+            session(shared.clone(), live.clone(), grant, request, body, lines, shared.shutdown.clone()).await;
+        }
+        let crate::live::Found::Ready(playlist) =
+            live.playlist(&"audio".parse().unwrap(), crate::hls::Directives::default()).unwrap()
+        else {
+            panic!("nothing was published")
+        };
+        let mut came = Vec::new();
+        for uri in playlist.lines().filter(|line| !line.starts_with('#')) {
+            let (_, target) = crate::path::parse(&format!("/live/demo/{uri}")).unwrap();
+            let crate::path::Target::Segment(epoch, id, number) = target else { panic!("{uri}") };
+            let crate::live::Found::Ready(object) = live.segment(epoch, &id, number) else { panic!("{uri}") };
+            let bytes = object.to_bytes().unwrap();
+            // Each frame of this test is 1, 2 and its own number.
+            let mut rest = &bytes[..];
+            while let Some(at) = rest.windows(4).position(|name| name == b"mdat") {
+                let len = u32::from_be_bytes(rest[at - 4..at].try_into().unwrap()) as usize - 8;
+                let (frames, behind) = rest[at + 4..].split_at(len);
+                came.extend(frames.chunks(4).map(|f| u32::from(f[2]) << 8 | u32::from(f[3])));
+                rest = behind;
+            }
+        }
+        assert_eq!(came, (0..500).collect::<Vec<_>>());
+    }
 }

@@ -23,6 +23,11 @@ pub enum Event {
     Part(Part),
     /// The open segment is complete.
     Close,
+    /// A segment for which nothing came.
+    Gap {
+        /// Its number.
+        number: SegmentNumber,
+    },
 }
 
 /// One part: the samples of one CMAF chunk.
@@ -53,6 +58,10 @@ pub struct Segmenter {
     first_part: bool,
     /// A sample whose duration only the next one tells.
     pending: Option<Sample>,
+    /// Segments up to this one were given up: what still comes for them is too late.
+    given_up: Option<i64>,
+    /// Samples that came too late.
+    late: u64,
     events: VecDeque<Event>,
 }
 
@@ -80,8 +89,34 @@ impl Segmenter {
             part_duration: 0,
             first_part: true,
             pending: None,
+            given_up: None,
+            late: 0,
             events: VecDeque::new(),
         }
+    }
+
+    /// The newest segment that was opened or given up, counted from the run's first.
+    pub fn newest_index(&self) -> Option<i64> {
+        self.index.max(self.given_up)
+    }
+
+    /// Samples that were left out because they came too late.
+    pub fn late(&self) -> u64 {
+        self.late
+    }
+
+    /// Gives up waiting: completes the open segment, and what is missing up to segment `index` is a gap.
+    pub fn give_up(&mut self, index: i64) {
+        let next = self.newest_index().map_or(0, |newest| newest + 1);
+        if next > index {
+            return;
+        }
+        self.close();
+        self.index = None;
+        for missing in next..=index {
+            self.events.push_back(Event::Gap { number: self.number(missing) });
+        }
+        self.given_up = Some(index);
     }
 
     /// The segment, counted from the run's first, that a sample beginning at `pts` falls into by time alone.
@@ -117,7 +152,15 @@ impl Segmenter {
         self.events.pop_front()
     }
 
+    fn number(&self, index: i64) -> SegmentNumber {
+        SegmentNumber(self.first_number.0 + index as u64)
+    }
+
     fn place(&mut self, sample: Sample, may_open: bool) {
+        if self.given_up.is_some_and(|given_up| self.index_at(sample.pts) <= given_up) {
+            self.late += 1;
+            return;
+        }
         let index = if sample.key { self.index_at(sample.pts) } else { i64::MIN };
         let opens = match self.index {
             None => true,
@@ -128,9 +171,10 @@ impl Segmenter {
             let index = index.max(0);
             self.index = Some(index);
             self.first_part = true;
-            let number = SegmentNumber(self.first_number.0 + index as u64);
+            let number = self.number(index);
             self.events.push_back(Event::Open { number, start: sample.pts });
         }
+        self.close_gap(sample.dts);
         let duration = sample.duration;
         if !self.part.is_empty() && self.part_duration + duration > self.part_target {
             self.end_part();
@@ -139,6 +183,18 @@ impl Segmenter {
         self.part_duration += duration;
         // A part that cannot take another sample like this one is complete now, not when the next one comes.
         if self.part_duration + duration > self.part_target || self.part.len() >= MAX_PART_SAMPLES {
+            self.end_part();
+        }
+    }
+
+    /// A chunk knows durations only: where frames are missing, the one before lasts longer, or a new part tells the time.
+    fn close_gap(&mut self, dts: Ticks) {
+        let Some(last) = self.part.last_mut() else { return };
+        let gap = dts - (last.dts + last.duration);
+        if gap > 0 && self.part_duration + gap <= self.part_target {
+            last.duration += gap;
+            self.part_duration += gap;
+        } else if gap > 0 {
             self.end_part();
         }
     }
@@ -177,6 +233,7 @@ mod tests {
                 Event::Open { number, start } => format!("O{number}@{start}"),
                 Event::Part(part) => format!("{}*{}", part.samples.len(), part.duration),
                 Event::Close => "C".into(),
+                Event::Gap { number } => format!("G{number}"),
             })
             .collect()
     }
@@ -224,6 +281,7 @@ mod tests {
                             parts += 1;
                         }
                         Event::Close => {}
+                        Event::Gap { number } => panic!("{number} was not given up"),
                     }
                 }
             }
@@ -241,6 +299,45 @@ mod tests {
         cut.push(sample(90_000, 0, true), true);
         cut.finish();
         assert_eq!(drain(&mut cut), ["1*80000", "C", "O1@90000", "1*18000", "C"]);
+    }
+
+    #[test]
+    fn missing_frames_move_nothing_behind_them() {
+        let mut cut = Segmenter::new(Timescale::VIDEO, 0, 90_000, 18_000, 0, SegmentNumber(0));
+        for frame in [0, 1, 3, 4, 12, 13, 20] {
+            cut.push(sample(frame * 3000, 3000, frame == 0), true);
+        }
+        cut.finish();
+        let parts: Vec<_> = std::iter::from_fn(|| cut.poll())
+            .filter_map(|event| match event {
+                Event::Part(part) => Some(part.samples),
+                _ => None,
+            })
+            .collect();
+        for samples in &parts {
+            let mut dts = samples[0].dts;
+            for sample in samples {
+                assert_eq!(sample.dts, dts);
+                dts += sample.duration;
+            }
+            assert!(dts - samples[0].dts <= 18_000);
+        }
+        assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [4, 2, 1]);
+    }
+
+    #[test]
+    fn what_is_given_up_is_a_gap_and_stays_one() {
+        let mut cut = Segmenter::new(Timescale::VIDEO, 0, 90_000, 18_000, 0, SegmentNumber(5));
+        cut.give_up(1);
+        assert_eq!(drain(&mut cut), ["G5", "G6"]);
+        cut.push(sample(170_000, 3000, true), true);
+        cut.push(sample(190_000, 18_000, true), true);
+        assert_eq!((drain(&mut cut), cut.late()), (vec!["O7@190000".into(), "1*18000".into()], 1));
+        cut.give_up(3);
+        cut.give_up(3);
+        assert_eq!(drain(&mut cut), ["C", "G8"]);
+        cut.finish();
+        assert_eq!(drain(&mut cut), [""; 0]);
     }
 
     #[test]

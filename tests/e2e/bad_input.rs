@@ -29,7 +29,7 @@ fn bad_input_is_refused_in_words_and_costs_the_neighbour_nothing() {
     strangers_on_the_port(&node);
     unsupported_codecs(&node);
     never_a_keyframe(&node);
-    single_tracks(&node);
+    tracks_that_are_missing(&node);
 
     let (sent, said) = broadcaster.wait();
     assert!(sent, "{said}");
@@ -112,23 +112,30 @@ fn never_a_keyframe(node: &Node) {
     node.logged("no video keyframe within 2s of media");
 }
 
-fn single_tracks(node: &Node) {
+fn tracks_that_are_missing(node: &Node) {
     let silent = Clip::make("silent", Recipe { extra: &["-g", "50", "-bf", "0", "-an"], ..SMALL });
     let blind = Clip::make("blind", Recipe { extra: &["-vn"], ..SMALL });
-    let silent_sender = Broadcaster::send(&silent, &node.publish_url("rtmp", "silent"), 0);
-    let blind_sender = Broadcaster::send(&blind, &node.publish_url("rtmp", "blind"), 0);
-    live(node, "silent");
-    live(node, "blind");
-    let playlist = |stream: &str| get(&node.url(&format!("/live/{stream}/index.m3u8"))).text();
-    assert_eq!(renditions(&playlist("silent")), ["240p"]);
-    assert_eq!(renditions(&playlist("blind")), ["audio"]);
-    let readers =
-        ["/live/silent/240p.m3u8", "/live/blind/audio.m3u8"].map(|path| Probe::begin(&node.url(path)));
-    let [video, audio] = readers.map(|reader| reader.end().remove(0).1);
-    assert_eq!(video.len(), 12 * 25);
-    let sent = packets(blind.path.to_str().unwrap()).remove(0).1;
-    assert_eq!(audio.len(), sent.len());
-    assert!(silent_sender.wait().0 && blind_sender.wait().0);
+    let muted =
+        Clip::make("muted", Recipe { extra: &["-g", "50", "-bf", "0", "-af", "atrim=end=3"], ..SMALL });
+    let senders = [("silent", &silent), ("blind", &blind), ("muted", &muted)]
+        .map(|(stream, clip)| Broadcaster::send(clip, &node.publish_url("rtmp", stream), 0));
+    for stream in ["silent", "blind", "muted"] {
+        live(node, stream);
+    }
+    let playlist = |path: &str| get(&node.url(path)).text();
+    assert_eq!(renditions(&playlist("/live/silent/index.m3u8")), ["240p"]);
+    assert_eq!(renditions(&playlist("/live/blind/index.m3u8")), ["audio"]);
+    assert_eq!(renditions(&playlist("/live/muted/index.m3u8")), ["240p", "audio"]);
+    let readers = ["/live/silent/240p.m3u8", "/live/blind/audio.m3u8", "/live/muted/240p.m3u8"]
+        .map(|path| Probe::begin(&node.url(path)));
+    let [silent, heard, muted] = readers.map(|reader| reader.end().remove(0).1.len());
+    assert_eq!((silent, muted), (12 * 25, 12 * 25), "video does not wait for audio that does not come");
+    assert_eq!(heard, packets(blind.path.to_str().unwrap()).remove(0).1.len());
+    let gaps = playlist("/live/muted/audio.m3u8").matches("#EXT-X-GAP").count();
+    assert!((3..=9).contains(&gaps), "{gaps} segments without audio are said to be missing");
+    for sender in senders {
+        assert!(sender.wait().0);
+    }
 }
 
 fn leak(words: &[&'static str]) -> &'static [&'static str] {

@@ -153,19 +153,19 @@ mod tests {
         };
         let problems = config.problems("t");
         for key in [
-            "`t.preset`: \"placebo\"",
-            "`t.rungs[0].height`: 361",
-            "`t.rungs[0].bitrate_kbps`: 10",
-            "`t.rungs[1].height`: 480 must be below the 361",
-            "`t.rungs[1].bitrate_kbps`: 20 must be below the 10",
-            "`t.step_percent`: 101",
-            "`t.high_frame_rate_percent`: 99",
-            "`t.peak_percent`: 0",
-            "`t.rate_buffer`: 1ms",
+            "t.preset: \"placebo\"",
+            "t.rungs[0].height: 361",
+            "t.rungs[0].bitrate_kbps: 10",
+            "t.rungs[1].height: 480 must be below the 361",
+            "t.rungs[1].bitrate_kbps: 20 must be below the 10",
+            "t.step_percent: 101",
+            "t.high_frame_rate_percent: 99",
+            "t.peak_percent: 0",
+            "t.rate_buffer: 1ms",
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key} in {problems:#?}");
         }
         let none = Config { rungs: Vec::new(), ..Config::default() };
-        assert!(none.problems("t")[0].starts_with("`t.rungs`: 0 rungs"));
+        assert!(none.problems("t")[0].starts_with("t.rungs: 0 rungs"));
     }
 }
