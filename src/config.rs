@@ -243,17 +243,14 @@ impl Config {
         for (key, nodes) in [("origins", &self.cluster.origins), ("shields", &self.cluster.shields)] {
             for (index, node) in nodes.iter().enumerate() {
                 if !name_is_good(&node.name) {
-                    problems
-                        .push(format!("cluster.{key}[{index}].name: {:?} is not a node name", node.name));
+                    problems.push(format!("cluster.{key}[{index}].name: {:?} is not a node name", node.name));
                 }
                 if nodes[..index].iter().any(|other| other.name == node.name) {
                     problems.push(format!("cluster.{key}[{index}].name: {:?} is there twice", node.name));
                 }
                 if !is_host_and_port(&node.address) {
-                    problems.push(format!(
-                        "cluster.{key}[{index}].address: {:?} is not host:port",
-                        node.address
-                    ));
+                    problems
+                        .push(format!("cluster.{key}[{index}].address: {:?} is not host:port", node.address));
                 }
             }
         }
@@ -416,10 +413,7 @@ mod tests {
             "origin.max_streams",
             "edge.limits.max_connections",
         ] {
-            assert!(
-                problems.iter().any(|problem| problem.starts_with(key)),
-                "{key}: {problems:#?}"
-            );
+            assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:#?}");
         }
         let Problems(problems) = Config::parse("[node").unwrap_err();
         assert!(problems[0].contains("line 1"), "{problems:?}");

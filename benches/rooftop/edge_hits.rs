@@ -31,29 +31,29 @@ const SECONDS: u32 = 2;
 /// Size in bytes and what it stands for.
 const SIZES: [(usize, &str); 3] = [(500_000, "500KB"), (50_000, "50KB"), (1_500, "1.5KB")];
 
-/// One CPU for the server, the other for the load.
-const SERVER_CPU: usize = 0;
-const LOAD_CPU: usize = 1;
-
 pub(crate) fn run(
     folders: &Folders,
     runtime: &tokio::runtime::Handle,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let cpus = std::thread::available_parallelism()?.get();
-    let pin = |cpu| (cpus > 1).then_some(cpu);
+    // One CPU for the server, another for the load, where there are two.
+    let (server_cpu, load_cpu) = match allowed_cpus()[..] {
+        [first, second, ..] => (Some(first), Some(second)),
+        _ => (None, None),
+    };
     let folder = folders.run.join("edge_hits");
     let tls_folder = folder.join("state/tls");
     let upstream = runtime.block_on(Upstream::start(&tls_folder))?;
     // What the node would make itself; nginx shows the same.
     let files = tls::development_files(&tls_folder, "edge", &[])?;
-    let rooftop = Node::start(&folder, &config(&folder, upstream.https), pin(SERVER_CPU))?;
+    let rooftop = Node::start(&folder, &config(&folder, upstream.https), server_cpu)?;
     let settings = nginx::Settings {
         certificate: &files.certificate,
         key: &files.key,
         upstream: &format!("http://{}", upstream.http),
-        cpu: pin(SERVER_CPU),
+        cpu: server_cpu,
         mode: nginx::Mode::Cache,
+        memory: &folders.memory,
     };
     let nginx = Nginx::start(&folder, &settings)?;
     let peer = format!("nginx {} proxy_cache", nginx::version()?);
@@ -68,16 +68,16 @@ pub(crate) fn run(
             for round in 0..ROUNDS {
                 for (index, &(addr, pid)) in servers.iter().enumerate() {
                     if round == 0 {
-                        load::run(addr, &path, protocol, Length::Requests(500), pin(LOAD_CPU))?;
+                        load::run(addr, &path, protocol, Length::Requests(500), load_cpu)?;
                     }
-                    let (machine, load_cpu) = (machine_cpu_seconds(), ended_children_cpu_seconds());
+                    let (machine, loads) = (machine_cpu_seconds(), ended_children_cpu_seconds());
                     let before = cpu_seconds(pid);
-                    let load = load::run(addr, &path, protocol, Length::Seconds(SECONDS), pin(LOAD_CPU))?;
+                    let load = load::run(addr, &path, protocol, Length::Seconds(SECONDS), load_cpu)?;
                     let cpu_s = cpu_seconds(pid) - before;
                     rates[index].push(load.requests / load.seconds);
                     efficiencies[index].push(load.requests / cpu_s);
                     busy[index].push(100.0 * cpu_s / load.seconds);
-                    let ours = cpu_s + ended_children_cpu_seconds() - load_cpu;
+                    let ours = cpu_s + ended_children_cpu_seconds() - loads;
                     others.push((machine_cpu_seconds() - machine - ours) / load.seconds * 100.0);
                 }
             }
@@ -102,6 +102,17 @@ pub(crate) fn run(
     let fetches = upstream.requests.load(Ordering::Relaxed);
     ensure!(fetches == 2 * SIZES.len(), "{fetches} requests at the upstream: these were not all hits");
     Ok(())
+}
+
+/// The CPUs that this process may use.
+fn allowed_cpus() -> Vec<usize> {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+    let ranges = list.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    });
+    ranges.flatten().collect()
 }
 
 fn config(folder: &std::path::Path, upstream: SocketAddr) -> String {

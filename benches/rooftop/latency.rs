@@ -54,6 +54,7 @@ pub(crate) fn run(
             upstream: &format!("https://{}", node.addr("origin")?),
             cpu: None,
             mode,
+            memory: &folders.memory,
         };
         Nginx::start(&folder, &settings)
     };

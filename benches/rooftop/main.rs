@@ -30,6 +30,14 @@ pub(crate) struct Folders {
     pub(crate) kept: PathBuf,
     /// Gone after a run that succeeded.
     pub(crate) run: PathBuf,
+    /// Held in memory where the system offers that; goes whatever happens.
+    pub(crate) memory: PathBuf,
+}
+
+impl Drop for Folders {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.memory);
+    }
 }
 
 type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
@@ -53,8 +61,8 @@ fn main() -> anyhow::Result<()> {
         bail!("there is no scenario {unknown:?}: {}", SCENARIOS.map(|(name, _)| name).join(", "));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    end_all_on_signals(&runtime)?;
     let folders = folders()?;
+    end_all_on_signals(&runtime, folders.memory.clone())?;
     let began = Instant::now();
     let mut report = Report::new();
     for (name, run) in SCENARIOS {
@@ -75,21 +83,33 @@ fn main() -> anyhow::Result<()> {
 fn folders() -> anyhow::Result<Folders> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("bench");
-    let run = kept.join(format!("run-{}", std::process::id()));
-    for entry in std::fs::read_dir(&kept).into_iter().flatten().flatten() {
-        // What a run that failed has left, unless it is still running.
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix("run-")?.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            std::fs::remove_dir_all(entry.path())?;
+    let run = kept.join(format!("{RUN}{}", std::process::id()));
+    std::fs::create_dir_all(&run).with_context(|| run.display().to_string())?;
+    let shared_memory = Path::new("/dev/shm");
+    let memory = match shared_memory.is_dir() {
+        true => shared_memory.join(format!("{MEMORY}{}", std::process::id())),
+        false => run.join("memory"),
+    };
+    std::fs::create_dir_all(&memory).with_context(|| memory.display().to_string())?;
+    for (folder, prefix) in [(kept.as_path(), RUN), (shared_memory, MEMORY)] {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            // What a run has left that failed or was killed: its process is gone.
+            let name = entry.file_name();
+            let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+            if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                std::fs::remove_dir_all(entry.path())?;
+            }
         }
     }
-    std::fs::create_dir_all(&run).with_context(|| run.display().to_string())?;
-    Ok(Folders { kept, run })
+    Ok(Folders { kept, run, memory })
 }
 
+/// Names of folders of one run, before its process id.
+const RUN: &str = "run-";
+const MEMORY: &str = "rooftop-bench-";
+
 /// Ctrl-C and SIGTERM end what this run has started. A panic or an error does so by dropping it.
-fn end_all_on_signals(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+fn end_all_on_signals(runtime: &tokio::runtime::Runtime, memory: PathBuf) -> anyhow::Result<()> {
     let _entered = runtime.enter();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     runtime.spawn(async move {
@@ -98,6 +118,7 @@ fn end_all_on_signals(runtime: &tokio::runtime::Runtime) -> anyhow::Result<()> {
             _ = terminate.recv() => {}
         }
         process::end_all();
+        let _ = std::fs::remove_dir_all(memory);
         std::process::exit(130);
     });
     Ok(())

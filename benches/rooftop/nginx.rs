@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,7 @@ use crate::process::Running;
 pub(crate) struct Nginx {
     process: Running,
     pub(crate) addr: SocketAddr,
-    /// Goes after the process that writes to it.
-    _cache: Cache,
 }
-
-/// A folder in memory for cached files.
-struct Cache(PathBuf);
 
 /// What it needs to know.
 pub(crate) struct Settings<'a> {
@@ -33,6 +28,8 @@ pub(crate) struct Settings<'a> {
     /// The one CPU it may use.
     pub(crate) cpu: Option<usize>,
     pub(crate) mode: Mode,
+    /// Where it keeps cached files.
+    pub(crate) memory: &'a Path,
 }
 
 /// What it does with what the upstream says.
@@ -54,16 +51,14 @@ impl Nginx {
         std::fs::create_dir_all(&folder)?;
         // nginx cannot be given port 0: it gets one that was free a moment ago.
         let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let memory = Path::new("/dev/shm");
-        let base = if memory.is_dir() { memory } else { &folder };
-        let cache = Cache(base.join(format!("rooftop-bench-nginx-{}-{}", std::process::id(), addr.port())));
+        let cache = settings.memory.join(format!("nginx-{}", addr.port()));
         let path = folder.join("nginx.conf");
-        std::fs::write(&path, config(settings, addr, &folder, &cache.0))?;
+        std::fs::write(&path, config(settings, addr, &folder, &cache))?;
         let log = folder.join("error.log");
         let mut command = pinned("nginx", settings.cpu);
         command.arg("-p").arg(&folder).arg("-c").arg(&path).arg("-e").arg(&log);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.join("stderr.log"))?);
-        let nginx = Nginx { process: Running::start("nginx", &mut command)?, addr, _cache: cache };
+        let nginx = Nginx { process: Running::start("nginx", &mut command)?, addr };
         let deadline = Instant::now() + Duration::from_secs(10);
         while TcpStream::connect(addr).is_err() {
             if Instant::now() > deadline {
@@ -76,12 +71,6 @@ impl Nginx {
 
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid()
-    }
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
