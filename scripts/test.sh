@@ -10,4 +10,4 @@ export CHROMIUM ROOFTOP_STRICT=1
 echo "== the watch page's rules"
 node --test web/test/*.test.mjs
 echo "== the workspace"
-cargo test --workspace --locked
+cargo test --workspace --locked -- --show-output

@@ -64,7 +64,7 @@ pub(crate) fn run(
             let mut rates = [Vec::new(), Vec::new()];
             let mut efficiencies = [Vec::new(), Vec::new()];
             let mut busy = [Vec::new(), Vec::new()];
-            let mut others = Vec::new();
+            let (mut others, mut security) = (Vec::new(), None);
             for round in 0..ROUNDS {
                 for (index, &(addr, pid)) in servers.iter().enumerate() {
                     if round == 0 {
@@ -74,6 +74,8 @@ pub(crate) fn run(
                     let before = cpu_seconds(pid);
                     let load = load::run(addr, &path, protocol, Length::Seconds(SECONDS), load_cpu)?;
                     let cpu_s = cpu_seconds(pid) - before;
+                    let agreed = security.get_or_insert_with(|| load.security.clone());
+                    ensure!(*agreed == load.security, "{agreed} is not {}", load.security);
                     rates[index].push(load.requests / load.seconds);
                     efficiencies[index].push(load.requests / cpu_s);
                     busy[index].push(100.0 * cpu_s / load.seconds);
@@ -86,8 +88,12 @@ pub(crate) fn run(
             let efficiencies = efficiencies.map(|efficiencies| median(&efficiencies));
             let busy = busy.map(|busy| median(&busy));
             report.note(&format!(
-                "{protocol_name} {size_name}: server busy {:.0} % of its core (Rooftop), {:.0} % (nginx); others took {:.0} % of a core",
-                busy[0], busy[1], median(&others)
+                "{protocol_name} {size_name}, {}: server busy {:.0} % of its core (Rooftop), {:.0} % (nginx); \
+                 others took {:.0} % of a core",
+                security.unwrap_or_default(),
+                busy[0],
+                busy[1],
+                median(&others)
             ));
             let mut row = |what: &str, unit, figures: [f64; 2]| {
                 let name = format!("edge_hits/{protocol_name}/{size_name}/{what}");

@@ -19,10 +19,12 @@ pub(crate) enum Protocol {
 }
 
 /// What h2load has counted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Load {
     pub(crate) requests: f64,
     pub(crate) seconds: f64,
+    /// TLS version and cipher suite.
+    pub(crate) security: String,
 }
 
 /// For how long, or how many requests.
@@ -84,7 +86,11 @@ fn parse(text: &str) -> Option<Said> {
     let requests = line("requests: ")?;
     let done = count(requests, "done")?;
     let failed = count(requests, "errored")? + count(requests, "timeout")?;
+    let security = format!("{} {}", line("TLS Protocol: ")?, line("Cipher: ")?);
     let codes = line("status codes: ")?;
     let others = ["3xx", "4xx", "5xx"].iter().try_fold(0.0, |sum, what| Some(sum + count(codes, what)?))?;
-    Some(Said { load: Load { requests: done, seconds }, all_good: done > 0.0 && failed + others == 0.0 })
+    Some(Said {
+        load: Load { requests: done, seconds, security },
+        all_good: done > 0.0 && failed + others == 0.0,
+    })
 }

@@ -68,8 +68,13 @@ fn main() -> anyhow::Result<()> {
     for (name, run) in SCENARIOS {
         if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
             report.begin(name);
+            let (time, machine, ours) =
+                (Instant::now(), process::machine_cpu_seconds(), process::our_cpu_seconds());
             run(&folders, runtime.handle(), &mut report)
                 .with_context(|| format!("scenario {name}; logs are in {}", folders.run.display()))?;
+            let others = process::machine_cpu_seconds() - machine - (process::our_cpu_seconds() - ours);
+            let share = 100.0 * others / time.elapsed().as_secs_f64();
+            report.note(&format!("meanwhile other processes of this machine took {share:.0} % of a core"));
         }
     }
     println!("\n{}", report.table());

@@ -148,6 +148,11 @@ pub(crate) fn ended_children_cpu_seconds() -> f64 {
     stat("self").map_or(0.0, |stat| stat.ended_children_cpu_s)
 }
 
+/// CPU time of this process and of all its children that have been waited for, in seconds.
+pub(crate) fn our_cpu_seconds() -> f64 {
+    stat("self").map_or(0.0, |stat| stat.own_cpu_s + stat.ended_children_cpu_s)
+}
+
 /// CPU time that all processes of this machine have used, in seconds.
 pub(crate) fn machine_cpu_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
