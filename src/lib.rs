@@ -14,8 +14,10 @@ mod telemetry;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 
 use anyhow::Context;
 use cluster::{Node, Ring};
@@ -132,38 +134,68 @@ impl Server {
     }
 
     /// Serves until `shutdown`; then ends the roles one after the other in the direction of flow, each within its own
-    /// drain time, so that what a broadcaster sent before still reaches the viewers.
-    pub async fn serve(self, shutdown: CancellationToken) {
+    /// drain time, so that what a broadcaster sent before still reaches the viewers. A role that ends by itself ends the
+    /// node: half a node would look healthy and lose what is sent to it.
+    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut roles = Vec::new();
-        let mut start = |name, serve: Option<JoinHandle<()>>, stop: CancellationToken| {
-            roles.extend(serve.map(|serve| (name, serve, stop)));
+        let mut start = |name, serve: Option<(JoinHandle<()>, CancellationToken)>| {
+            roles.extend(serve.map(|(task, stop)| Running { name, task, stop }));
         };
-        let stop = CancellationToken::new();
-        start("ingest", self.ingest.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
-        let stop = CancellationToken::new();
-        start("origin", self.origin.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
-        let stop = CancellationToken::new();
-        start("shield", self.shield.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
-        let stop = CancellationToken::new();
-        start("edge", self.edge.map(|role| tokio::spawn(role.serve(stop.clone()))), stop.clone());
+        let stops = [(); 4].map(|()| CancellationToken::new());
+        let [ingest, origin, shield, edge] = stops;
+        start("ingest", self.ingest.map(|role| (tokio::spawn(role.serve(ingest.clone())), ingest)));
+        start("origin", self.origin.map(|role| (tokio::spawn(role.serve(origin.clone())), origin)));
+        start("shield", self.shield.map(|role| (tokio::spawn(role.serve(shield.clone())), shield)));
+        start("edge", self.edge.map(|role| (tokio::spawn(role.serve(edge.clone())), edge)));
         let stop_admin = CancellationToken::new();
         let admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
 
         self.ready.store(true, Ordering::Relaxed);
-        shutdown.cancelled().await;
+        let failed = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => None,
+            name = first_ended(&mut roles) => Some(name),
+        };
         self.ready.store(false, Ordering::Relaxed);
-        for (name, serve, stop) in roles {
+        for Running { name, task, stop } in roles {
             info!(role = name, "stopping");
             stop.cancel();
-            if let Err(error) = serve.await {
+            if let Err(error) = task.await {
                 tracing::error!(role = name, %error, "role failed");
             }
         }
         stop_admin.cancel();
-        if let Err(error) = admin.await {
-            tracing::error!(%error, "admin listener failed");
+        admin.await?;
+        match failed {
+            None => Ok(()),
+            Some(name) => anyhow::bail!("role {name} ended by itself"),
         }
     }
+}
+
+/// A role at work.
+struct Running {
+    name: &'static str,
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+/// Takes the first role out that ends, and names it.
+async fn first_ended(roles: &mut Vec<Running>) -> &'static str {
+    let (index, result) = std::future::poll_fn(|cx| {
+        for (index, role) in roles.iter_mut().enumerate() {
+            if let Poll::Ready(result) = Pin::new(&mut role.task).poll(cx) {
+                return Poll::Ready((index, result));
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    let name = roles.remove(index).name;
+    if let Err(error) = result {
+        tracing::error!(role = name, %error, "role failed");
+    }
+    name
 }
 
 fn ring(nodes: &[config::NodeAddress]) -> Ring {

@@ -14,6 +14,7 @@ use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::cork::Corked;
 use crate::error::chain;
 use crate::{Listener, Stream};
 
@@ -77,14 +78,15 @@ pub async fn serve<S, F, B>(
                 let answer = service(request, peer);
                 async move { Ok::<_, std::convert::Infallible>(answer.await) }
             });
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            let cork = Corked::new(stream);
+            let connection = builder.serve_connection(TokioIo::new(cork.clone()), service);
             let mut connection = std::pin::pin!(connection);
             let ended = tokio::select! {
                 biased;
-                ended = connection.as_mut() => ended,
+                ended = cork.drive(connection.as_mut()) => ended,
                 () = stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    cork.drive(connection.as_mut()).await
                 }
                 // hyper's own timeout begins once it knows the protocol: who says nothing would stay for ever.
                 () = silent => {

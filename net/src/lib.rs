@@ -4,6 +4,7 @@
 //!
 //! Read [`listener`] first, then [`http`] and [`tls`].
 
+mod cork;
 pub mod error;
 pub mod http;
 pub mod listener;

@@ -37,14 +37,15 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         let server = Server::bind(config).await?;
         println!("{}", serde_json::json!({ "listeners": server.listeners }));
         let shutdown = CancellationToken::new();
-        let serving = tokio::spawn(server.serve(shutdown.clone()));
+        let mut serving = tokio::spawn(server.serve(shutdown.clone()));
         let signal = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
+            ended = &mut serving => return ended?.map(|()| ExitCode::SUCCESS),
         };
         info!(signal, "shutting down");
         shutdown.cancel();
-        serving.await?;
+        serving.await??;
         info!("stopped");
         Ok(ExitCode::SUCCESS)
     })
