@@ -25,7 +25,6 @@ fn member(name: &str, addr: SocketAddr) -> String {
 fn streams_spread_over_two_origins_and_are_found_again() {
     let _turn = real_time();
     let extra = &["-preset", "ultrafast", "-tune", "zerolatency", "-g", "20", "-b:v", "50k"];
-    let clip = Clip::make("tiny", Recipe { size: "96x64", rate: "10", seconds: 10, extra });
     let folder = Folder::new("fleet");
     let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let origins = ["origin-1", "origin-2"].map(|name| {
@@ -44,15 +43,25 @@ fn streams_spread_over_two_origins_and_are_found_again() {
     let pop = Node::start(&folder, "pop-1", &config(&folder, "pop-1", roles, &members, &shields, listen));
 
     let names: Vec<String> = (0..STREAMS).map(|index| format!("stream-{index}")).collect();
-    let _broadcasters: Vec<_> =
-        names.iter().map(|name| Broadcaster::send(&clip, &pop.publish_url("rtmps", name), -1)).collect();
+    // Each stream is a picture of its own height, so that none can pass for another's.
+    let clips: Vec<_> = (0..STREAMS)
+        .map(|index| {
+            let size: &'static str = format!("160x{}", lines(index)).leak();
+            Clip::make(&format!("tiny-{index}"), Recipe { size, rate: "10", seconds: 5, extra })
+        })
+        .collect();
+    let _broadcasters: Vec<_> = names
+        .iter()
+        .zip(&clips)
+        .map(|(name, clip)| Broadcaster::send(clip, &pop.publish_url("rtmps", name), -1))
+        .collect();
     let ring = cluster::Ring::new(
         ["origin-1", "origin-2"]
             .map(|name| cluster::Node { name: name.into(), address: String::new() })
             .into(),
     );
     let mut share = [0, 0];
-    for name in &names {
+    for (index, name) in names.iter().enumerate() {
         live(&pop, name);
         let owner = usize::from(ring.candidates(name)[0].name == "origin-2");
         share[owner] += 1;
@@ -60,19 +69,17 @@ fn streams_spread_over_two_origins_and_are_found_again() {
         origins[owner].logged(&began);
         assert!(!origins[1 - owner].log().contains(&began), "{name} is at its own origin only");
 
-        // Each stream is a picture of its own size: none could pass for another's, and all come through both tiers.
-        let playlist = eventually("a segment", || {
-            let playlist = get(&pop.url(&format!("/live/{name}/64p.m3u8"))).text();
-            playlist.contains("#EXTINF").then_some(playlist)
-        });
-        let segment = playlist.lines().find(|line| line.ends_with(".m4s") && !line.starts_with('#')).unwrap();
-        let answer = get(&pop.url(&format!("/live/{name}/{segment}")));
+        // Through both tiers: the picture is the one that was sent.
+        let rendition = format!("{}p", lines(index));
+        let multivariant = get(&pop.url(&format!("/live/{name}/index.m3u8"))).text();
+        assert_eq!(renditions(&multivariant), [rendition.as_str(), "audio"]);
+        let (epoch, number) = eventually("a segment", || newest(&pop, name, index));
+        let answer = get(&pop.url(&format!("/live/{name}/{epoch}/{rendition}/{number}.m4s")));
         assert_eq!(answer.status, 200);
         assert_eq!(&answer.body[4..8], b"styp");
     }
     println!("{} streams at origin-1, {} at origin-2", share[0], share[1]);
     assert!(share[0] >= 5 && share[1] >= 5, "{share:?}");
-    // What the shield fetched came from the owner at the first try: no request went to an origin that had to pass.
     for (origin, streams) in origins.iter().zip(share) {
         assert_eq!(origin.metric("origin_streams"), f64::from(streams));
     }
@@ -80,14 +87,15 @@ fn streams_spread_over_two_origins_and_are_found_again() {
 
     // One origin dies without a word: its POP replays what was not acknowledged to the other, viewers find it there.
     let [dead, survivor] = origins;
-    let moved: Vec<_> = names.iter().filter(|name| ring.candidates(name)[0].name == "origin-1").collect();
-    let before: Vec<_> = moved.iter().map(|name| newest(&pop, name).expect("was live")).collect();
+    let moved = names.iter().enumerate().filter(|(_, name)| ring.candidates(name)[0].name == "origin-1");
+    let moved: Vec<_> =
+        moved.map(|(index, name)| (index, name, newest(&pop, name, index).expect("was live"))).collect();
     dead.kill();
-    for (name, (epoch, number)) in moved.iter().zip(before) {
+    for (index, name, (epoch, number)) in moved {
         // What was published but not acknowledged is published again, under the same numbers and a higher epoch.
         let mut last = 0;
         eventually(&format!("{name} at the other origin"), || {
-            let (epoch_now, number_now) = newest(&pop, name)?;
+            let (epoch_now, number_now) = newest(&pop, name, index)?;
             assert!(
                 epoch_now >= epoch && number_now + 1 >= number.max(last),
                 "{name}: {number}, then {number_now}"
@@ -99,9 +107,14 @@ fn streams_spread_over_two_origins_and_are_found_again() {
     assert_eq!(survivor.metric("origin_sessions"), STREAMS as f64);
 }
 
+/// Height of a stream's picture.
+fn lines(index: usize) -> usize {
+    64 + 2 * index
+}
+
 /// Epoch and number of the newest listed segment.
-fn newest(pop: &Node, stream: &str) -> Option<(u64, u64)> {
-    let playlist = get(&pop.url(&format!("/live/{stream}/64p.m3u8"))).text();
+fn newest(pop: &Node, stream: &str, index: usize) -> Option<(u64, u64)> {
+    let playlist = get(&pop.url(&format!("/live/{stream}/{}p.m3u8", lines(index)))).text();
     let segment = playlist.lines().rev().find(|line| line.ends_with(".m4s") && !line.starts_with('#'))?;
     let mut parts = segment.trim_end_matches(".m4s").split('/');
     Some((parts.next()?.parse().ok()?, parts.next_back()?.parse().ok()?))
