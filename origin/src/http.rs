@@ -158,7 +158,9 @@ async fn object(shared: &Shared, live: &Live, target: Target, query: &str) -> Re
             }
         }
         Target::Init(epoch, id) => match live.init(epoch, &id) {
-            Some(init) => media(Object::complete(init), &format!("\"{epoch}-{id}-init\"")),
+            Some(init) => {
+                media(Object::complete(init), live.media_type(&id), &format!("\"{epoch}-{id}-init\""))
+            }
             None => not_found("no such init segment"),
         },
         Target::Segment(epoch, id, number) => {
@@ -166,7 +168,9 @@ async fn object(shared: &Shared, live: &Live, target: Target, query: &str) -> Re
                 wait(shared, live, || Ok::<_, std::convert::Infallible>(live.segment(epoch, &id, number)))
                     .await;
             match found {
-                Ok(Found::Ready(object)) => media(object, &format!("\"{epoch}-{id}-{number}\"")),
+                Ok(Found::Ready(object)) => {
+                    media(object, live.media_type(&id), &format!("\"{epoch}-{id}-{number}\""))
+                }
                 Ok(Found::Later) => retry_later(),
                 Ok(Found::Never) => not_found("no such segment"),
             }
@@ -217,13 +221,13 @@ fn manifest(content_type: &'static str, cache_control: &str, text: String) -> Re
     response
 }
 
-fn media(object: Object, etag: &str) -> Response<Body> {
+fn media(object: Object, media_type: &'static str, etag: &str) -> Response<Body> {
     let mut response = Response::new(Body::Object(object.read(0..u64::MAX)));
     let headers = response.headers_mut();
     if object.progress().end == media::object::End::Complete {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(object.progress().len));
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("video/mp4"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static(IMMUTABLE));
     headers.insert(ETAG, header(etag));
     response

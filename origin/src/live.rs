@@ -323,6 +323,15 @@ impl Live {
         Some(mpd.render())
     }
 
+    /// The media type of a rendition's init and media segments (RFC 4337), as the MPD has it.
+    pub fn media_type(&self, id: &RenditionId) -> &'static str {
+        let inner = self.lock();
+        match inner.broadcast.as_ref().and_then(|broadcast| broadcast.rendition(id)) {
+            Some(Rendition { variant: Variant { kind: hls::Kind::Audio { .. }, .. }, .. }) => "audio/mp4",
+            _ => "video/mp4",
+        }
+    }
+
     /// An init segment.
     pub fn init(&self, epoch: Epoch, id: &RenditionId) -> Option<Bytes> {
         let inner = self.lock();

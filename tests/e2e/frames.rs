@@ -105,6 +105,7 @@ fn check_announcements(node: &Node, early: &str) {
         let answer = get(&node.url(&format!("/live/show/{epoch}/{name}/{number}.m4s")));
         assert_eq!(answer.status, 200);
         assert!(answer.headers["cache-control"].to_str().unwrap().contains("immutable"));
+        assert_eq!(answer.headers["content-type"], if name == "audio" { "audio/mp4" } else { "video/mp4" });
         answer.body.len() as u64
     };
     // A second has 46 or 47 audio frames: rates are per actual duration, sizes here per second.
