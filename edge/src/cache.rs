@@ -16,7 +16,7 @@ use moka::sync::Cache;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::watch;
 
-use crate::policy::Freshness;
+use crate::freshness::Freshness;
 
 /// What an entry costs besides its body and its name, in bytes: headers, table slots, allocations. Measured roughly.
 const ENTRY_BYTES: u64 = 1024;

@@ -17,7 +17,8 @@ use tracing::{debug, warn};
 use crate::cache::{Charge, Content, Entry, Kind, Permit, State};
 use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
 use crate::fetch::{self, Failed};
-use crate::policy::{self, Class, Freshness};
+use crate::freshness::{self, Freshness};
+use crate::policy::Class;
 use crate::tier::Tier;
 use crate::upstream;
 
@@ -249,7 +250,7 @@ impl Shell {
             headers: fetch::for_viewers(head.version, &head.headers, self.tier.name, wall),
             body: Content::Growing { object, length: announced },
             received: Instant::now(),
-            freshness: policy::freshness(&self.job.class, head.status, &head.headers, wall),
+            freshness: freshness::freshness(&self.job.class, head.status, &head.headers, wall),
             failed: false,
             grace_until: None,
             charge: None,

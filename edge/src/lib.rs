@@ -13,6 +13,7 @@ pub mod config;
 pub mod error;
 mod fetch;
 mod flight;
+pub mod freshness;
 mod http;
 pub mod metrics;
 pub mod policy;
