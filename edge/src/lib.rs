@@ -17,7 +17,6 @@ pub mod freshness;
 mod http;
 pub mod metrics;
 pub mod policy;
-pub mod range;
 mod tier;
 pub mod upstream;
 
@@ -33,6 +32,7 @@ use crate::tier::Tier;
 
 pub use config::Config;
 pub use error::Error;
+pub use media::range;
 pub use metrics::Metrics;
 pub use policy::Class;
 

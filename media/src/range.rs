@@ -14,7 +14,7 @@
 
 use std::ops::Range;
 
-use media::object::{End, Progress};
+use crate::object::{End, Progress};
 
 /// A last position from here on means "as far as it goes": far beyond any object, and below the 2^53 - 1 that players send.
 pub const ABSURD: u64 = 1 << 40;
