@@ -3,9 +3,7 @@
 //! moka evicts by LRU: with its default policy (TinyLFU) an object that nobody has asked for yet is refused by a full
 //! cache, and in live media every new object is one.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,9 +12,9 @@ use media::Object;
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::watch;
 
 use crate::freshness::Freshness;
+use crate::handover::{self, Table};
 
 /// What an entry costs besides its body and its name, in bytes: headers, table slots, allocations. Measured roughly.
 const ENTRY_BYTES: u64 = 1024;
@@ -123,41 +121,26 @@ pub(crate) enum Kind {
     Fetched,
     /// More than one was needed.
     Promoted,
+    /// A push from the tier above brought it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for what pushes objects"))]
+    Pushed,
     /// No fetch answered, but a stale copy will do.
     Stale,
     /// No fetch answered.
     Failed,
 }
 
-pub(crate) type Waiting = watch::Receiver<Option<Verdict>>;
+pub(crate) type Waiting = handover::Waiting<Verdict>;
+pub(crate) type Permit = handover::Permit<Verdict>;
+/// What [`Store::join`] found.
+pub(crate) type Joined = handover::Joined<Verdict, Arc<Entry>>;
 
 /// Both stores of one tier.
 pub(crate) struct Store {
     complete: Cache<Arc<str>, Arc<Entry>>,
-    flights: Mutex<HashMap<Arc<str>, InFlight>>,
-    next_flight: AtomicU64,
-    max_flights: usize,
+    flights: Table<Verdict>,
     max_bytes: u64,
     bytes: Gauge,
-    names: Gauge,
-}
-
-struct InFlight {
-    id: u64,
-    waiting: Waiting,
-    purged: Arc<AtomicBool>,
-}
-
-/// What [`Store::join`] found.
-pub(crate) enum Joined {
-    /// It has become complete meanwhile.
-    Complete(Arc<Entry>),
-    /// Someone fetches it.
-    Waiting(Waiting),
-    /// Nobody does: it is for the caller to.
-    Yours(Permit, Waiting),
-    /// Too many names are in flight.
-    Full,
 }
 
 impl Store {
@@ -169,8 +152,7 @@ impl Store {
             .weigher(|key: &Arc<str>, entry: &Arc<Entry>| weight(key, entry).try_into().unwrap_or(u32::MAX))
             .expire_after(Expiry)
             .build();
-        let flights = Mutex::new(HashMap::new());
-        Store { complete, flights, next_flight: AtomicU64::new(0), max_flights, max_bytes, bytes, names }
+        Store { complete, flights: Table::new(max_flights, names), max_bytes, bytes }
     }
 
     /// The complete object, however stale.
@@ -179,42 +161,17 @@ impl Store {
     }
 
     /// Joins the flight of `key`, or begins one. A flight whose answer is no longer fresh is not joined but replaced.
-    pub(crate) fn join(self: &Arc<Self>, key: &str, now: Instant) -> Joined {
-        let mut flights = self.lock();
-        if let Some(flight) = flights.get(key) {
-            let usable = match &*flight.waiting.borrow() {
-                Some(verdict) => verdict.entry.state(now) == State::Fresh,
-                None => true,
-            };
-            if usable {
-                return Joined::Waiting(flight.waiting.clone());
-            }
-        }
-        // Its flight may have ended since the caller looked.
-        if let Some(entry) = self.complete.get(key).filter(|entry| entry.state(now) == State::Fresh) {
-            return Joined::Complete(entry);
-        }
-        if flights.len() >= self.max_flights && !flights.contains_key(key) {
-            return Joined::Full;
-        }
-        let key: Arc<str> = key.into();
-        let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
-        let (verdict, waiting) = watch::channel(None);
-        let purged = Arc::new(AtomicBool::new(false));
-        let flight = InFlight { id, waiting: waiting.clone(), purged: purged.clone() };
-        if flights.insert(key.clone(), flight).is_none() {
-            self.names.inc();
-        }
-        Joined::Yours(Permit { store: self.clone(), key, id, verdict, purged }, waiting)
+    pub(crate) fn join(&self, key: &str, now: Instant) -> Joined {
+        let is_fresh = |entry: &Entry| entry.state(now) == State::Fresh;
+        let complete = || self.complete.get(key).filter(|entry| is_fresh(entry));
+        self.flights.join(key, |verdict| is_fresh(&verdict.entry), complete)
     }
 
-    /// Ends a flight: nobody joins it from now on.
-    pub(crate) fn leave(&self, permit: &Permit) {
-        let mut flights = self.lock();
-        if flights.get(&permit.key).is_some_and(|flight| flight.id == permit.id) {
-            flights.remove(&permit.key);
-            self.names.dec();
-        }
+    /// Takes a name over from a flight that has told nobody yet: those who wait hear what this permit says. `None`: the
+    /// flight has an answer, or too many names are in flight.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for what pushes objects"))]
+    pub(crate) fn seize(&self, key: &str) -> Option<Permit> {
+        self.flights.seize(key)
     }
 
     /// Keeps a complete object, unless its name was purged since its flight began or a newer one is there.
@@ -222,10 +179,10 @@ impl Store {
         entry.charge = Some(Arc::new(Charge::new(&self.bytes, weight(&permit.key, &entry))));
         let entry = Arc::new(entry);
         let newer = self.complete.get(&permit.key).is_some_and(|other| other.received > entry.received);
-        if !newer && !permit.purged.load(Ordering::SeqCst) {
+        if !newer && !permit.purged() {
             self.complete.insert(permit.key.clone(), entry.clone());
             // A purge that came in between has marked the flight before it looked here.
-            if permit.purged.load(Ordering::SeqCst) {
+            if permit.purged() {
                 self.complete.invalidate(&permit.key);
             }
         }
@@ -238,28 +195,12 @@ impl Store {
 
     /// Forgets all names that begin with `prefix`; answers under way reach those who wait for them and are not kept.
     pub(crate) fn purge(&self, prefix: &str) -> usize {
-        let mut flights = self.lock();
-        let before = flights.len();
-        flights.retain(|key, flight| {
-            let purged = key.starts_with(prefix);
-            if purged {
-                flight.purged.store(true, Ordering::SeqCst);
-            }
-            !purged
-        });
-        let mut count = before - flights.len();
-        self.names.dec_by(count as i64);
-        drop(flights);
+        let mut count = self.flights.purge(prefix);
         for (key, _) in self.complete.iter().filter(|(key, _)| key.starts_with(prefix)) {
             self.complete.invalidate(key.as_ref());
             count += 1;
         }
         count
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, InFlight>> {
-        // Every change under the lock is a single insertion or removal.
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -269,29 +210,6 @@ fn weight(key: &str, entry: &Entry) -> u64 {
         Content::Growing { object, .. } => object.progress().len,
     };
     ENTRY_BYTES + 2 * key.len() as u64 + body
-}
-
-/// The right and the duty to fetch one name. Dropped, even by a panic, it ends the flight; if there was no verdict, those
-/// who wait are woken, and one of them may try again.
-pub(crate) struct Permit {
-    store: Arc<Store>,
-    pub(crate) key: Arc<str>,
-    id: u64,
-    verdict: watch::Sender<Option<Verdict>>,
-    purged: Arc<AtomicBool>,
-}
-
-impl Permit {
-    /// Tells those who wait.
-    pub(crate) fn tell(&self, entry: Arc<Entry>, kind: Kind) {
-        self.verdict.send_replace(Some(Verdict { entry, kind }));
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.store.leave(self);
-    }
 }
 
 /// Entries leave when they are of no more use.
@@ -376,24 +294,25 @@ mod tests {
 
     #[test]
     fn one_permit_per_name_and_a_bound_on_names() {
-        let store = store(1 << 20);
+        let names = Gauge::default();
+        let store = Arc::new(Store::new(1 << 20, 2, Gauge::default(), names.clone()));
         let (first, _) = permit(&store, "/a");
         assert!(matches!(store.join("/a", Instant::now()), Joined::Waiting(_)));
         let (second, _) = permit(&store, "/b");
         assert!(matches!(store.join("/c", Instant::now()), Joined::Full));
-        assert_eq!(store.names.get(), 2);
-        store.leave(&first);
-        store.leave(&first);
-        assert_eq!(store.names.get(), 1);
+        assert_eq!(names.get(), 2);
+        first.leave();
+        first.leave();
+        assert_eq!(names.get(), 1);
         let (again, _) = permit(&store, "/a");
-        store.leave(&first);
+        first.leave();
         assert!(
             matches!(store.join("/a", Instant::now()), Joined::Waiting(_)),
             "an old flight ends no new one"
         );
         drop(again);
         drop(second);
-        assert_eq!(store.names.get(), 0);
+        assert_eq!(names.get(), 0);
     }
 
     #[test]
@@ -401,17 +320,18 @@ mod tests {
         let store = store(1 << 20);
         let (slow, _) = permit(&store, "/a");
         let old = Arc::new(entry(Instant::now() - Duration::from_secs(9), 1000, 1));
-        slow.tell(old, Kind::Fetched);
+        slow.tell(Verdict { entry: old, kind: Kind::Fetched });
         let (fresh, _) = permit(&store, "/a");
         let newer = store.keep(&fresh, entry(Instant::now(), 1000, 2));
-        store.leave(&fresh);
+        fresh.leave();
         store.keep(&slow, entry(newer.received - Duration::from_millis(1), 60_000, 1));
         assert!(Arc::ptr_eq(&store.get("/a").unwrap(), &newer), "the newer one stays");
     }
 
     #[test]
     fn a_purge_reaches_flights_and_objects() {
-        let store = store(1 << 20);
+        let names = Gauge::default();
+        let store = Arc::new(Store::new(1 << 20, 2, Gauge::default(), names.clone()));
         let (late, _) = permit(&store, "/live/a/2");
         let (other, _) = permit(&store, "/live/b/1");
         store.keep(&other, entry(Instant::now(), 60_000, 1));
@@ -421,7 +341,7 @@ mod tests {
         assert!(store.get("/live/b/1").is_some());
         assert_eq!(store.purge("/live/"), 2);
         assert!(store.get("/live/b/1").is_none());
-        assert_eq!(store.names.get(), 0);
+        assert_eq!(names.get(), 0);
     }
 
     #[test]
@@ -432,7 +352,7 @@ mod tests {
             let key = format!("/{number}");
             let (permit, _) = permit(&store, &key);
             store.keep(&permit, entry(Instant::now(), 60_000, 64 << 10));
-            store.leave(&permit);
+            permit.leave();
             assert!(store.get(&key).is_some(), "{key} was refused");
             peak = peak.max(store.bytes.get());
         }
@@ -441,10 +361,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_seized_name_is_told_by_who_seized_it() {
+        let store = store(1 << 20);
+        let (slow, waiting) = permit(&store, "/a");
+        let pushed = store.seize("/a").unwrap();
+        std::future::poll_fn(|cx| slow.poll_seized(cx)).await;
+        let verdict = |kind| Verdict { entry: Arc::new(entry(Instant::now(), 1000, 1)), kind };
+        assert!(!slow.tell(verdict(Kind::Fetched)));
+        drop(slow);
+        assert!(pushed.tell(verdict(Kind::Pushed)));
+        assert_eq!(waiting.await.unwrap().kind, Kind::Pushed);
+        assert!(store.seize("/a").is_none(), "it has its answer");
+        drop(pushed);
+        assert!(matches!(store.join("/a", Instant::now()), Joined::Yours(..)));
+    }
+
+    #[tokio::test]
     async fn a_lost_permit_wakes_those_who_wait() {
         let store = store(1 << 20);
-        let (permit, mut waiting) = permit(&store, "/a");
+        let (permit, waiting) = permit(&store, "/a");
         drop(permit);
-        assert!(waiting.wait_for(Option::is_some).await.is_err());
+        assert!(waiting.await.is_none());
     }
 }

@@ -12,9 +12,10 @@ use hyper::body::Incoming;
 use media::Object;
 use media::object::Writer;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::cache::{Charge, Content, Entry, Kind, Permit, State};
+use crate::cache::{Charge, Content, Entry, Kind, Permit, State, Verdict};
 use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
 use crate::fetch::{self, Failed};
 use crate::freshness::{self, Freshness};
@@ -37,6 +38,8 @@ pub(crate) struct Job {
     pub(crate) stale: Option<Arc<Entry>>,
     /// The value of `CDN-Loop` to send.
     pub(crate) cdn_loop: HeaderValue,
+    /// A push has promised the object: no fetch at first. Fires when that push is lost.
+    pub(crate) promised: Option<CancellationToken>,
 }
 
 /// Fetches one name. Everyone who waits for it is told, whatever happens; dropped midway, they are woken with nothing and
@@ -50,7 +53,8 @@ pub(crate) async fn fly(tier: Arc<Tier>, job: Job) {
         give_up: job.class.give_up,
         max_fetches: job.class.max_fetches,
     };
-    let flight = Flight::new(Instant::now(), rules, candidates.len());
+    let begin = if job.promised.is_some() { Flight::promised } else { Flight::new };
+    let flight = begin(Instant::now(), rules, candidates.len());
     let (fetches, set) = (Vec::new(), JoinSet::new());
     Shell { tier, job, hash_key, candidates, first, flight, fetches, set, body: None }.run().await;
 }
@@ -103,6 +107,13 @@ impl Shell {
                     None => std::future::pending().await,
                 }
             };
+            let lost = async {
+                match &self.job.promised {
+                    Some(promised) => promised.cancelled().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let seized = std::future::poll_fn(|cx| self.job.permit.poll_seized(cx));
             let body = &mut self.body;
             let frame = async {
                 match body {
@@ -113,8 +124,13 @@ impl Shell {
             tokio::select! {
                 biased;
                 () = self.tier.stop.cancelled() => return self.abandon(),
+                () = seized => self.flight.handle_superseded(),
                 frame = frame => self.handle_frame(frame),
                 joined = self.set.join_next_with_id(), if !self.set.is_empty() => won = self.handle_joined(joined),
+                () = lost => {
+                    self.job.promised = None;
+                    self.flight.handle_push_lost(Instant::now());
+                }
                 () = timeout => self.flight.handle_timeout(Instant::now()),
             }
         }
@@ -132,6 +148,7 @@ impl Shell {
                     }
                 }
                 Action::Refuse(refusal) => self.refuse(refusal),
+                Action::Resume { .. } | Action::Switch { .. } | Action::Freshen { .. } => {}
                 Action::Complete => self.complete(),
                 Action::Break => {
                     self.tier.metrics.broke(&self.job.class.name);
@@ -197,12 +214,12 @@ impl Shell {
                 self.tier.metrics.fetched(&self.job.class.name, "answered");
                 let first = self.first.as_ref() == Some(&by.node.name);
                 self.tier.upstreams().handle_answer(now, &self.hash_key, &by.node.name, first);
-                self.flight.handle_headers(now, by.id);
+                self.flight.handle_headers(now, by.id, false);
                 Some((response, by))
             }
             Err(failed) => {
                 self.note(&by.node, &failed, now);
-                self.flight.handle_failure(by.id, failed.failure);
+                self.flight.handle_failure(now, by.id, failed.failure);
                 None
             }
         }
@@ -213,6 +230,7 @@ impl Shell {
             Failure::NotMine => "not_mine",
             Failure::Broken => "broken",
             Failure::TimedOut => "timed_out",
+            Failure::Unfit => "unfit",
             Failure::Erred => "erred",
             Failure::Unavailable => "unavailable",
         };
@@ -257,10 +275,13 @@ impl Shell {
         });
         if entry.freshness.keep().is_zero() {
             // Shared by those who wait now; later ones ask anew.
-            self.tier.store.leave(&self.job.permit);
+            self.job.permit.leave();
         }
         let kind = if by.cause == Cause::Promoted { Kind::Promoted } else { Kind::Fetched };
-        self.job.permit.tell(entry.clone(), kind);
+        if !self.job.permit.tell(Verdict { entry: entry.clone(), kind }) {
+            // Seized in this very moment.
+            return self.flight.handle_superseded();
+        }
         let charge = Charge::new(&self.tier.metrics.inflight_bytes, 0);
         self.body = Some(Body { by, incoming, writer, entry, announced, len: 0, charge });
     }
@@ -287,7 +308,7 @@ impl Shell {
         };
         let node = body.by.node.clone();
         self.warn(&node.name, &format!("body broke off: {broken}"));
-        self.flight.handle_failure(fetch, Failure::Broken);
+        self.flight.handle_failure(Instant::now(), fetch, Failure::Broken);
     }
 
     fn complete(&mut self) {
@@ -312,19 +333,18 @@ impl Shell {
         }
         let now = Instant::now();
         let negative_ttl = self.job.class.negative_ttl;
-        if let Some(stale) = self.job.stale.take().filter(|stale| stale.state(now) != State::Gone) {
+        let (entry, kind) = match self.job.stale.take().filter(|stale| stale.state(now) != State::Gone) {
             // The copy stays, and the upstream is left alone for a while.
-            let entry = Entry { grace_until: Some(now + negative_ttl), ..Entry::clone(&stale) };
-            let entry = self.tier.store.keep(&self.job.permit, entry);
-            return self.job.permit.tell(entry, Kind::Stale);
-        }
-        let entry = failed_entry(self.tier.name, refusal, negative_ttl, now);
-        let entry = if entry.freshness.fresh.is_zero() {
-            Arc::new(entry)
-        } else {
-            self.tier.store.keep(&self.job.permit, entry)
+            Some(stale) => {
+                (Entry { grace_until: Some(now + negative_ttl), ..Entry::clone(&stale) }, Kind::Stale)
+            }
+            None => (failed_entry(self.tier.name, refusal, negative_ttl, now), Kind::Failed),
         };
-        self.job.permit.tell(entry, Kind::Failed);
+        // Told first: if the name was seized, what came by the other way is not to be covered by this.
+        let told = self.job.permit.tell(Verdict { entry: Arc::new(entry.clone()), kind });
+        if told && (kind == Kind::Stale || !negative_ttl.is_zero()) {
+            self.tier.store.keep(&self.job.permit, entry);
+        }
     }
 }
 
@@ -354,7 +374,7 @@ fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Insta
         Refusal::Failed(Failure::NotMine) => ("no upstream has it", negative_ttl.min(NOBODYS_TTL)),
         Refusal::Failed(Failure::Broken) => ("the upstream could not be reached", negative_ttl),
         Refusal::Failed(Failure::TimedOut) => ("the upstream timed out", negative_ttl),
-        Refusal::Failed(Failure::Erred) => ("the upstream failed", negative_ttl),
+        Refusal::Failed(Failure::Erred | Failure::Unfit) => ("the upstream failed", negative_ttl),
         Refusal::Failed(Failure::Unavailable) => ("the upstream asks for patience", negative_ttl),
     };
     let mut headers = HeaderMap::new();

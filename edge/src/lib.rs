@@ -4,7 +4,8 @@
 //! It refuses to know what the objects are: it goes by names, headers and bytes. Playlists and segments differ in
 //! their class ([`policy`]) and in what their `Cache-Control` says, in nothing else.
 //!
-//! Read [`coalesce`] first: what becomes of one name in flight. Then `flight` (its shell), `cache`, `http`, [`range`].
+//! Read [`coalesce`] first: what becomes of one name in flight. Then [`handover`] (who fetches and who
+//! waits), `flight` (the shell of both), `cache`, `http`, [`range`].
 
 mod body;
 mod cache;
@@ -14,6 +15,7 @@ pub mod error;
 mod fetch;
 mod flight;
 pub mod freshness;
+pub mod handover;
 mod http;
 pub mod metrics;
 pub mod policy;
@@ -35,6 +37,11 @@ pub use error::Error;
 pub use media::range;
 pub use metrics::Metrics;
 pub use policy::Class;
+
+/// What [`handover`] locks with; its model check brings others.
+mod sync {
+    pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
+}
 
 /// What a tier needs from its neighbours.
 pub struct Deps {

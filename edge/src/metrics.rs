@@ -68,6 +68,8 @@ pub enum Answered {
     Coalesced,
     /// By a fetch that it started and that needed another one beside it.
     Promoted,
+    /// By a push from the tier above, for which it waited.
+    Pushed,
     /// From a stale object, as its class allows.
     Stale,
     /// The upstream failed or was too slow, now or within the negative TTL.
@@ -83,11 +85,12 @@ pub enum Answered {
 }
 
 impl Answered {
-    const ALL: [Answered; 10] = [
+    const ALL: [Answered; 11] = [
         Answered::Hit,
         Answered::Miss,
         Answered::Coalesced,
         Answered::Promoted,
+        Answered::Pushed,
         Answered::Stale,
         Answered::Error,
         Answered::Overloaded,
@@ -103,6 +106,7 @@ impl Answered {
             Answered::Miss => "miss",
             Answered::Coalesced => "coalesced",
             Answered::Promoted => "promoted",
+            Answered::Pushed => "pushed",
             Answered::Stale => "stale",
             Answered::Error => "error",
             Answered::Overloaded => "overloaded",

@@ -102,17 +102,16 @@ impl Tier {
                     State::IfError | State::Gone => {}
                 }
             }
-            let (mut waiting, own) = match self.join(key, now, there, &cdn_loop)? {
+            let (waiting, own) = match self.join(key, now, there, &cdn_loop)? {
                 Found::Complete(entry) => return Ok((entry.clone(), answered_by(&entry))),
                 Found::Waiting { waiting, own } => (waiting, own),
             };
             let _waiter = self.waiter()?;
-            if let Ok(verdict) = waiting.wait_for(Option::is_some).await
-                && let Some(verdict) = verdict.clone()
-            {
+            if let Some(verdict) = waiting.await {
                 let answered = match verdict.kind {
                     Kind::Failed => Answered::Error,
                     Kind::Stale => Answered::Stale,
+                    Kind::Pushed => Answered::Pushed,
                     _ if !own => Answered::Coalesced,
                     Kind::Fetched => Answered::Miss,
                     Kind::Promoted => Answered::Promoted,
@@ -151,7 +150,7 @@ impl Tier {
     ) -> Result<Found, Denied> {
         let budget = self.config.inflight_size.as_u64() / 4 * 3;
         match self.store.join(key, now) {
-            Joined::Complete(entry) => Ok(Found::Complete(entry)),
+            Joined::There(entry) => Ok(Found::Complete(entry)),
             Joined::Waiting(waiting) => Ok(Found::Waiting { waiting, own: false }),
             Joined::Full => Err(Denied::Overloaded),
             // Answers that are not to be kept leave the table of names at once, but count until their bodies end.
@@ -165,7 +164,8 @@ impl Tier {
                 let (path, query) = key.split_once('?').unwrap_or((key, ""));
                 let class =
                     self.classes.iter().find(|class| class.matches(path, query)).unwrap_or(&self.other);
-                let job = Job { permit, class: class.clone(), stale, cdn_loop: cdn_loop() };
+                // Nothing pushes objects yet: what does says here that it has promised this one.
+                let job = Job { permit, class: class.clone(), stale, cdn_loop: cdn_loop(), promised: None };
                 self.tasks.spawn(flight::fly(self.clone(), job));
                 Ok(Found::Waiting { waiting, own: true })
             }
