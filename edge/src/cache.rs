@@ -121,6 +121,8 @@ pub(crate) enum Kind {
     Fetched,
     /// More than one was needed.
     Promoted,
+    /// The upstream said that what was there is still good.
+    Confirmed,
     /// A push from the tier above brought it.
     #[cfg_attr(not(test), expect(dead_code, reason = "for what pushes objects"))]
     Pushed,
@@ -251,6 +253,7 @@ mod tests {
                 fresh: ms(fresh_ms),
                 while_revalidate: ms(100),
                 if_error: ms(1000),
+                confirm: ms(0),
             },
             failed: false,
             grace_until: None,

@@ -1,14 +1,14 @@
-//! The client side: one request for a whole object to one upstream, and what its answer means.
+//! The client side: one request to one upstream, and what its answer means.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use cluster::Node;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, Uri, Version};
-use http_body_util::Empty;
+use http::{Request, Response, StatusCode, Uri, Version, response};
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::coalesce::Failure;
 use crate::http::CACHE_STATUS;
+use crate::resume::{Found, Rest, Until};
 
 /// RFC 8586.
 pub(crate) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -70,6 +71,29 @@ impl Failed {
     }
 }
 
+/// What a fetch asks for.
+#[derive(Debug, Clone)]
+pub(crate) enum Ask {
+    /// The object.
+    Whole,
+    /// The object, unless it is still the one that these conditions name.
+    IfChanged(HeaderMap),
+    /// What is missing of its body.
+    Rest(Rest),
+}
+
+/// What a fetch found.
+pub(crate) enum Answer {
+    /// The object, or a status that says that it is not there.
+    Whole(Response<Incoming>),
+    /// It is still the same (304).
+    NotModified(response::Parts),
+    /// What was missing, its first bytes there already.
+    Rest { first: Bytes, incoming: Incoming, until: Until },
+    /// Nothing was missing.
+    Nothing,
+}
+
 /// Sends fetches. Cloning is cheap.
 #[derive(Clone)]
 pub(crate) struct Client {
@@ -118,13 +142,14 @@ impl Client {
         Client { http, scheme, agent, via, max_object }
     }
 
-    /// Asks `node` for the whole of `target`. Dropping the future ends the request.
+    /// Asks `node` for `target`. Dropping the future ends the request.
     pub(crate) async fn get(
         self,
         node: Arc<Node>,
         target: Arc<str>,
         cdn_loop: HeaderValue,
-    ) -> Result<Response<Incoming>, Failed> {
+        ask: Ask,
+    ) -> Result<Answer, Failed> {
         let uri =
             Uri::builder().scheme(self.scheme).authority(node.address.as_str()).path_and_query(&*target);
         let uri = uri.build().map_err(|error| Failed::new(Failure::Broken, error.to_string()))?;
@@ -135,36 +160,137 @@ impl Client {
         headers.insert(header::USER_AGENT, self.agent);
         headers.insert(header::VIA, self.via);
         headers.insert(CDN_LOOP, cdn_loop);
+        match &ask {
+            Ask::Whole => {}
+            Ask::IfChanged(conditions) => headers.extend(conditions.clone()),
+            Ask::Rest(rest) => rest.ask(headers),
+        }
         let response = self.http.request(request).await.map_err(|error| Failed {
             failure: if is_timeout(&error) { Failure::TimedOut } else { Failure::Broken },
             unreachable: error.is_connect(),
             why: net::chain(&error),
         })?;
-        judge(response.status(), response.headers(), self.max_object)?;
-        Ok(response)
+        refused(response.status())?;
+        match ask {
+            Ask::IfChanged(conditions) if response.status() == StatusCode::NOT_MODIFIED => {
+                confirms(&conditions, response.headers())?;
+                Ok(Answer::NotModified(response.into_parts().0))
+            }
+            Ask::Whole | Ask::IfChanged(_) => {
+                judge(response.status(), response.headers(), self.max_object)?;
+                Ok(Answer::Whole(response))
+            }
+            Ask::Rest(rest) => read_on(&rest, response).await,
+        }
     }
 }
 
-/// Whether headers answer a request that asked for the whole object, without conditions.
-fn judge(status: StatusCode, headers: &HeaderMap, max_object: u64) -> Result<(), Failed> {
+/// Whether a 304 speaks of the object that the conditions name (RFC 9111 section 4.3.4).
+fn confirms(conditions: &HeaderMap, headers: &HeaderMap) -> Result<(), Failed> {
+    let same = |ours: &HeaderValue, theirs: &HeaderValue| {
+        let opaque =
+            |tag: &HeaderValue| tag.as_bytes().strip_prefix(b"W/").unwrap_or(tag.as_bytes()).to_vec();
+        opaque(ours) == opaque(theirs)
+    };
+    match (conditions.get(header::IF_NONE_MATCH), headers.get(header::ETAG)) {
+        (Some(ours), Some(theirs)) if !same(ours, theirs) => {
+            Err(Failed::new(Failure::Unfit, format!("304 for {theirs:?}, not {ours:?}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads up to the first byte that is missing.
+async fn read_on(rest: &Rest, response: Response<Incoming>) -> Result<Answer, Failed> {
+    let unfit = |why: String| Failed::new(Failure::Unfit, why);
+    let (mut skip, until) = match rest.judge(response.status(), response.headers()).map_err(unfit)? {
+        Found::Nothing => return Ok(Answer::Nothing),
+        Found::Body { skip, until } => (skip, until),
+    };
+    let mut incoming = response.into_body();
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| Failed::new(Failure::Broken, net::chain(&error)))?;
+        let Ok(mut data) = frame.into_data() else {
+            continue;
+        };
+        let skipped = skip.min(data.len() as u64);
+        data.advance(skipped as usize);
+        skip -= skipped;
+        if !data.is_empty() {
+            return Ok(Answer::Rest { first: data, incoming, until });
+        }
+    }
+    let whole = match until {
+        Until::Total(total) => total == rest.from,
+        Until::End => skip == 0,
+        Until::Part => false,
+    };
+    if whole {
+        Ok(Answer::Nothing)
+    } else {
+        Err(Failed::new(Failure::Broken, "nothing came behind the bytes that are there"))
+    }
+}
+
+/// Statuses by which an upstream says that it has no answer.
+fn refused(status: StatusCode) -> Result<(), Failed> {
     let failure = match status {
         StatusCode::MISDIRECTED_REQUEST => Failure::NotMine,
         StatusCode::SERVICE_UNAVAILABLE => Failure::Unavailable,
         StatusCode::GATEWAY_TIMEOUT => Failure::TimedOut,
         _ if status.is_server_error() => Failure::Erred,
-        // Nobody asked for a part or named a condition.
-        StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED => Failure::Erred,
-        _ => match content_length(headers) {
-            Some(length) if length > max_object => {
-                return Err(Failed::new(
-                    Failure::Erred,
-                    format!("{length} bytes exceed max_object = {max_object}"),
-                ));
-            }
-            _ => return Ok(()),
-        },
+        _ => return Ok(()),
     };
     Err(Failed::new(failure, format!("status {status}")))
+}
+
+/// Whether headers answer a request for the whole object.
+fn judge(status: StatusCode, headers: &HeaderMap, max_object: u64) -> Result<(), Failed> {
+    let erred = |why: String| Err(Failed::new(Failure::Erred, why));
+    match content_length(headers) {
+        // Nobody asked for a part, or named a condition.
+        _ if matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED) => {
+            erred(format!("status {status}"))
+        }
+        Some(length) if length > max_object => {
+            erred(format!("{length} bytes exceed max_object = {max_object}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What makes a fetch conditional, so that an object that is there need not come again: of a 200 with a validator.
+pub(crate) fn conditions(status: StatusCode, headers: &HeaderMap) -> Option<HeaderMap> {
+    let mut conditions = HeaderMap::new();
+    for (validator, condition) in
+        [(header::ETAG, header::IF_NONE_MATCH), (header::LAST_MODIFIED, header::IF_MODIFIED_SINCE)]
+    {
+        if let Some(value) = headers.get(validator) {
+            conditions.insert(condition, value.clone());
+        }
+    }
+    (status == StatusCode::OK && !conditions.is_empty()).then_some(conditions)
+}
+
+/// The headers of an object that a 304 has confirmed: what is new replaces what was there (RFC 9111 section 3.2), except
+/// what describes the body that was not sent.
+pub(crate) fn updated(there: &HeaderMap, news: HeaderMap) -> HeaderMap {
+    const OF_THE_BODY: [HeaderName; 3] =
+        [header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE];
+    let mut headers = there.clone();
+    let mut last = None;
+    for (name, value) in news {
+        // Further values of a name come without it.
+        let first = name.is_some();
+        last = name.or(last);
+        match &last {
+            Some(name) if OF_THE_BODY.contains(name) => {}
+            Some(name) if first => drop(headers.insert(name, value)),
+            Some(name) => drop(headers.append(name, value)),
+            None => {}
+        }
+    }
+    headers
 }
 
 /// The announced length, if there is one.
@@ -233,7 +359,8 @@ mod tests {
         let check = |status: u16, length: &'static str, expected: Option<Failure>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static(length));
-            let got = judge(StatusCode::from_u16(status).unwrap(), &headers, 100);
+            let status = StatusCode::from_u16(status).unwrap();
+            let got = refused(status).and_then(|()| judge(status, &headers, 100));
             assert_eq!(got.err().map(|failed| failed.failure), expected, "{status} {length}");
         };
         check(200, "100", None);
@@ -247,6 +374,40 @@ mod tests {
         check(500, "0", Some(Failure::Erred));
         check(503, "0", Some(Failure::Unavailable));
         check(504, "0", Some(Failure::TimedOut));
+    }
+
+    #[test]
+    fn a_304_is_about_the_object_that_was_named() {
+        let headers = |pairs: &[(HeaderName, &'static str)]| -> HeaderMap {
+            pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+        };
+        let there = headers(&[(header::ETAG, "\"a\""), (header::LAST_MODIFIED, "then")]);
+        let asked = conditions(StatusCode::OK, &there).unwrap();
+        assert_eq!(asked, headers(&[(header::IF_NONE_MATCH, "\"a\""), (header::IF_MODIFIED_SINCE, "then")]));
+        assert_eq!(conditions(StatusCode::NOT_FOUND, &there), None);
+        assert_eq!(conditions(StatusCode::OK, &HeaderMap::new()), None);
+        for (tag, expected) in [("\"a\"", true), ("W/\"a\"", true), ("\"b\"", false)] {
+            assert_eq!(confirms(&asked, &headers(&[(header::ETAG, tag)])).is_ok(), expected, "{tag}");
+        }
+        assert!(confirms(&asked, &HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn news_of_a_304_replace_what_was_there() {
+        let mut there = HeaderMap::new();
+        for (name, value) in [("via", "1"), ("via", "2"), ("content-type", "a/b"), ("x-old", "1")] {
+            there.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static(value));
+        }
+        let mut news = HeaderMap::new();
+        for (name, value) in [("via", "3"), ("via", "4"), ("content-type", "c/d"), ("date", "now")] {
+            news.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static(value));
+        }
+        let got = updated(&there, news);
+        let all =
+            |name: &str| got.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>().join("|");
+        for (name, expected) in [("via", "3|4"), ("content-type", "a/b"), ("x-old", "1"), ("date", "now")] {
+            assert_eq!(all(name), expected, "{name}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use cluster::Node;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use media::Object;
 use media::object::Writer;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
@@ -17,9 +17,10 @@ use tracing::{debug, warn};
 
 use crate::cache::{Charge, Content, Entry, Kind, Permit, State, Verdict};
 use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
-use crate::fetch::{self, Failed};
+use crate::fetch::{self, Answer, Ask, Failed};
 use crate::freshness::{self, Freshness};
 use crate::policy::Class;
+use crate::resume::{Rest, Until, Version};
 use crate::tier::Tier;
 use crate::upstream;
 
@@ -55,8 +56,11 @@ pub(crate) async fn fly(tier: Arc<Tier>, job: Job) {
     };
     let begin = if job.promised.is_some() { Flight::promised } else { Flight::new };
     let flight = begin(Instant::now(), rules, candidates.len());
+    let conditions = job.stale.as_ref().and_then(|stale| fetch::conditions(stale.status, &stale.headers));
     let (fetches, set) = (Vec::new(), JoinSet::new());
-    Shell { tier, job, hash_key, candidates, first, flight, fetches, set, body: None }.run().await;
+    Shell { tier, job, hash_key, candidates, first, conditions, flight, fetches, set, body: None }
+        .run()
+        .await;
 }
 
 struct Shell {
@@ -66,10 +70,12 @@ struct Shell {
     candidates: Vec<Arc<Node>>,
     /// The name of the ring's first candidate.
     first: Option<String>,
+    /// What makes the fetches conditional.
+    conditions: Option<HeaderMap>,
     flight: Flight,
     /// Those whose outcome is not counted yet.
     fetches: Vec<Fetch>,
-    set: JoinSet<Result<Response<Incoming>, Failed>>,
+    set: JoinSet<Result<Answer, Failed>>,
     body: Option<Body>,
 }
 
@@ -81,20 +87,24 @@ struct Fetch {
 }
 
 /// An answer, and the fetch that it came by.
-type Won = (Response<Incoming>, Fetch);
+type Won = (Answer, Fetch);
 
-/// The body of the fetch that won.
+/// The body of the answer that won.
 struct Body {
+    /// Whose bytes come.
     by: Fetch,
-    incoming: Incoming,
+    /// Until it breaks.
+    incoming: Option<Incoming>,
     writer: Writer,
     entry: Arc<Entry>,
-    announced: Option<u64>,
+    /// What the rest would have to belong to, if this breaks.
+    version: Option<Version>,
+    until: Until,
     len: u64,
     charge: Charge,
 }
 
-type Joined = Option<Result<(tokio::task::Id, Result<Response<Incoming>, Failed>), JoinError>>;
+type Joined = Option<Result<(tokio::task::Id, Result<Answer, Failed>), JoinError>>;
 
 impl Shell {
     async fn run(mut self) {
@@ -116,8 +126,8 @@ impl Shell {
             let seized = std::future::poll_fn(|cx| self.job.permit.poll_seized(cx));
             let body = &mut self.body;
             let frame = async {
-                match body {
-                    Some(body) => body.incoming.frame().await,
+                match body.as_mut().and_then(|body| body.incoming.as_mut()) {
+                    Some(incoming) => incoming.frame().await,
                     None => std::future::pending().await,
                 }
             };
@@ -140,15 +150,25 @@ impl Shell {
     fn act(&mut self, won: &mut Option<Won>) -> bool {
         while let Some(action) = self.flight.poll() {
             match action {
-                Action::Start { fetch, candidate, cause } => self.start(fetch, candidate, cause),
-                Action::Cancel { fetch } => self.cancel(fetch),
-                Action::Serve { fetch } => {
-                    if let Some((response, by)) = won.take().filter(|(_, by)| by.id == fetch) {
-                        self.serve(by, response);
+                Action::Start { fetch, candidate, cause } => {
+                    let ask = self.conditions.clone().map_or(Ask::Whole, Ask::IfChanged);
+                    self.start(fetch, candidate, cause, ask);
+                }
+                Action::Resume { fetch, candidate, cause } => {
+                    if let Some(rest) = self.body.as_ref().and_then(Body::rest) {
+                        self.start(fetch, candidate, cause, Ask::Rest(rest));
                     }
                 }
+                Action::Cancel { fetch } => self.cancel(fetch),
+                Action::Serve { .. } | Action::Switch { .. } | Action::Freshen { .. } => match won.take() {
+                    Some((Answer::Whole(response), by)) => self.serve(by, response),
+                    Some((Answer::Rest { first, incoming, until }, by)) => {
+                        self.switch(by, first, incoming, until);
+                    }
+                    Some((Answer::NotModified(head), _)) => self.freshen(&head),
+                    Some((Answer::Nothing, _)) | None => {}
+                },
                 Action::Refuse(refusal) => self.refuse(refusal),
-                Action::Resume { .. } | Action::Switch { .. } | Action::Freshen { .. } => {}
                 Action::Complete => self.complete(),
                 Action::Break => {
                     self.tier.metrics.broke(&self.job.class.name);
@@ -162,24 +182,27 @@ impl Shell {
         self.flight.poll_timeout().is_some()
     }
 
-    fn start(&mut self, fetch: FetchId, candidate: usize, cause: Cause) {
+    fn start(&mut self, fetch: FetchId, candidate: usize, cause: Cause, ask: Ask) {
         let node = self.candidates[candidate].clone();
         if cause == Cause::Promoted {
             self.tier.metrics.promoted(&self.job.class.name);
         }
-        debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, ?cause, "fetch starts");
+        debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, ?cause, ?ask, "fetch starts");
         let get = self.tier.client.clone().get(
             node.clone(),
             self.job.permit.key.clone(),
             self.job.cdn_loop.clone(),
+            ask,
         );
         let handle = self.set.spawn(get);
         self.fetches.push(Fetch { id: fetch, node, cause, handle });
     }
 
     fn cancel(&mut self, fetch: FetchId) {
-        if let Some(body) = self.body.take_if(|body| body.by.id == fetch) {
-            self.warn(&body.by.node.name, "body fell silent");
+        if let Some(body) = self.body.as_mut().filter(|body| body.by.id == fetch) {
+            body.incoming = None;
+            let node = body.by.node.clone();
+            self.warn(&node.name, "body fell silent");
         }
         if let Some(index) = self.fetches.iter().position(|open| open.id == fetch) {
             let fetch = self.fetches.swap_remove(index);
@@ -199,7 +222,7 @@ impl Shell {
         self.tier.metrics.fetched(&self.job.class.name, "cancelled");
     }
 
-    /// The response, if it answers.
+    /// The answer, for what the flight says next.
     fn handle_joined(&mut self, joined: Joined) -> Option<Won> {
         let (task, outcome) = match joined? {
             Ok((task, outcome)) => (task, outcome),
@@ -210,15 +233,32 @@ impl Shell {
         let by = self.fetches.swap_remove(index);
         let now = Instant::now();
         match outcome {
-            Ok(response) => {
-                self.tier.metrics.fetched(&self.job.class.name, "answered");
+            Ok(answer) => {
+                let outcome = match &answer {
+                    Answer::Whole(_) => "answered",
+                    Answer::NotModified(_) => "not_modified",
+                    Answer::Rest { .. } | Answer::Nothing => "resumed",
+                };
+                self.tier.metrics.fetched(&self.job.class.name, outcome);
                 let first = self.first.as_ref() == Some(&by.node.name);
                 self.tier.upstreams().handle_answer(now, &self.hash_key, &by.node.name, first);
-                self.flight.handle_headers(now, by.id, false);
-                Some((response, by))
+                match &answer {
+                    Answer::Whole(response) => {
+                        let resumable = Version::of(response.status(), response.headers()).is_some();
+                        self.flight.handle_headers(now, by.id, resumable);
+                    }
+                    Answer::NotModified(_) => self.flight.handle_not_modified(by.id),
+                    Answer::Rest { .. } => self.flight.handle_resumed(now, by.id),
+                    Answer::Nothing => self.flight.handle_end(by.id),
+                }
+                Some((answer, by))
             }
             Err(failed) => {
                 self.note(&by.node, &failed, now);
+                if failed.failure == Failure::Unfit {
+                    // It confirmed something else: the next is asked without conditions.
+                    self.conditions = None;
+                }
                 self.flight.handle_failure(now, by.id, failed.failure);
                 None
             }
@@ -263,6 +303,7 @@ impl Shell {
         let wall = SystemTime::now();
         let (writer, object) = Object::growing();
         let announced = fetch::content_length(&head.headers);
+        let version = Version::of(head.status, &head.headers);
         let entry = Arc::new(Entry {
             status: head.status,
             headers: fetch::for_viewers(head.version, &head.headers, self.tier.name, wall),
@@ -283,32 +324,78 @@ impl Shell {
             return self.flight.handle_superseded();
         }
         let charge = Charge::new(&self.tier.metrics.inflight_bytes, 0);
-        self.body = Some(Body { by, incoming, writer, entry, announced, len: 0, charge });
+        let (incoming, until) = (Some(incoming), announced.map_or(Until::End, Until::Total));
+        self.body = Some(Body { by, incoming, writer, entry, version, until, len: 0, charge });
     }
 
-    fn handle_frame(&mut self, frame: Option<Result<hyper::body::Frame<Bytes>, hyper::Error>>) {
+    /// Goes on with a body where the one before ended.
+    fn switch(&mut self, by: Fetch, first: Bytes, incoming: Incoming, until: Until) {
         let Some(body) = &mut self.body else {
             return;
         };
-        let fetch = body.by.id;
-        let broken = match frame {
+        debug!(tier = self.tier.name, key = %self.job.permit.key, node = %by.node.name, from = body.len, "body goes on");
+        (body.by, body.incoming, body.until) = (by, Some(incoming), until);
+        self.handle_frame(Some(Ok(Frame::data(first))));
+    }
+
+    /// What was there is still good.
+    fn freshen(&mut self, head: &http::response::Parts) {
+        let Some(stale) = self.job.stale.take() else {
+            return;
+        };
+        let wall = SystemTime::now();
+        let news = fetch::for_viewers(head.version, &head.headers, self.tier.name, wall);
+        let headers = fetch::updated(&stale.headers, news);
+        let mut judged = headers.clone();
+        for name in [header::AGE, header::SET_COOKIE] {
+            if let Some(value) = head.headers.get(&name) {
+                judged.insert(name, value.clone());
+            }
+        }
+        let entry = Entry {
+            headers,
+            received: Instant::now(),
+            freshness: freshness::freshness(&self.job.class, stale.status, &judged, wall),
+            grace_until: None,
+            ..Entry::clone(&stale)
+        };
+        if entry.freshness.keep().is_zero() {
+            self.job.permit.leave();
+        }
+        let told = self.job.permit.tell(Verdict { entry: Arc::new(entry.clone()), kind: Kind::Confirmed });
+        if told && !entry.freshness.keep().is_zero() {
+            self.tier.store.keep(&self.job.permit, entry);
+        }
+    }
+
+    fn handle_frame(&mut self, frame: Option<Result<Frame<Bytes>, hyper::Error>>) {
+        let Some(body) = &mut self.body else {
+            return;
+        };
+        let (fetch, now) = (body.by.id, Instant::now());
+        let (failure, broken) = match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => match body.push(data, &self.tier) {
-                    Ok(()) => return self.flight.handle_bytes(Instant::now(), fetch),
-                    Err(why) => why,
+                    Ok(()) => return self.flight.handle_bytes(now, fetch),
+                    Err(why) => (Failure::Unfit, why),
                 },
                 // Trailers say nothing that viewers need.
                 Err(_) => return,
             },
-            Some(Err(error)) => net::chain(&error),
-            None => match body.announced {
-                Some(announced) if announced != body.len => format!("{} bytes of {announced} came", body.len),
-                _ => return self.flight.handle_end(fetch),
+            // Whatever happens behind the last byte.
+            Some(Err(_)) | None if body.until == Until::Total(body.len) => {
+                return self.flight.handle_end(fetch);
+            }
+            Some(Err(error)) => (Failure::Broken, net::chain(&error)),
+            None => match body.until {
+                Until::End => return self.flight.handle_end(fetch),
+                until => (Failure::Broken, format!("it ended after {} bytes of {until:?}", body.len)),
             },
         };
+        body.incoming = None;
         let node = body.by.node.clone();
         self.warn(&node.name, &format!("body broke off: {broken}"));
-        self.flight.handle_failure(Instant::now(), fetch, Failure::Broken);
+        self.flight.handle_failure(now, fetch, failure);
     }
 
     fn complete(&mut self) {
@@ -317,7 +404,7 @@ impl Shell {
         };
         let object = writer.object().clone();
         writer.finish();
-        if entry.freshness.keep().is_zero() || entry.state(Instant::now()) == State::Gone {
+        if Instant::now() >= entry.received + entry.freshness.keep() {
             return;
         }
         if let Some(bytes) = object.to_bytes() {
@@ -349,11 +436,21 @@ impl Shell {
 }
 
 impl Body {
+    /// What is missing; `None`: it cannot be asked for.
+    fn rest(&self) -> Option<Rest> {
+        Some(Rest { from: self.len, version: self.version.clone()? })
+    }
+
     /// Takes bytes in, within the bounds.
     fn push(&mut self, data: Bytes, tier: &Tier) -> Result<(), String> {
         let max_object = tier.config.max_object.as_u64();
         self.len += data.len() as u64;
         self.charge.grow(data.len() as u64 + CHUNK_BYTES);
+        if let Until::Total(total) = self.until
+            && self.len > total
+        {
+            return Err(format!("more than its {total} bytes came"));
+        }
         if self.len > max_object {
             return Err(format!("it exceeds max_object = {max_object} bytes"));
         }
@@ -392,7 +489,7 @@ fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Insta
         headers,
         body: Content::Whole(format!("rooftop-{tier}: {why}\n").into()),
         received: now,
-        freshness: Freshness { age: zero, fresh: ttl, while_revalidate: zero, if_error: zero },
+        freshness: Freshness { age: zero, fresh: ttl, while_revalidate: zero, if_error: zero, confirm: zero },
         failed: true,
         grace_until: None,
         charge: None,

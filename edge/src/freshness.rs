@@ -14,6 +14,10 @@ use crate::policy::Class;
 /// RFC 9111 section 1.2.2: larger numbers of seconds mean this.
 const MAX_DELTA_SECONDS: u64 = 1 << 31;
 
+/// An object with a validator is kept for so long after it is of no other use: a conditional request is cheaper than the
+/// object. Memory is no reason against it, since what is used least leaves first.
+const CONFIRM: Duration = Duration::from_secs(600);
+
 /// How long an answer may be used from when it arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Freshness {
@@ -25,12 +29,14 @@ pub struct Freshness {
     pub while_revalidate: Duration,
     /// Past that, how long it may be served when the upstream fails.
     pub if_error: Duration,
+    /// Past that, how long it is kept all the same, so that the upstream may say that it is still good.
+    pub confirm: Duration,
 }
 
 impl Freshness {
     /// How long it is worth keeping.
     pub fn keep(&self) -> Duration {
-        self.fresh + self.while_revalidate.max(self.if_error)
+        self.fresh + self.while_revalidate.max(self.if_error).max(self.confirm)
     }
 }
 
@@ -45,12 +51,15 @@ pub fn freshness(class: &Class, status: StatusCode, headers: &HeaderMap, now: Sy
         .and_then(|value| value.to_str().ok())
         .and_then(delta_seconds)
         .unwrap_or(Duration::ZERO);
-    let none =
-        Freshness { age, fresh: Duration::ZERO, while_revalidate: Duration::ZERO, if_error: Duration::ZERO };
+    let zero = Duration::ZERO;
+    let none = Freshness { age, fresh: zero, while_revalidate: zero, if_error: zero, confirm: zero };
     let varies_by_all = headers.get_all(header::VARY).iter().any(|value| value.as_bytes().contains(&b'*'));
     if control.no_store || varies_by_all || headers.contains_key(header::SET_COOKIE) {
         return none;
     }
+    let has_validator = headers.contains_key(header::ETAG) || headers.contains_key(header::LAST_MODIFIED);
+    let confirm = if status == StatusCode::OK && has_validator { CONFIRM } else { zero };
+    let none = Freshness { confirm, ..none };
     let told = control.max_age.or_else(|| expires(headers, now));
     let success = status.is_success() || status.is_redirection();
     let lifetime = match (success, class.ttl) {
@@ -74,6 +83,7 @@ pub fn freshness(class: &Class, status: StatusCode, headers: &HeaderMap, now: Sy
         fresh: lifetime.saturating_sub(age),
         while_revalidate: window(control.while_revalidate, class.stale_while_revalidate),
         if_error: window(control.if_error, class.stale_if_error),
+        confirm,
     }
 }
 

@@ -243,6 +243,7 @@ fn cache_status(entry: &Entry, answered: Answered, tier: &str) -> Option<HeaderV
     let text = match answered {
         Answered::Hit => format!("rooftop-{tier}; hit; ttl={ttl}"),
         Answered::Stale => format!("rooftop-{tier}; hit; detail=stale"),
+        Answered::Revalidated => format!("rooftop-{tier}; fwd=stale; fwd-status=304"),
         Answered::Pushed => format!("rooftop-{tier}; hit; detail=pushed"),
         Answered::Miss => format!("rooftop-{tier}; fwd=miss; stored"),
         Answered::Coalesced => format!("rooftop-{tier}; fwd=miss; collapsed"),

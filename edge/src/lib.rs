@@ -19,6 +19,7 @@ pub mod handover;
 mod http;
 pub mod metrics;
 pub mod policy;
+pub mod resume;
 mod tier;
 pub mod upstream;
 

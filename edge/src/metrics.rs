@@ -68,6 +68,8 @@ pub enum Answered {
     Coalesced,
     /// By a fetch that it started and that needed another one beside it.
     Promoted,
+    /// By what was there, after a fetch that it started said that it is still good.
+    Revalidated,
     /// By a push from the tier above, for which it waited.
     Pushed,
     /// From a stale object, as its class allows.
@@ -85,11 +87,12 @@ pub enum Answered {
 }
 
 impl Answered {
-    const ALL: [Answered; 11] = [
+    const ALL: [Answered; 12] = [
         Answered::Hit,
         Answered::Miss,
         Answered::Coalesced,
         Answered::Promoted,
+        Answered::Revalidated,
         Answered::Pushed,
         Answered::Stale,
         Answered::Error,
@@ -106,6 +109,7 @@ impl Answered {
             Answered::Miss => "miss",
             Answered::Coalesced => "coalesced",
             Answered::Promoted => "promoted",
+            Answered::Revalidated => "revalidated",
             Answered::Pushed => "pushed",
             Answered::Stale => "stale",
             Answered::Error => "error",

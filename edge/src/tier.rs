@@ -115,6 +115,7 @@ impl Tier {
                     _ if !own => Answered::Coalesced,
                     Kind::Fetched => Answered::Miss,
                     Kind::Promoted => Answered::Promoted,
+                    Kind::Confirmed => Answered::Revalidated,
                 };
                 return Ok((verdict.entry, answered));
             }

@@ -1,8 +1,10 @@
 //! A tier over upstreams that the tests play by hand: no clocks but the tier's own, no sleeps.
 
 mod answers;
+mod confirm;
 mod herd;
 mod kit;
 mod ranges;
+mod resume;
 mod tiers;
 mod trouble;
