@@ -7,14 +7,17 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue, RETRY_AFTER,
+    ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    HeaderMap, HeaderValue, IF_RANGE, RANGE, RETRY_AFTER,
 };
 use http::{Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use media::object::Reader;
+use media::object::{End, Reader};
+use media::range::{self, Asked, Step};
 use media::{Object, SegmentNumber, StreamName};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 
 use crate::Shared;
@@ -59,7 +62,9 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
         // Another origin may own it (RFC 9110, 15.5.20).
         return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
     };
-    object(&shared, &live, target, request.uri().query().unwrap_or("")).await
+    let query = request.uri().query().unwrap_or("");
+    let asked = (request.method() == Method::GET).then(|| request.headers());
+    object(&shared, &live, target, query, asked).await
 }
 
 fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incoming>) -> Response<Body> {
@@ -125,7 +130,14 @@ fn relay_request(headers: &HeaderMap) -> Result<relay::Request, &'static str> {
     })
 }
 
-async fn object(shared: &Shared, live: &Live, target: Target, query: &str) -> Response<Body> {
+/// `asked` are the headers of a GET: a HEAD has no ranges.
+async fn object(
+    shared: &Shared,
+    live: &Live,
+    target: Target,
+    query: &str,
+    asked: Option<&HeaderMap>,
+) -> Response<Body> {
     match target {
         Target::Multivariant => match live.multivariant() {
             Some(playlist) => manifest("application/vnd.apple.mpegurl", "max-age=2", playlist),
@@ -159,7 +171,8 @@ async fn object(shared: &Shared, live: &Live, target: Target, query: &str) -> Re
         }
         Target::Init(epoch, id) => match live.init(epoch, &id) {
             Some(init) => {
-                media(Object::complete(init), live.media_type(&id), &format!("\"{epoch}-{id}-init\""))
+                let etag = format!("\"{epoch}-{id}-init\"");
+                media(&shared.shutdown, Object::complete(init), live.media_type(&id), &etag, asked).await
             }
             None => not_found("no such init segment"),
         },
@@ -169,7 +182,8 @@ async fn object(shared: &Shared, live: &Live, target: Target, query: &str) -> Re
                     .await;
             match found {
                 Ok(Found::Ready(object)) => {
-                    media(object, live.media_type(&id), &format!("\"{epoch}-{id}-{number}\""))
+                    let etag = format!("\"{epoch}-{id}-{number}\"");
+                    media(&shared.shutdown, object, live.media_type(&id), &etag, asked).await
                 }
                 Ok(Found::Later) => retry_later(),
                 Ok(Found::Never) => not_found("no such segment"),
@@ -221,16 +235,77 @@ fn manifest(content_type: &'static str, cache_control: &str, text: String) -> Re
     response
 }
 
-fn media(object: Object, media_type: &'static str, etag: &str) -> Response<Body> {
-    let mut response = Response::new(Body::Object(object.read(0..u64::MAX)));
+/// A segment or init segment, or the range of it that is asked for. A range that is not there yet is waited for.
+async fn media(
+    shutdown: &CancellationToken,
+    object: Object,
+    media_type: &'static str,
+    etag: &str,
+    asked: Option<&HeaderMap>,
+) -> Response<Body> {
+    let step = match asked.and_then(|headers| wanted_range(headers, etag)) {
+        None => Step::Whole,
+        Some(asked) => tokio::select! {
+            biased;
+            step = settle(asked, &object) => step,
+            () = shutdown.cancelled() => Step::Broken,
+        },
+    };
+    let progress = object.progress();
+    let length = (progress.end == End::Complete).then_some(progress.len);
+    let (status, body, length, range) = match step {
+        Step::Whole => (StatusCode::OK, Body::Object(object.read(0..u64::MAX)), length, None),
+        Step::Part { range, total } => {
+            let total = total.map_or("*".to_owned(), |total| total.to_string());
+            let text = format!("bytes {}-{}/{total}", range.start, range.end - 1);
+            let length = range.end - range.start;
+            (StatusCode::PARTIAL_CONTENT, Body::Object(object.read(range)), Some(length), Some(text))
+        }
+        Step::Stream { first, last } => {
+            let text = format!("bytes {first}-{last}/*");
+            (StatusCode::PARTIAL_CONTENT, Body::Object(object.read(first..u64::MAX)), None, Some(text))
+        }
+        Step::Unsatisfiable(total) => {
+            let text = format!("bytes */{total}");
+            (StatusCode::RANGE_NOT_SATISFIABLE, Body::Full(Bytes::new()), Some(0), Some(text))
+        }
+        Step::Broken | Step::Wait(_) => return retry_later(),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
     let headers = response.headers_mut();
-    if object.progress().end == media::object::End::Complete {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(object.progress().len));
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
+    if let Some(range) = range {
+        headers.insert(CONTENT_RANGE, header(&range));
+    }
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static(IMMUTABLE));
+    // That a growing object ends before a range is not for ever.
+    let control = if status == StatusCode::RANGE_NOT_SATISFIABLE { "no-store" } else { IMMUTABLE };
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static(control));
     headers.insert(ETAG, header(etag));
     response
+}
+
+/// A range that is to be minded: of this object, if `If-Range` names one (RFC 9110 section 13.1.5).
+fn wanted_range(asked: &HeaderMap, etag: &str) -> Option<Asked> {
+    if asked.get(IF_RANGE).is_some_and(|condition| condition.as_bytes() != etag.as_bytes()) {
+        return None;
+    }
+    range::parse(asked.get(RANGE)?.to_str().ok()?)
+}
+
+/// Waits until it is clear what a range of a growing object is: at most until its segment ends. Dropping it costs nothing.
+async fn settle(asked: Asked, object: &Object) -> Step {
+    let mut progress = object.progress();
+    loop {
+        match range::resolve(asked, progress, None) {
+            Step::Wait(len) => progress = object.wait_for(len).await,
+            step => return step,
+        }
+    }
 }
 
 fn not_found(why: &'static str) -> Response<Body> {
@@ -288,5 +363,77 @@ impl http_body::Body for Body {
             Body::Object(reader) => reader.size_hint(),
             Body::Lines(_) => SizeHint::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    const ETAG_V1: &str = "\"7-720p-3\"";
+
+    async fn ask(object: &Object, pairs: &[(http::HeaderName, &'static str)]) -> Response<Body> {
+        let asked =
+            pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
+        media(&CancellationToken::new(), object.clone(), "video/mp4", ETAG_V1, Some(&asked)).await
+    }
+
+    /// Status, `Content-Range`, `Content-Length`.
+    fn head(response: &Response<Body>) -> (u16, &str, &str) {
+        let text =
+            |name| response.headers().get(name).map_or("", |value: &HeaderValue| value.to_str().unwrap());
+        (response.status().as_u16(), text(CONTENT_RANGE), text(CONTENT_LENGTH))
+    }
+
+    async fn body(response: Response<Body>) -> Bytes {
+        response.into_body().collect().await.unwrap().to_bytes()
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_growing_segment_streams() {
+        let (mut writer, object) = Object::growing();
+        writer.push(Bytes::from_static(b"0123456"));
+        let rest = [(RANGE, "bytes=4-"), (IF_RANGE, ETAG_V1)];
+        let streamed = ask(&object, &rest).await;
+        assert_eq!(head(&streamed), (206, "bytes 4-9007199254740991/*", ""));
+        assert_eq!(streamed.headers()[ETAG], ETAG_V1);
+        let there = ask(&object, &[(RANGE, "bytes=2-4")]).await;
+        assert_eq!(head(&there), (206, "bytes 2-4/*", "3"));
+        let other = ask(&object, &[(RANGE, "bytes=4-"), (IF_RANGE, "\"7-720p-4\"")]).await;
+        assert_eq!(head(&other), (200, "", ""));
+        let held_headers = [(RANGE, "bytes=6-8")];
+        let held = ask(&object, &held_headers);
+        let push = async {
+            writer.push(Bytes::from_static(b"789"));
+            writer.finish();
+        };
+        let (held, ()) = tokio::join!(held, push);
+        assert_eq!(head(&held).0, 206);
+        assert_eq!(body(held).await, "678");
+        assert_eq!(body(streamed).await, "456789");
+        assert_eq!(body(other).await, "0123456789");
+        assert_eq!(body(there).await, "234");
+
+        let whole = ask(&object, &rest).await;
+        assert_eq!(head(&whole), (206, "bytes 4-9/10", "6"));
+        let past = ask(&object, &[(RANGE, "bytes=10-"), (IF_RANGE, ETAG_V1)]).await;
+        assert_eq!(head(&past), (416, "bytes */10", "0"));
+        assert_eq!(past.headers()[ETAG], ETAG_V1);
+    }
+
+    #[tokio::test]
+    async fn a_range_that_will_never_be_there_is_not_waited_for() {
+        let (mut writer, object) = Object::growing();
+        writer.push(Bytes::from_static(b"0123"));
+        let held = async { ask(&object, &[(RANGE, "bytes=2-8")]).await };
+        let (held, ()) = tokio::join!(held, async { drop(writer) });
+        assert_eq!(head(&held).0, 503);
+        let (_writer, object) = Object::growing();
+        let asked = HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=2-8"))]);
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        let draining = media(&shutdown, object, "video/mp4", ETAG_V1, Some(&asked)).await;
+        assert_eq!(head(&draining).0, 503);
     }
 }
