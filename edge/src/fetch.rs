@@ -32,6 +32,9 @@ const FRAME: u32 = 256 << 10;
 /// A connection whose peer has vanished is noticed after this and again as much.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
+/// For the answer to a probe, its connection included.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Largest header of an answer, in bytes.
 const MAX_HEADER: u32 = 64 << 10;
 
@@ -181,6 +184,19 @@ impl Client {
                 Ok(Answer::Whole(response))
             }
             Ask::Rest(rest) => read_on(&rest, response).await,
+        }
+    }
+
+    /// Whether `node` answers at all: any status will do. OPTIONS, because nobody has to ask another to answer that.
+    pub(crate) async fn probe(self, node: Arc<Node>) -> bool {
+        let uri = Uri::builder().scheme(self.scheme).authority(node.address.as_str()).path_and_query("/");
+        let request = uri.build().map(|uri| Request::options(uri).header(header::USER_AGENT, self.agent));
+        match request.map(|request| request.body(Empty::new())) {
+            Ok(Ok(request)) => {
+                let answer = tokio::time::timeout(PROBE_TIMEOUT, self.http.request(request)).await;
+                matches!(answer, Ok(Ok(_)))
+            }
+            _ => false,
         }
     }
 }

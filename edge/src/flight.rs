@@ -254,7 +254,7 @@ impl Shell {
                 Some((answer, by))
             }
             Err(failed) => {
-                self.note(&by.node, &failed, now);
+                self.note(&by.node, &failed);
                 if failed.failure == Failure::Unfit {
                     // It confirmed something else: the next is asked without conditions.
                     self.conditions = None;
@@ -265,7 +265,7 @@ impl Shell {
         }
     }
 
-    fn note(&self, node: &Node, failed: &Failed, now: Instant) {
+    fn note(&self, node: &Arc<Node>, failed: &Failed) {
         let outcome = match failed.failure {
             Failure::NotMine => "not_mine",
             Failure::Broken => "broken",
@@ -275,12 +275,10 @@ impl Shell {
             Failure::Unavailable => "unavailable",
         };
         self.tier.metrics.fetched(&self.job.class.name, outcome);
-        let mut upstreams = self.tier.upstreams();
-        upstreams.handle_refusal(&self.hash_key, &node.name);
+        self.tier.upstreams().handle_refusal(&self.hash_key, &node.name);
         if failed.unreachable {
-            upstreams.handle_unreachable(now, &node.name);
+            self.tier.unreachable(node);
         }
-        drop(upstreams);
         // Neither "not mine" nor "be patient" is a fault.
         if matches!(failed.failure, Failure::NotMine | Failure::Unavailable) {
             debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, why = failed.why, "no answer");

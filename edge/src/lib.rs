@@ -134,7 +134,11 @@ impl Edge {
                 serve(listener, None).await;
             }
         };
-        tokio::join!(https, http);
+        tokio::select! {
+            biased;
+            _ = async { tokio::join!(https, http) } => {}
+            never = tier.probe() => match never {},
+        }
         tier.stop.cancel();
         tier.tasks.close();
         tier.tasks.wait().await;

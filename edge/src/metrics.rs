@@ -34,6 +34,13 @@ pub struct Fetch {
     outcome: &'static str,
 }
 
+/// Labels of probes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Probe {
+    tier: &'static str,
+    outcome: &'static str,
+}
+
 /// The families. Cloning is cheap; register once per process.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -45,6 +52,8 @@ pub struct Metrics {
     promotions: Family<Class, Counter>,
     /// Bodies that broke off after their headers.
     broken_bodies: Family<Class, Counter>,
+    /// Probes of upstreams that were down, by whether they answered.
+    probes: Family<Probe, Counter>,
     /// Requests that wait for headers or for a range.
     waiters: Family<Tier, Gauge>,
     /// Names in flight.
@@ -132,6 +141,8 @@ impl Metrics {
         registry.register("edge_promotions", help, metrics.promotions.clone());
         let help = "Bodies that broke off after their headers";
         registry.register("edge_broken_bodies", help, metrics.broken_bodies.clone());
+        let help = "Probes of upstreams that were down, by whether they answered";
+        registry.register("edge_probes", help, metrics.probes.clone());
         let help = "Requests that wait for headers or for a range";
         registry.register("edge_waiters", help, metrics.waiters.clone());
         registry.register("edge_inflight_names", "Names in flight", metrics.inflight_names.clone());
@@ -189,6 +200,11 @@ impl TierMetrics {
 
     pub(crate) fn broke(&self, class: &str) {
         self.families.broken_bodies.get_or_create(&self.class(class)).inc();
+    }
+
+    pub(crate) fn probed(&self, answered: bool) {
+        let outcome = if answered { "answered" } else { "failed" };
+        self.families.probes.get_or_create(&Probe { tier: self.tier, outcome }).inc();
     }
 
     fn class(&self, class: &str) -> Class {

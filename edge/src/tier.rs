@@ -1,13 +1,17 @@
 //! What one tier has: its stores, its client, what it knows about its upstreams; and how a request gets at an object.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cluster::{Node, Ring};
 use http::HeaderValue;
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
 
 use crate::cache::{Entry, Joined, Kind, State, Store, Waiting};
 use crate::config::Config;
@@ -30,6 +34,8 @@ pub(crate) struct Tier {
     pub(crate) client: Client,
     ring: Ring,
     upstreams: Mutex<Upstreams>,
+    /// Wakes [`Tier::probe`].
+    went_down: Notify,
     pub(crate) pages: Option<Arc<dyn Pages>>,
     pub(crate) metrics: TierMetrics,
     pub(crate) quiet: Quiet,
@@ -70,7 +76,8 @@ impl Tier {
             store: Arc::new(store),
             client,
             ring: deps.upstreams,
-            upstreams: Mutex::default(),
+            upstreams: Mutex::new(Upstreams::new(random)),
+            went_down: Notify::new(),
             pages: deps.pages,
             metrics,
             quiet: Quiet::default(),
@@ -135,6 +142,47 @@ impl Tier {
         let candidates = self.ring.candidates(hash_key);
         let first = candidates.first().map(|node| node.name.clone());
         (self.upstreams().order(Instant::now(), hash_key, candidates), first)
+    }
+
+    /// No connection to `node` could be made.
+    pub(crate) fn unreachable(&self, node: &Arc<Node>) {
+        if self.upstreams().handle_unreachable(Instant::now(), node) {
+            warn!(tier = self.name, node = %node.name, address = node.address, "upstream is down");
+            self.went_down.notify_one();
+        }
+    }
+
+    /// Asks upstreams that are down whether they are back, for as long as this is polled.
+    pub(crate) async fn probe(&self) -> Infallible {
+        // At most one for each node.
+        let mut probes = JoinSet::new();
+        loop {
+            let (due, next) = {
+                let mut upstreams = self.upstreams();
+                (upstreams.poll(Instant::now()), upstreams.poll_timeout())
+            };
+            if let Some(node) = due {
+                let probe = self.client.clone().probe(node.clone());
+                probes.spawn(async move { (probe.await, node) });
+                continue;
+            }
+            let timeout = async {
+                match next {
+                    Some(next) => tokio::time::sleep_until(next.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(Ok((answered, node))) = probes.join_next() => {
+                    self.metrics.probed(answered);
+                    if self.upstreams().handle_probe(Instant::now(), &node.name, answered) {
+                        info!(tier = self.name, node = %node.name, "upstream is back");
+                    }
+                }
+                () = timeout => {}
+                () = self.went_down.notified() => {}
+            }
+        }
     }
 
     pub(crate) fn upstreams(&self) -> MutexGuard<'_, Upstreams> {

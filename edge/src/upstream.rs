@@ -1,5 +1,12 @@
 //! In which order the upstreams are asked for a name: ring order, except that a node that has just served the key comes
-//! first (the owner of a stream may stand anywhere in the ring after a takeover) and one that cannot be reached comes last.
+//! first (the owner of a stream may stand anywhere in the ring after a takeover) and one that is down comes last.
+//!
+//! A node is down from when no connection to it could be made until it answers anything, a fetch or a probe: viewers'
+//! requests do not find out whether it is back. Probes back off, each node by itself and with jitter, so that the tiers
+//! that lost a node do not all come back to it at once.
+//!
+//! Driving rule of the probes: drain [`Upstreams::poll`], then wait for [`Upstreams::poll_timeout`], for the outcome of a
+//! probe or for a node to go down.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -8,8 +15,10 @@ use std::time::{Duration, Instant};
 
 use cluster::Node;
 
-/// How long a node that could not be reached is asked last.
-const DOWN: Duration = Duration::from_secs(2);
+/// How long after a node went down it is probed, at most (at least half of that), and how far that grows, doubled by each
+/// probe that fails.
+const FIRST_PROBE: Duration = Duration::from_millis(250);
+const LAST_PROBE: Duration = Duration::from_secs(4);
 
 /// How long it is remembered who served a key. Every answer renews it.
 const SERVED: Duration = Duration::from_secs(10);
@@ -18,17 +27,34 @@ const SERVED: Duration = Duration::from_secs(10);
 const MAX_SERVED: usize = 4096;
 
 /// What is known about the upstreams from their answers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Upstreams {
-    down: BTreeMap<String, Instant>,
+    /// Bounded by the number of nodes.
+    down: BTreeMap<String, Down>,
     served: BTreeMap<String, (String, Instant)>,
+    /// The state of the jitter.
+    random: u64,
+}
+
+/// A node that is down.
+#[derive(Debug)]
+struct Down {
+    node: Arc<Node>,
+    /// `None`: a probe is under way.
+    probe: Option<Instant>,
+    backoff: Duration,
 }
 
 impl Upstreams {
+    /// All up; `seed` is for the jitter.
+    pub fn new(seed: u64) -> Upstreams {
+        Upstreams { down: BTreeMap::new(), served: BTreeMap::new(), random: seed | 1 }
+    }
+
     /// Puts ring candidates of `key` in the order in which to ask them.
     pub fn order(&self, now: Instant, key: &str, mut candidates: Vec<Arc<Node>>) -> Vec<Arc<Node>> {
         let server = self.served.get(key).filter(|(_, until)| now < *until).map(|(name, _)| name.as_str());
-        let is_down = |node: &Node| self.down.get(&node.name).is_some_and(|until| now < *until);
+        let is_down = |node: &Node| self.down.contains_key(&node.name);
         if server.is_some() || !self.down.is_empty() {
             // Stable: ring order within each group.
             candidates.sort_by_key(|node| (is_down(node), server != Some(node.name.as_str())));
@@ -59,9 +85,53 @@ impl Upstreams {
         }
     }
 
-    /// `node` could not be reached. Bounded by the number of nodes.
-    pub fn handle_unreachable(&mut self, now: Instant, node: &str) {
-        self.down.insert(node.into(), now + DOWN);
+    /// No connection to `node` could be made. Returns whether that is news.
+    pub fn handle_unreachable(&mut self, now: Instant, node: &Arc<Node>) -> bool {
+        if self.down.contains_key(&node.name) {
+            return false;
+        }
+        let probe = Some(now + self.jittered(FIRST_PROBE));
+        self.down.insert(node.name.clone(), Down { node: node.clone(), probe, backoff: FIRST_PROBE });
+        true
+    }
+
+    /// A probe of `node` has ended. Returns whether that brought it up.
+    pub fn handle_probe(&mut self, now: Instant, node: &str, answered: bool) -> bool {
+        if answered {
+            return self.down.remove(node).is_some();
+        }
+        let Some(mut down) = self.down.remove(node) else {
+            return false;
+        };
+        down.backoff = (down.backoff * 2).min(LAST_PROBE);
+        down.probe = Some(now + self.jittered(down.backoff));
+        self.down.insert(node.into(), down);
+        false
+    }
+
+    /// The next node to be probed now.
+    pub fn poll(&mut self, now: Instant) -> Option<Arc<Node>> {
+        let due = self.down.values_mut().find(|down| down.probe.is_some_and(|at| at <= now))?;
+        due.probe = None;
+        Some(due.node.clone())
+    }
+
+    /// When to call [`Upstreams::poll`] again, as things are.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.down.values().filter_map(|down| down.probe).min()
+    }
+
+    /// How many nodes are down.
+    pub fn down(&self) -> usize {
+        self.down.len()
+    }
+
+    /// Between half of `most` and all of it.
+    fn jittered(&mut self, most: Duration) -> Duration {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        most / 2 + most.mul_f64((self.random % 1024) as f64 / 2048.0)
     }
 }
 
@@ -76,8 +146,11 @@ pub fn hash_key(path: &str, segments: usize) -> &str {
 mod tests {
     use super::*;
 
+    fn node(name: &str) -> Arc<Node> {
+        Arc::new(Node { name: name.into(), address: format!("{name}:1") })
+    }
+
     fn order(upstreams: &Upstreams, now: Instant) -> String {
-        let node = |name: &str| Arc::new(Node { name: name.into(), address: format!("{name}:1") });
         let nodes = upstreams.order(now, "k", ["a", "b", "c"].map(node).into());
         nodes.iter().map(|node| node.name.as_str()).collect()
     }
@@ -86,17 +159,19 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
     fn the_server_comes_first_and_the_unreachable_last() {
         let now = Instant::now();
-        let mut upstreams = Upstreams::default();
+        let mut upstreams = Upstreams::new(1);
         assert_eq!(order(&upstreams, now), "abc");
         upstreams.handle_answer(now, "k", "c", false);
         assert_eq!(order(&upstreams, now), "cab");
-        upstreams.handle_unreachable(now, "a");
+        assert!(upstreams.handle_unreachable(now, &node("a")));
+        assert!(!upstreams.handle_unreachable(now, &node("a")), "no news");
         assert_eq!(order(&upstreams, now), "cba");
         upstreams.handle_refusal("k", "b");
         assert_eq!(order(&upstreams, now), "cba", "b was not the one");
         upstreams.handle_refusal("k", "c");
         assert_eq!(order(&upstreams, now), "bca");
-        assert_eq!(order(&upstreams, now + DOWN), "abc");
+        upstreams.handle_answer(now, "other", "a", true);
+        assert_eq!(order(&upstreams, now), "abc", "it has answered a fetch");
         upstreams.handle_answer(now, "k", "b", false);
         assert_eq!(order(&upstreams, now + SERVED), "abc", "forgotten");
         upstreams.handle_answer(now, "k", "a", true);
@@ -105,9 +180,35 @@ mod tests {
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+    fn what_is_down_is_probed_less_and_less_often() {
+        let mut now = Instant::now();
+        let mut upstreams = Upstreams::new(7);
+        assert_eq!(upstreams.poll_timeout(), None);
+        upstreams.handle_unreachable(now, &node("a"));
+        let mut most = FIRST_PROBE;
+        for _ in 0..8 {
+            let at = upstreams.poll_timeout().unwrap();
+            assert!(at - now >= most / 2 && at - now <= most, "{:?} of {most:?}", at - now);
+            assert_eq!(upstreams.poll(at - Duration::from_nanos(1)), None, "not yet");
+            assert_eq!(upstreams.poll(at).unwrap().name, "a");
+            assert_eq!((upstreams.poll(at), upstreams.poll_timeout()), (None, None), "one probe at a time");
+            now = at + Duration::from_millis(100);
+            assert!(!upstreams.handle_probe(now, "a", false));
+            assert_eq!(order(&upstreams, now), "bca", "still down");
+            most = (most * 2).min(LAST_PROBE);
+        }
+        assert_eq!(most, LAST_PROBE);
+        upstreams.poll(now + LAST_PROBE).unwrap();
+        assert!(upstreams.handle_probe(now, "a", true));
+        assert!(!upstreams.handle_probe(now, "a", true) && !upstreams.handle_probe(now, "a", false));
+        assert_eq!((order(&upstreams, now).as_str(), upstreams.down()), ("abc", 0));
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
     fn memory_is_bounded() {
         let now = Instant::now();
-        let mut upstreams = Upstreams::default();
+        let mut upstreams = Upstreams::new(1);
         for key in 0..3 * MAX_SERVED {
             upstreams.handle_answer(now, &key.to_string(), "c", false);
             assert!(upstreams.served.len() <= MAX_SERVED);

@@ -54,6 +54,7 @@ pub(crate) struct Upstream {
 
 /// A request that waits for the test to answer it.
 pub(crate) struct Asked {
+    pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: HeaderMap,
     reply: oneshot::Sender<Response<Script>>,
@@ -78,8 +79,12 @@ impl http_body::Body for Script {
 
 impl Upstream {
     pub(crate) async fn start(name: &str) -> Upstream {
+        Upstream::at(name, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    pub(crate) async fn at(name: &str, addr: SocketAddr) -> Upstream {
         let limits = net::Limits { max_connections: 1000, handshake_timeout: PATIENCE };
-        let listener = net::Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), limits).await.unwrap();
+        let listener = net::Listener::bind(addr, limits).await.unwrap();
         let node = Node { name: name.into(), address: listener.local_addr().to_string() };
         let (sender, asked) = mpsc::unbounded_channel();
         let count = Arc::new(AtomicUsize::new(0));
@@ -89,9 +94,10 @@ impl Upstream {
             async move {
                 counter.fetch_add(1, Ordering::SeqCst);
                 let (reply, answer) = oneshot::channel();
+                let method = request.method().to_string();
                 let (target, headers) =
                     (request.uri().path_and_query().unwrap().to_string(), request.headers().clone());
-                let _ = sender.send(Asked { target, headers, reply });
+                let _ = sender.send(Asked { method, target, headers, reply });
                 answer.await.unwrap_or_else(|_| {
                     let (_, body) = mpsc::unbounded_channel();
                     let mut response = Response::new(Script(body));

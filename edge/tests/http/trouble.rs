@@ -234,6 +234,37 @@ async fn upstreams_that_are_not_there() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_is_down_is_probed_and_comes_back() {
+    let gone = Upstream::start("gone").await.node.clone();
+    let mut a = Upstream::start("a").await;
+    let nodes = vec![gone.clone(), a.node.clone()];
+    let ring = Ring::new(nodes.clone());
+    let key = (0..).map(|n| format!("s{n}")).find(|key| ring.candidates(key)[0].name == "gone").unwrap();
+    let tier = Tier::start(config(patient()), nodes, |_| {}).await;
+    let probes = |outcome| tier.metric(&format!("edge_probes_total{{tier=\"edge\",outcome=\"{outcome}\"}}"));
+    for n in 0..3 {
+        let viewer = tier.ask(1, "GET", &format!("/live/{key}/{n}"), &[]);
+        a.asked().await.answer(200, &FRESH, b"from a");
+        assert_eq!(viewer.await.unwrap().status(), 200);
+    }
+    let outcome = |outcome| {
+        tier.metric(&format!("edge_fetches_total{{tier=\"edge\",class=\"other\",outcome=\"{outcome}\"}}"))
+    };
+    assert_eq!((outcome("broken"), outcome("answered")), (1, 3), "one viewer's request found out");
+    until("a probe that fails", || probes("failed") > 0).await;
+    let mut back = Upstream::at("gone", gone.address.parse().unwrap()).await;
+    let probe = back.asked().await;
+    assert_eq!((probe.method.as_str(), probe.target.as_str()), ("OPTIONS", "/"));
+    probe.answer(404, &[], b"whatever it says");
+    until("a probe that is answered", || probes("answered") == 1).await;
+    // The key's memory of who served it last is one of its own; another key of the same node goes there at once.
+    let other = (0..).map(|n| format!("t{n}")).find(|key| ring.candidates(key)[0].name == "gone").unwrap();
+    let viewer = tier.ask(1, "GET", &format!("/live/{other}/x"), &[]);
+    back.asked().await.answer(200, &FRESH, b"from the one that is back");
+    assert_eq!(body(viewer.await.unwrap()).await.unwrap(), "from the one that is back");
+}
+
+#[tokio::test]
 async fn bounds_answer_503() {
     let mut a = Upstream::start("a").await;
     let bounds = Config { max_inflight_names: 2, max_waiters: 3, ..config(patient()) };
