@@ -91,7 +91,7 @@ impl<V: Clone> Table<V> {
         if slot.is_none() && slots.len() >= self.0.max {
             return Joined::Full;
         }
-        let permit = self.0.begin(&mut slots, key);
+        let permit = Names::begin(&self.0, &mut slots, key);
         let waiting = Waiting::at(&permit.slot);
         Joined::Yours(permit, waiting)
     }
@@ -101,7 +101,7 @@ impl<V: Clone> Table<V> {
     pub fn seize(&self, key: &str) -> Option<Permit<V>> {
         let mut slots = self.0.lock();
         let Some((key, slot)) = slots.get_key_value(key) else {
-            return (slots.len() < self.0.max).then(|| self.0.begin(&mut slots, key));
+            return (slots.len() < self.0.max).then(|| Names::begin(&self.0, &mut slots, key));
         };
         let (owner, before) = {
             let mut state = slot.lock();
@@ -144,7 +144,7 @@ impl<V> Clone for Table<V> {
 
 impl<V> Names<V> {
     /// A slot of its own for `key`, in the place of any other.
-    fn begin(self: &Arc<Self>, slots: &mut HashMap<Key, Arc<Slot<V>>>, key: &str) -> Permit<V> {
+    fn begin(names: &Arc<Self>, slots: &mut HashMap<Key, Arc<Slot<V>>>, key: &str) -> Permit<V> {
         let state = State {
             owner: 0,
             verdict: None,
@@ -156,8 +156,8 @@ impl<V> Names<V> {
         };
         let (key, slot) = (Key::from(key), Arc::new(Slot(Mutex::new(state))));
         slots.insert(key.clone(), slot.clone());
-        self.count.set(slots.len() as i64);
-        Permit { names: self.clone(), slot, key, owner: 0 }
+        names.count.set(slots.len() as i64);
+        Permit { names: names.clone(), slot, key, owner: 0 }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Slot<V>>>> {
