@@ -250,6 +250,17 @@ impl Tier {
         until("viewers that wait", || self.metric("edge_waiters{tier=\"edge\"}") == viewers as i64).await;
     }
 
+    /// It as an upstream of another.
+    pub(crate) fn node(&self, name: &str) -> Node {
+        Node { name: name.into(), address: self.url.trim_start_matches("http://").into() }
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) async fn kill(self) {
+        self.served.abort();
+        let _ = self.served.await;
+    }
+
     /// Begins the shutdown; the returned task ends with it.
     pub(crate) fn stop(self) -> JoinHandle<()> {
         self.shutdown.cancel();

@@ -14,7 +14,7 @@ use net::tls::{Clients, client_config, development_files, server_config};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::kit::{Upstream, deps, patient, within};
+use crate::kit::{Tier, Upstream, body, config as plain, deps, next, patient, until, within};
 
 struct Dir(PathBuf);
 
@@ -101,4 +101,49 @@ async fn two_tiers_over_h2_and_tls() {
     drop(client);
     shutdown.cancel();
     within("both ends", async { tokio::try_join!(pop, shield) }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shield_may_die_within_a_body() {
+    const TAGGED: [(&str, &str); 2] = [("cache-control", "max-age=600"), ("etag", "\"7-720p-3\"")];
+    let mut origin = Upstream::start("origin").await;
+    let mut shields = Vec::new();
+    for _ in 0..2 {
+        let nodes = vec![origin.node.clone()];
+        shields.push(Tier::start(plain(patient()), nodes, |deps| deps.tier = "shield").await);
+    }
+    let nodes = shields.iter().enumerate().map(|(n, shield)| shield.node(&format!("shield-{n}"))).collect();
+    let pop = Tier::start(plain(patient()), nodes, |_| {}).await;
+    let mut viewers: Vec<_> = (0..20).map(|n| pop.ask(n, "GET", "/live/s/7/720p/3.m4s", &[])).collect();
+    let growing = origin.asked().await.begin(200, &TAGGED);
+    growing.send(b"the first part, ");
+    let mut answers = Vec::new();
+    for viewer in viewers.drain(..) {
+        let mut answer = viewer.await.unwrap();
+        assert_eq!(next(&mut answer).await.unwrap(), "the first part, ");
+        answers.push(answer);
+    }
+    let fetched = "edge_fetches_total{tier=\"shield\",class=\"other\",outcome=\"answered\"}";
+    let in_use = shields.iter().position(|shield| shield.metric(fetched) == 1).unwrap();
+    shields.swap_remove(in_use).kill().await;
+    growing.gone().await;
+    // The other shield fetches the object from its beginning, as it grows, and gives the POP what that lacks.
+    let again = origin.asked().await;
+    assert!(!again.headers.contains_key("range"), "objects are fetched whole");
+    let growing = again.begin(200, &TAGGED);
+    growing.send(b"the first part, ");
+    growing.send(b"the second, ");
+    for answer in &mut answers {
+        assert_eq!(next(answer).await.unwrap(), "the second, ");
+    }
+    growing.send(b"and the last");
+    growing.end();
+    for answer in answers {
+        assert_eq!(body(answer).await.unwrap(), "and the last");
+    }
+    assert_eq!(origin.requests(), 2);
+    assert_eq!(pop.metric("edge_fetches_total{tier=\"edge\",class=\"other\",outcome=\"resumed\"}"), 1);
+    until("the flight's end", || pop.metric("edge_inflight_names{tier=\"edge\"}") == 0).await;
+    let hit = pop.get("/live/s/7/720p/3.m4s", &[]).await;
+    assert_eq!(body(hit).await.unwrap(), "the first part, the second, and the last");
 }
