@@ -13,6 +13,7 @@ use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::form::Forms;
 use crate::freshness::Freshness;
 use crate::handover::{self, Table};
 
@@ -34,6 +35,8 @@ pub(crate) struct Entry {
     pub(crate) grace_until: Option<Instant>,
     /// Its part of the account, once it is complete.
     pub(crate) charge: Option<Arc<Charge>>,
+    /// Its body and headers, ready to be sent.
+    pub(crate) forms: Forms,
 }
 
 #[derive(Debug, Clone)]
@@ -258,6 +261,7 @@ mod tests {
             failed: false,
             grace_until: None,
             charge: None,
+            forms: Forms::default(),
         }
     }
 

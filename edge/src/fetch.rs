@@ -15,7 +15,7 @@ use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::coalesce::Failure;
-use crate::http::CACHE_STATUS;
+use crate::form::CACHE_STATUS;
 use crate::resume::{Found, Rest, Until};
 
 /// RFC 8586.

@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use crate::cache::{Charge, Content, Entry, Kind, Permit, State, Verdict};
 use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
 use crate::fetch::{self, Answer, Ask, Failed};
+use crate::form::Forms;
 use crate::freshness::{self, Freshness};
 use crate::policy::Class;
 use crate::resume::{Rest, Until, Version};
@@ -311,6 +312,7 @@ impl Shell {
             failed: false,
             grace_until: None,
             charge: None,
+            forms: Forms::default(),
         });
         if entry.freshness.keep().is_zero() {
             // Shared by those who wait now; later ones ask anew.
@@ -491,5 +493,6 @@ fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Insta
         failed: true,
         grace_until: None,
         charge: None,
+        forms: Forms::default(),
     }
 }

@@ -10,10 +10,13 @@
 mod body;
 mod cache;
 pub mod coalesce;
+pub mod conditions;
 pub mod config;
+pub mod encoding;
 pub mod error;
 mod fetch;
 mod flight;
+mod form;
 pub mod freshness;
 pub mod handover;
 mod http;
@@ -121,7 +124,7 @@ impl Edge {
         };
         let serve = |listener: net::Listener, tls| {
             let (tier, drain) = (tier.clone(), tier.config.drain);
-            let service = move |request, peer| http::serve(tier.clone(), request, peer);
+            let service = move |request, peer| http::serve(&tier, request, peer);
             net::http::serve(listener, tls, options, shutdown.clone(), drain, service)
         };
         let https = async {

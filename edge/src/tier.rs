@@ -88,6 +88,13 @@ impl Tier {
         }
     }
 
+    /// The complete object of a name, if it is there and fresh, and how it answers.
+    pub(crate) fn fresh(&self, key: &str, now: Instant) -> Option<(Arc<Entry>, Answered)> {
+        let entry = self.store.get(key).filter(|entry| entry.state(now) == State::Fresh)?;
+        let answered = answered_by(&entry);
+        Some((entry, answered))
+    }
+
     /// The object of a name, and how it was come by. `key` is canonical. Dropping the future leaves the fetch alone.
     pub(crate) async fn find(
         self: &Arc<Self>,

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Response};
+use hyper::body::Incoming;
 
-use crate::kit::{Tier, Upstream, body, config, header, patient, until};
+use crate::kit::{Tier, Upstream, body, config, header, next, patient, until};
 
 const FRESH: [(&str, &str); 4] = [
     ("cache-control", "max-age=600"),
@@ -70,6 +71,155 @@ async fn headers_of_a_hit() {
         assert_eq!(body(head).await.unwrap(), "");
     }
     assert_eq!(upstream.requests(), 1);
+}
+
+/// A playlist of `lines` segments.
+fn playlist(lines: usize) -> String {
+    let segments: String = (0..lines).map(|number| format!("#EXTINF:1.0,\n{number}.m4s\n")).collect();
+    format!("#EXTM3U\n{segments}")
+}
+
+const PLAYLIST: [(&str, &str); 3] = [
+    ("cache-control", "max-age=600"),
+    ("content-type", "application/vnd.apple.mpegurl"),
+    ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT"),
+];
+
+async fn unzipped(response: Response<Incoming>) -> String {
+    use std::io::Read;
+    assert_eq!(header(&response, "content-encoding"), "gzip");
+    let zipped = body(response).await.unwrap();
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&zipped[..]).read_to_string(&mut text).unwrap();
+    text
+}
+
+#[tokio::test]
+async fn playlists_are_zipped_for_those_who_want_it() {
+    let mut upstream = Upstream::start("a").await;
+    let tier = Tier::over(&[&upstream], patient()).await;
+    let text = playlist(100);
+    let gzip = [("accept-encoding", "br, gzip;q=0.8")];
+    // On the way already: the first viewers of a playlist are the many.
+    let first = tier.ask(1, "GET", "/p", &gzip);
+    let asked = upstream.asked().await;
+    let waiting: Vec<_> = (0..20).map(|viewer| tier.ask(viewer, "GET", "/p", &gzip)).collect();
+    tier.until_waiting(21).await;
+    let length = text.len().to_string();
+    let chunks = asked.begin(200, &[&PLAYLIST[..], &[("content-length", length.as_str())]].concat());
+    chunks.send(&text.as_bytes()[..1000]);
+    chunks.send(&text.as_bytes()[1000..]);
+    chunks.end();
+    assert_eq!(unzipped(first.await.unwrap()).await, text);
+    for viewer in waiting {
+        assert_eq!(unzipped(viewer.await.unwrap()).await, text);
+    }
+    until("the flight's end", || tier.metric("edge_inflight_names{tier=\"edge\"}") == 0).await;
+    // The two forms are two entities, and both say what they depend on.
+    let (zipped, plain) = (tier.get("/p", &gzip).await, tier.get("/p", &[]).await);
+    let tags = [header(&zipped, "etag"), header(&plain, "etag")];
+    assert_eq!(tags[0], format!("{}-gzip\"", tags[1].trim_end_matches('"')), "{tags:?}");
+    for (response, length) in [(&zipped, None), (&plain, Some(length.as_str()))] {
+        assert_eq!(header(response, "vary"), "accept-encoding");
+        assert!(length.is_none_or(|length| header(response, "content-length") == length));
+    }
+    let length = header(&zipped, "content-length");
+    assert_eq!(unzipped(zipped).await, text);
+    assert_eq!(
+        (header(&plain, "content-encoding"), body(plain).await.unwrap()),
+        (String::new(), text.clone().into())
+    );
+    for viewer in [0, 1] {
+        let head = tier.ask(viewer, "HEAD", "/p", &gzip).await.unwrap();
+        assert_eq!(
+            [header(&head, "content-length"), header(&head, "content-encoding"), header(&head, "etag")],
+            [length.clone(), "gzip".into(), tags[0].clone()]
+        );
+    }
+    for (tag, encoding, status) in [
+        (&tags[0], "gzip", 304),
+        (&tags[1], "gzip", 200),
+        (&tags[1], "identity", 304),
+        (&tags[0], "gzip;q=0", 200),
+    ] {
+        let asking = [("if-none-match", tag.as_str()), ("accept-encoding", encoding)];
+        let response = tier.get("/p", &asking).await;
+        assert_eq!(
+            (response.status().as_u16(), header(&response, "vary")),
+            (status, "accept-encoding".into())
+        );
+    }
+    // A range is of the plain form, unless it was begun with the other.
+    let range = [("range", "bytes=1-6"), gzip[0]];
+    let part = tier.get("/p", &range).await;
+    assert_eq!(
+        (header(&part, "content-encoding"), body(part).await.unwrap()),
+        (String::new(), "EXTM3U".into())
+    );
+    let other = tier.get("/p", &[range[0], range[1], ("if-range", tags[0].as_str())]).await;
+    assert_eq!((other.status().as_u16(), unzipped(other).await), (200, text));
+    assert_eq!(upstream.requests(), 1);
+}
+
+#[tokio::test]
+async fn what_is_not_worth_zipping_goes_out_as_it_is() {
+    let mut upstream = Upstream::start("a").await;
+    let tier = Tier::over(&[&upstream], patient()).await;
+    let gzip = [("accept-encoding", "gzip")];
+    let text = playlist(100);
+    for (path, headers, body) in [
+        ("/small", &PLAYLIST[..2], &playlist(1)),
+        ("/media", &[("cache-control", "max-age=600"), ("content-type", "video/mp4")], &text),
+        ("/never", &[("cache-control", "max-age=600, no-transform"), ("content-type", "text/plain")], &text),
+        ("/done", &[PLAYLIST[0], PLAYLIST[1], ("content-encoding", "br")], &text),
+        ("/error", &[("content-type", "text/plain")], &text),
+    ] {
+        let status = if path == "/error" { 404 } else { 200 };
+        for round in 0..2 {
+            let response = tier.ask(1, "GET", path, &gzip);
+            if round == 0 {
+                upstream.asked().await.answer(status, headers, body.as_bytes());
+            }
+            let response = response.await.unwrap();
+            let expected = if path == "/done" { "br" } else { "" };
+            assert_eq!(header(&response, "content-encoding"), expected, "{path} {round}");
+            assert_eq!(crate::kit::body(response).await.unwrap(), *body, "{path} {round}");
+            until("the flight's end", || tier.metric("edge_inflight_names{tier=\"edge\"}") == 0).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_zipped_body_that_breaks_is_an_error() {
+    let mut upstream = Upstream::start("a").await;
+    let tier = Tier::over(&[&upstream], patient()).await;
+    let follower = tier.ask(1, "GET", "/p", &[]);
+    let chunks = upstream.asked().await.begin(200, &[&PLAYLIST[..], &[("content-length", "5000")]].concat());
+    chunks.send(b"#EXTM3U\n");
+    assert_eq!(next(&mut follower.await.unwrap()).await.unwrap(), "#EXTM3U\n");
+    let answer = tier.ask(1, "GET", "/p", &[("accept-encoding", "gzip")]);
+    tier.until_waiting(1).await;
+    chunks.cut();
+    assert_eq!(answer.await.unwrap().status(), 502);
+}
+
+#[tokio::test]
+async fn versions_without_a_tag_get_one() {
+    let mut upstream = Upstream::start("a").await;
+    let tier = Tier::over(&[&upstream], patient()).await;
+    let mut tags = Vec::new();
+    for (path, bytes) in [("/a", "one"), ("/b", "one"), ("/c", "two")] {
+        let cold = tier.ask(1, "GET", path, &[]);
+        upstream.asked().await.answer(200, &[("cache-control", "max-age=600")], bytes.as_bytes());
+        cold.await.unwrap();
+        until("the flight's end", || tier.metric("edge_inflight_names{tier=\"edge\"}") == 0).await;
+        let tag = header(&tier.get(path, &[]).await, "etag");
+        assert_eq!(tier.get(path, &[("if-none-match", &tag)]).await.status(), 304);
+        let part = tier.get(path, &[("range", "bytes=1-"), ("if-range", &tag)]).await;
+        assert_eq!((part.status().as_u16(), header(&part, "etag")), (206, tag.clone()));
+        tags.push(tag);
+    }
+    assert!(tags[0] == tags[1] && tags[0] != tags[2], "by content: {tags:?}");
 }
 
 #[tokio::test]

@@ -187,7 +187,7 @@ async fn a_stale_copy_stands_in() {
     a.asked().await.answer(500, &[], b"");
     a.asked().await.answer(500, &[], b"");
     let second = second.await.unwrap();
-    assert_eq!(header(&second, "cache-status"), "rooftop-edge; hit; detail=stale");
+    assert_eq!(header(&second, "cache-status"), "rooftop-edge; hit; ttl=0; detail=stale");
     assert_eq!(body(second).await.unwrap(), "old");
     // While the failure is remembered the upstream is left alone.
     assert_eq!(body(tier.get("/x", &[]).await).await.unwrap(), "old");
