@@ -32,4 +32,4 @@ bench: deps-test web
 
 clean:
 	cargo clean
-	rm -rf web/node_modules tests/browser/node_modules
+	rm -rf web/node_modules tests/browser/node_modules tests/cache-tests/node_modules

@@ -292,7 +292,7 @@ pub(crate) fn conditions(status: StatusCode, headers: &HeaderMap) -> Option<Head
 /// what describes the body that was not sent.
 pub(crate) fn updated(there: &HeaderMap, news: HeaderMap) -> HeaderMap {
     const OF_THE_BODY: [HeaderName; 3] =
-        [header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE];
+        [header::CONTENT_ENCODING, header::CONTENT_RANGE, HeaderName::from_static("content-md5")];
     let mut headers = there.clone();
     let mut last = None;
     for (name, value) in news {

@@ -3,6 +3,11 @@
 //! Deliberate simplifications, all safe because requests to the upstream carry nothing of the viewer's (no cookies, no
 //! credentials, no accept-encoding): a viewer's own `Cache-Control` does not reach the origin; `Vary` other than `*` needs
 //! no second variant; `Set-Cookie` and `private` answers go to those who were waiting and are not kept.
+//!
+//! Nothing is guessed: an answer that says neither how long it is fresh nor when it expires is not fresh at all (section
+//! 4.2.2 allows a guess from `Last-Modified`; in a live stream it does harm). Nor is the difference between `Date` and the
+//! clock here part of the age (the apparent age of section 4.2.3): an origin whose clock is a few seconds slow would make
+//! every answer with a `max-age` of a second stale on arrival.
 #![deny(clippy::disallowed_methods)]
 
 use std::time::{Duration, SystemTime};
@@ -46,15 +51,15 @@ impl Freshness {
 /// then says is new.
 pub fn freshness(class: &Class, status: StatusCode, headers: &HeaderMap, now: SystemTime) -> Freshness {
     let control = Control::parse(headers);
-    let age = headers
-        .get(header::AGE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(delta_seconds)
-        .unwrap_or(Duration::ZERO);
+    let age = age(headers);
     let zero = Duration::ZERO;
     let none = Freshness { age, fresh: zero, while_revalidate: zero, if_error: zero, confirm: zero };
     let varies_by_all = headers.get_all(header::VARY).iter().any(|value| value.as_bytes().contains(&b'*'));
-    if control.no_store || varies_by_all || headers.contains_key(header::SET_COOKIE) {
+    // Section 5.2.2.3.
+    let understood = !control.must_understand || understood(status);
+    let no_store = control.no_store && !(control.must_understand && understood);
+    if no_store || control.private || !understood || varies_by_all || headers.contains_key(header::SET_COOKIE)
+    {
         return none;
     }
     let has_validator = headers.contains_key(header::ETAG) || headers.contains_key(header::LAST_MODIFIED);
@@ -87,6 +92,18 @@ pub fn freshness(class: &Class, status: StatusCode, headers: &HeaderMap, now: Sy
     }
 }
 
+/// RFC 9111 section 5.1: of a list the first member counts, and what is no number is ignored.
+fn age(headers: &HeaderMap) -> Duration {
+    let value = headers.get(header::AGE).and_then(|value| value.to_str().ok());
+    let first = value.and_then(|value| value.split(',').next());
+    first.and_then(|first| delta_seconds(first.trim())).unwrap_or(Duration::ZERO)
+}
+
+/// The statuses whose meaning for caches is known here (RFC 9111 section 3).
+fn understood(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300..=303 | 307 | 308 | 404 | 405 | 410 | 414)
+}
+
 /// RFC 9111 section 5.3: an invalid date, such as `0`, is in the past.
 fn expires(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let date = |name| headers.get(name)?.to_str().ok().and_then(|text| httpdate::parse_http_date(text).ok());
@@ -100,8 +117,9 @@ fn expires(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 /// The directives of `Cache-Control` that a shared cache minds (RFC 9111 section 5.2.2, RFC 5861).
 #[derive(Debug, Default)]
 struct Control {
-    /// `no-store` or `private`.
     no_store: bool,
+    private: bool,
+    must_understand: bool,
     no_cache: bool,
     must_revalidate: bool,
     /// `s-maxage`, else `max-age`; the smallest if it is said twice, zero if it is unreadable.
@@ -122,7 +140,9 @@ impl Control {
                 let strict = seconds.unwrap_or(Duration::ZERO);
                 let least = |old: Option<Duration>| Some(old.map_or(strict, |old| old.min(strict)));
                 match name.trim().to_ascii_lowercase().as_str() {
-                    "no-store" | "private" => control.no_store = true,
+                    "no-store" => control.no_store = true,
+                    "private" => control.private = true,
+                    "must-understand" => control.must_understand = true,
                     "no-cache" => control.no_cache = true,
                     "must-revalidate" | "proxy-revalidate" => control.must_revalidate = true,
                     "max-age" => control.max_age = least(control.max_age),
@@ -213,6 +233,12 @@ mod tests {
         check(&plain, 200, &cc("max-age=6, stale-if-error=9, must-revalidate"), (6, 0, 0));
         check(&plain, 200, &[("cache-control", "max-age=60"), ("age", "45")], (15, 0, 0));
         check(&plain, 200, &[("cache-control", "max-age=60"), ("age", "-5")], (60, 0, 0));
+        check(&plain, 200, &[("cache-control", "max-age=60"), ("age", "50, 3")], (10, 0, 0));
+        check(&plain, 200, &[("cache-control", "max-age=60"), ("age", "x, 30")], (60, 0, 0));
+        check(&plain, 200, &cc("max-age=60, no-store, must-understand"), (60, 0, 0));
+        check(&plain, 299, &cc("max-age=60, no-store, must-understand"), (0, 0, 0));
+        check(&plain, 299, &cc("max-age=60, must-understand"), (0, 0, 0));
+        check(&plain, 299, &cc("max-age=60"), (60, 0, 0));
         check(&plain, 200, &[("cache-control", "max-age=60"), ("vary", "*")], (0, 0, 0));
         check(&plain, 200, &[("cache-control", "max-age=60"), ("vary", "origin")], (60, 0, 0));
         check(&plain, 200, &[("cache-control", "max-age=60"), ("set-cookie", "a=b")], (0, 0, 0));

@@ -6,5 +6,6 @@ mod herd;
 mod kit;
 mod ranges;
 mod resume;
+mod suite;
 mod tiers;
 mod trouble;
