@@ -269,6 +269,9 @@ impl Config {
             if self.shield.https.is_none() && self.shield.http.is_some() {
                 problems.push("shield.https: edges reach a shield over HTTPS".into());
             }
+            if !self.shield.playback.paths.is_empty() {
+                problems.push("shield.playback.paths: edges check tokens and pass none on".into());
+            }
         }
         if self.has(Role::Edge) {
             problems.extend(self.edge.problems("edge"));

@@ -79,6 +79,7 @@ impl Server {
                 client_tls: Some(client_tls.clone()),
                 server_tls: Some(tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?),
                 pages: None,
+                playback_keys: None,
                 metrics: edge_metrics.clone(),
             };
             let shield = edge::Edge::bind(config.shield.clone(), deps).await.context("shield")?;
@@ -94,12 +95,18 @@ impl Server {
         let edge = if config.has(Role::Edge) {
             // Without shields an edge asks the origins itself.
             let upstreams = if shields.is_empty() { origins.clone() } else { ring(&shields) };
+            let playback_keys = if config.edge.playback.paths.is_empty() {
+                None
+            } else {
+                Some(Arc::new(secrets::playback_keys(&config)?))
+            };
             let deps = edge::Deps {
                 tier: "edge",
                 upstreams,
                 client_tls: Some(client_tls.clone()),
                 server_tls: Some(tls::server_config(&files.public, Clients::Anyone, &[b"h2", b"http/1.1"])?),
                 pages: Some(Arc::new(adapters::WatchPages)),
+                playback_keys,
                 metrics: edge_metrics,
             };
             let edge = edge::Edge::bind(config.edge.clone(), deps).await.context("edge")?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use cluster::token::{Keys, MIN_SECRET_BYTES};
@@ -34,14 +34,23 @@ pub(crate) fn certificates(config: &Config) -> anyhow::Result<Certificates> {
     Ok(Certificates { fleet, public })
 }
 
-/// Reads the token secrets, or makes one.
+/// Reads the secrets of tokens to publish, or makes one.
 pub(crate) fn token_keys(config: &Config) -> anyhow::Result<Keys> {
+    keys(config, &config.tokens.key_files, "token.key")
+}
+
+/// Reads the secrets of tokens to watch, or makes one.
+pub(crate) fn playback_keys(config: &Config) -> anyhow::Result<Keys> {
+    keys(config, &config.edge.playback.key_files, "playback.key")
+}
+
+fn keys(config: &Config, files: &[PathBuf], own: &str) -> anyhow::Result<Keys> {
     let mut secrets = Vec::new();
-    for path in &config.tokens.key_files {
+    for path in files {
         secrets.push(read_secret(path)?);
     }
     if secrets.is_empty() {
-        let path = config.node.state_dir.join("token.key");
+        let path = config.node.state_dir.join(own);
         if !path.exists() {
             make_secret(&path).with_context(|| format!("{}", path.display()))?;
         }

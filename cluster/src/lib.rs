@@ -1,11 +1,13 @@
 //! Where things go: which origin a stream belongs to ([`Ring`]), who may write it ([`store::Embedded`] grants
-//! [`lease::Grant`]s with growing epochs), and who may publish it ([`token::Keys`]).
+//! [`lease::Grant`]s with growing epochs), and who may publish it ([`token::Keys`]) and who may
+//! watch it ([`playback`]).
 //!
 //! It refuses to know about media: a stream is a name here.
 //!
 //! Read [`ring`] first, then [`lease`].
 
 pub mod lease;
+pub mod playback;
 pub mod ring;
 pub mod store;
 pub mod token;

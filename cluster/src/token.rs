@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Longest token looked at, in bytes: ours have about 150.
@@ -13,7 +14,7 @@ pub const MAX_TOKEN_BYTES: usize = 1024;
 
 /// Signing keys. Tokens are made with the first and accepted with any, so that keys can be rotated.
 pub struct Keys {
-    signing: EncodingKey,
+    pub(crate) signing: EncodingKey,
     verifying: Vec<DecodingKey>,
 }
 
@@ -107,18 +108,22 @@ impl Keys {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong(token.len()));
         }
-        let claims = self.decode(token)?;
+        let mut rules = Validation::new(Algorithm::HS256);
+        rules.validate_exp = false;
+        let claims: Claims = self.decode(token, &rules)?;
         if claims.sub != stream {
             return Err(TokenError::OtherStream { token: claims.sub, wanted: stream.into() });
         }
         Ok(claims)
     }
 
-    fn decode(&self, token: &str) -> Result<Claims, TokenError> {
-        let mut rules = Validation::new(Algorithm::HS256);
-        rules.validate_exp = false;
+    pub(crate) fn decode<T: DeserializeOwned>(
+        &self,
+        token: &str,
+        rules: &Validation,
+    ) -> Result<T, TokenError> {
         for key in &self.verifying {
-            match jsonwebtoken::decode::<Claims>(token, key, &rules) {
+            match jsonwebtoken::decode::<T>(token, key, rules) {
                 Ok(data) => return Ok(data.claims),
                 Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => {}
                 Err(error) => return Err(TokenError::Malformed(error.to_string())),
@@ -128,7 +133,7 @@ impl Keys {
     }
 }
 
-fn unix_seconds(time: SystemTime) -> u64 {
+pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 

@@ -1,6 +1,7 @@
 //! The `[edge]` and `[shield]` tables of the configuration file.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -38,6 +39,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where objects come from.
     pub upstream: Upstream,
+    /// Who may watch.
+    pub playback: Playback,
     /// Classes of objects; the first that matches a name counts. Names that match none are of class "other" with its
     /// defaults. Default: `blocking-playlist`, `playlist`, `mpd`, `media`, `init`, `other`.
     pub classes: Vec<Class>,
@@ -74,6 +77,17 @@ pub struct Upstream {
     pub key_segments: usize,
 }
 
+/// Who may watch. A viewer brings a token in the path (`/t/{token}/live/...`), as bearer or in the query (`token`).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Playback {
+    /// Patterns of paths that need a playback token, such as `/live/*`, at most 64. Default: none.
+    pub paths: Vec<String>,
+    /// Files with secrets of 32 bytes or more, at most 8; tokens are made with the first and accepted with any. Default: one
+    /// that is made on the first start, `playback.key` in `node.state_dir`.
+    pub key_files: Vec<PathBuf>,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -87,6 +101,7 @@ impl Default for Config {
             drain: Duration::from_secs(10),
             limits: Limits::default(),
             upstream: Upstream::default(),
+            playback: Playback::default(),
             classes: Class::defaults(),
         }
     }
@@ -148,6 +163,10 @@ impl Config {
         let connect = within(self.upstream.connect_timeout, 10, 60);
         require(connect, "upstream.connect_timeout", "must be 10ms to 60s");
         require(self.upstream.key_segments <= 16, "upstream.key_segments", "must be 0 to 16");
+        require(self.playback.paths.len() <= 64, "playback.paths", "at most 64 patterns");
+        let absolute = self.playback.paths.iter().all(|path| path.starts_with(['/', '*']));
+        require(absolute, "playback.paths", "a pattern must begin with / or *");
+        require(self.playback.key_files.len() <= 8, "playback.key_files", "at most 8 files");
         require(self.classes.len() <= 64, "classes", "at most 64 classes");
         for (index, class) in self.classes.iter().enumerate() {
             problems.extend(class.problems(&format!("{path}.classes[{index}]")));
@@ -194,6 +213,7 @@ mod tests {
         );
         check("http = '[::]:80'\n[[classes]]\nmax_fetches = 9", &["classes[0].max_fetches"]);
         check("http = '[::]:80'\n[limits]\nmax_header = '1KiB'", &["limits.max_header"]);
+        check("http = '[::]:80'\n[playback]\npaths = ['live/*']", &["playback.paths"]);
         assert!(toml::from_str::<Config>("htpp = '[::]:80'").is_err());
     }
 }

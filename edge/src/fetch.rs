@@ -411,17 +411,17 @@ mod tests {
     #[test]
     fn news_of_a_304_replace_what_was_there() {
         let mut there = HeaderMap::new();
-        for (name, value) in [("via", "1"), ("via", "2"), ("content-type", "a/b"), ("x-old", "1")] {
+        for (name, value) in [("via", "1"), ("via", "2"), ("content-md5", "a"), ("x-old", "1")] {
             there.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static(value));
         }
         let mut news = HeaderMap::new();
-        for (name, value) in [("via", "3"), ("via", "4"), ("content-type", "c/d"), ("date", "now")] {
+        for (name, value) in [("via", "3"), ("via", "4"), ("content-md5", "b"), ("date", "now")] {
             news.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static(value));
         }
         let got = updated(&there, news);
         let all =
             |name: &str| got.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>().join("|");
-        for (name, expected) in [("via", "3|4"), ("content-type", "a/b"), ("x-old", "1"), ("date", "now")] {
+        for (name, expected) in [("via", "3|4"), ("content-md5", "a"), ("x-old", "1"), ("date", "now")] {
             assert_eq!(all(name), expected, "{name}");
         }
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -18,6 +18,7 @@ use media::Object;
 use media::object::{End, Progress};
 use tracing::debug;
 
+use crate::access;
 use crate::body::Body;
 use crate::cache::{Content, Entry};
 use crate::conditions;
@@ -80,12 +81,12 @@ fn finish(tier: &Tier, head: &Parts, peer: SocketAddr, began: Instant, answer: A
         without_body(&mut response);
     }
     tier.metrics.answered(answered);
-    // The path alone: tokens are in the query.
+    // Tokens are in the query, or taken off the path.
     debug!(
         tier = tier.name,
         %peer,
         method = %head.method,
-        path = head.uri.path(),
+        path = plain_path(tier, head.uri.path()),
         status = response.status().as_u16(),
         result = answered.as_str(),
         waited_ms = began.elapsed().as_millis() as u64,
@@ -110,7 +111,18 @@ fn route<'a>(tier: &Tier, head: &'a Parts, now: Instant) -> Route<'a> {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
         return Route::Done((response, Answered::Refused));
     }
-    let path = head.uri.path();
+    let Some(target) = head.uri.path_and_query().filter(|_| head.uri.path().starts_with('/')) else {
+        return refused(StatusCode::BAD_REQUEST, "the path must begin with /");
+    };
+    let (mut target, mut path, query) = (target.as_str(), target.path(), target.query());
+    if let Some(access) = &tier.access {
+        let token;
+        (token, path) = access::split(path);
+        if let Err(why) = access.check(token, path, query, &head.headers, SystemTime::now()) {
+            return Route::Done((forbidden(tier, &why), Answered::Forbidden));
+        }
+        (_, target) = access::split(target);
+    }
     if let Some(page) = tier.pages.as_ref().and_then(|pages| pages.page(path, &head.headers)) {
         return Route::Done((local(tier, page), Answered::Local));
     }
@@ -119,10 +131,7 @@ fn route<'a>(tier: &Tier, head: &'a Parts, now: Instant) -> Route<'a> {
         let response = own(tier, StatusCode::LOOP_DETECTED, "this request has been here before");
         return Route::Done((response, Answered::Loop));
     }
-    let Some(target) = head.uri.path_and_query().filter(|_| path.starts_with('/')) else {
-        return refused(StatusCode::BAD_REQUEST, "the path must begin with /");
-    };
-    let key = policy::key(target.as_str(), path, target.query());
+    let key = policy::key(target, path, query);
     if key.len() > MAX_KEY_BYTES {
         return refused(StatusCode::URI_TOO_LONG, "the path and query are too long");
     }
@@ -133,6 +142,24 @@ fn route<'a>(tier: &Tier, head: &'a Parts, now: Instant) -> Route<'a> {
         return Route::Done((response, answered));
     }
     Route::Find(key)
+}
+
+/// A path as it may be seen: without the token that it may have.
+fn plain_path<'a>(tier: &Tier, path: &'a str) -> &'a str {
+    if tier.access.is_some() { access::split(path).1 } else { path }
+}
+
+/// 401, 403 or 400. RFC 6750 section 3 wants the challenge.
+fn forbidden(tier: &Tier, why: &access::Refused) -> Response<Body> {
+    let mut response = own(tier, why.status(), &why.to_string());
+    let challenge = match why {
+        access::Refused::Missing => "Bearer",
+        access::Refused::Bad(_) => "Bearer error=\"invalid_token\"",
+        access::Refused::OtherPath => "Bearer error=\"insufficient_scope\"",
+        access::Refused::Tangled => return response,
+    };
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    response
 }
 
 fn denial(tier: &Tier, denied: Denied) -> Answer {

@@ -7,6 +7,7 @@
 //! Read [`coalesce`] first: what becomes of one name in flight. Then [`handover`] (who fetches and who
 //! waits), `flight` (the shell of both), `cache`, `http`, [`range`].
 
+pub mod access;
 mod body;
 mod cache;
 pub mod coalesce;
@@ -59,6 +60,8 @@ pub struct Deps {
     pub server_tls: Option<Arc<rustls::ServerConfig>>,
     /// Answers of this process's own, asked before the cache.
     pub pages: Option<Arc<dyn Pages>>,
+    /// For the playback tokens of `playback.paths`.
+    pub playback_keys: Option<Arc<cluster::token::Keys>>,
     /// Registered once per process, shared by its tiers.
     pub metrics: Metrics,
 }

@@ -93,10 +93,12 @@ pub enum Answered {
     Refused,
     /// It has come round in a circle.
     Loop,
+    /// It has no token, or none that opens what it asks for.
+    Forbidden,
 }
 
 impl Answered {
-    const ALL: [Answered; 12] = [
+    const ALL: [Answered; 13] = [
         Answered::Hit,
         Answered::Miss,
         Answered::Coalesced,
@@ -109,6 +111,7 @@ impl Answered {
         Answered::Local,
         Answered::Refused,
         Answered::Loop,
+        Answered::Forbidden,
     ];
 
     /// Its label.
@@ -126,6 +129,7 @@ impl Answered {
             Answered::Local => "local",
             Answered::Refused => "refused",
             Answered::Loop => "loop",
+            Answered::Forbidden => "forbidden",
         }
     }
 }

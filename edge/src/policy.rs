@@ -171,7 +171,7 @@ fn name_of(parameter: &str) -> &str {
 }
 
 /// Whether `*` in `pattern` can be filled so that it equals `text`. Linear in practice: each piece is searched once.
-fn glob(pattern: &str, text: &str) -> bool {
+pub(crate) fn glob(pattern: &str, text: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else {
         return pattern == text;
     };

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::access::Access;
 use crate::cache::{Entry, Joined, Kind, State, Store, Waiting};
 use crate::config::Config;
 use crate::fetch::Client;
@@ -37,6 +38,8 @@ pub(crate) struct Tier {
     /// Wakes [`Tier::probe`].
     went_down: Notify,
     pub(crate) pages: Option<Arc<dyn Pages>>,
+    /// If there are paths that need a token.
+    pub(crate) access: Option<Access>,
     pub(crate) metrics: TierMetrics,
     pub(crate) quiet: Quiet,
     /// What says in `CDN-Loop` that a request has been here: no viewer can know it.
@@ -69,6 +72,8 @@ impl Tier {
         );
         // The standard library's one source of randomness.
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+        let paths = config.playback.paths.clone();
+        let access = deps.playback_keys.filter(|_| !paths.is_empty()).map(|keys| Access::new(keys, paths));
         Tier {
             name: deps.tier,
             classes: config.classes.iter().cloned().map(Arc::new).collect(),
@@ -79,6 +84,7 @@ impl Tier {
             upstreams: Mutex::new(Upstreams::new(random)),
             went_down: Notify::new(),
             pages: deps.pages,
+            access,
             metrics,
             quiet: Quiet::default(),
             node_id: format!("{}-{random:016x}", deps.tier),

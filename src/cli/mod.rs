@@ -24,7 +24,7 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Report every problem of a configuration file; exits 2 if there is one
     CheckConfig(CheckConfigArgs),
-    /// Stream keys
+    /// Stream keys and playback URLs
     Stream(stream::StreamArgs),
 }
 

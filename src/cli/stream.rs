@@ -1,4 +1,4 @@
-//! `rooftop stream create NAME`
+//! `rooftop stream create NAME`, `rooftop stream play-url NAME`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +25,8 @@ pub struct StreamArgs {
 pub enum StreamCommand {
     /// Make a stream key: whoever has it may publish the stream until it expires
     Create(CreateArgs),
+    /// Make URLs with a playback token: whoever has one may watch the stream until it expires
+    PlayUrl(PlayUrlArgs),
 }
 
 /// Arguments of `stream create`.
@@ -43,7 +45,32 @@ pub struct CreateArgs {
     pub json: bool,
 }
 
-/// What is printed.
+/// Arguments of `stream play-url`.
+#[derive(Debug, Args)]
+pub struct PlayUrlArgs {
+    /// Name of the stream: 1 to 64 of A-Z a-z 0-9 - _ .
+    pub name: StreamName,
+    /// The configuration file of a node that has the playback key
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// How long the token is valid: a player that is at it then is refused from there on
+    #[arg(long, value_name = "DURATION", default_value = "12h", value_parser = humantime::parse_duration)]
+    pub ttl: Duration,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `stream play-url` prints.
+#[derive(Debug, Serialize)]
+struct PlayUrl {
+    stream: String,
+    token: String,
+    hls: Vec<String>,
+    dash: Vec<String>,
+}
+
+/// What `stream create` prints.
 #[derive(Debug, Serialize)]
 struct Created {
     stream: String,
@@ -55,9 +82,49 @@ struct Created {
     dash: Vec<String>,
 }
 
-/// Makes a stream key.
+/// Makes what is asked for.
 pub fn run(args: &StreamArgs) -> anyhow::Result<ExitCode> {
-    let StreamCommand::Create(args) = &args.command;
+    match &args.command {
+        StreamCommand::Create(args) => create(args),
+        StreamCommand::PlayUrl(args) => play_url(args),
+    }
+}
+
+fn play_url(args: &PlayUrlArgs) -> anyhow::Result<ExitCode> {
+    let Some(config) = load(&args.config) else {
+        return Ok(ExitCode::from(EXIT_BAD_CONFIG));
+    };
+    let keys = secrets::playback_keys(&config)?;
+    let name = &args.name;
+    let token = keys.issue_playback(&format!("/live/{name}"), args.ttl, SystemTime::now());
+    let urls = |file: &str| -> Vec<String> {
+        bases(&config).iter().map(|base| format!("{base}/t/{token}/live/{name}/{file}")).collect()
+    };
+    let made = PlayUrl {
+        stream: name.to_string(),
+        hls: urls("index.m3u8"),
+        dash: urls("manifest.mpd"),
+        token: token.clone(),
+    };
+    if args.json {
+        println!("{}", serde_json::to_string(&made)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("Stream {name}, token valid for {}", humantime::format_duration(args.ttl));
+    for (label, lines) in [("HLS", &made.hls), ("DASH", &made.dash), ("Token", &vec![made.token.clone()])] {
+        for line in lines {
+            println!("  {label:<22}{line}");
+        }
+    }
+    if config.edge.playback.paths.is_empty() {
+        eprintln!(
+            "note: edge.playback.paths is empty, so this node lets everyone watch and knows no /t/ paths"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
     let Some(config) = load(&args.config) else {
         return Ok(ExitCode::from(EXIT_BAD_CONFIG));
     };
@@ -79,10 +146,7 @@ fn created(config: &Config, name: &StreamName, token: &str) -> Created {
         .into_iter()
         .filter_map(|(scheme, addr)| Some(format!("{scheme}://{host}:{}/live", addr?.port())))
         .collect();
-    let bases: Vec<_> = [("http", config.edge.http), ("https", config.edge.https)]
-        .into_iter()
-        .filter_map(|(scheme, addr)| Some(format!("{scheme}://{host}:{}", addr?.port())))
-        .collect();
+    let bases = bases(config);
     let urls = |path: String| bases.iter().map(|base| format!("{base}{path}")).collect();
     Created {
         stream: name.to_string(),
@@ -93,6 +157,15 @@ fn created(config: &Config, name: &StreamName, token: &str) -> Created {
         dash: urls(format!("/live/{name}/manifest.mpd")),
         key,
     }
+}
+
+/// Where viewers reach the edge.
+fn bases(config: &Config) -> Vec<String> {
+    let host = &config.public.host;
+    [("http", config.edge.http), ("https", config.edge.https)]
+        .into_iter()
+        .filter_map(|(scheme, addr)| Some(format!("{scheme}://{host}:{}", addr?.port())))
+        .collect()
 }
 
 fn print(created: &Created, ttl: Duration) {

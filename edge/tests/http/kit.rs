@@ -192,6 +192,7 @@ pub(crate) fn deps(registry: &mut Registry, nodes: Vec<Node>) -> Deps {
         client_tls: None,
         server_tls: None,
         pages: None,
+        playback_keys: None,
         metrics: Metrics::register(registry),
     }
 }

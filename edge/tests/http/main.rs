@@ -8,4 +8,5 @@ mod ranges;
 mod resume;
 mod suite;
 mod tiers;
+mod tokens;
 mod trouble;
