@@ -66,6 +66,7 @@ pub struct PlayUrlArgs {
 struct PlayUrl {
     stream: String,
     token: String,
+    watch: Vec<String>,
     hls: Vec<String>,
     dash: Vec<String>,
 }
@@ -97,11 +98,11 @@ fn play_url(args: &PlayUrlArgs) -> anyhow::Result<ExitCode> {
     let keys = secrets::playback_keys(&config)?;
     let name = &args.name;
     let token = keys.issue_playback(&format!("/live/{name}"), args.ttl, SystemTime::now());
-    let urls = |file: &str| -> Vec<String> {
-        bases(&config).iter().map(|base| format!("{base}/t/{token}/live/{name}/{file}")).collect()
-    };
+    let bases = bases(&config);
+    let urls = |file: &str| bases.iter().map(|base| format!("{base}/t/{token}/live/{name}/{file}")).collect();
     let made = PlayUrl {
         stream: name.to_string(),
+        watch: bases.iter().map(|base| format!("{base}/watch/{name}?token={token}")).collect(),
         hls: urls("index.m3u8"),
         dash: urls("manifest.mpd"),
         token: token.clone(),
@@ -111,7 +112,10 @@ fn play_url(args: &PlayUrlArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("Stream {name}, token valid for {}", humantime::format_duration(args.ttl));
-    for (label, lines) in [("HLS", &made.hls), ("DASH", &made.dash), ("Token", &vec![made.token.clone()])] {
+    let token = vec![made.token];
+    for (label, lines) in
+        [("Watch", &made.watch), ("HLS", &made.hls), ("DASH", &made.dash), ("Token", &token)]
+    {
         for line in lines {
             println!("  {label:<22}{line}");
         }

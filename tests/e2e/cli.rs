@@ -58,3 +58,37 @@ fn an_idle_node_answers_operators_and_stops_at_once() {
     let (status, took) = node.stop();
     assert!(status.success() && took < Duration::from_secs(10), "{status}, {took:?}");
 }
+
+#[test]
+fn a_play_url_opens_one_stream() {
+    let folder = Folder::new("play-url");
+    let mut config = all_in_one(&folder.path().join("state"));
+    config.insert("edge.playback", "paths = [\"/live/*\"]\n".into());
+    config.insert("log", "filter = \"debug\"\n".into());
+    let node = Node::start(&folder, "node", &toml(&config));
+    assert_eq!(get(&node.url("/live/show/index.m3u8")).status, 401);
+    assert_eq!(get(&node.url("/watch/show")).status, 200, "the page itself is for everyone");
+    let output = rooftop()
+        .args(["stream", "play-url", "show", "--json", "--config"])
+        .arg(node.config())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let made: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let token = made["token"].as_str().unwrap();
+    let url = made["hls"][0].as_str().unwrap();
+    let path = &url[url.find("/t/").unwrap()..];
+    assert_eq!(path, format!("/t/{token}/live/show/index.m3u8"));
+    assert!(made["watch"][0].as_str().unwrap().ends_with(&format!("/watch/show?token={token}")));
+    // Nobody broadcasts: what is asked is let in, and not found.
+    for open in [path.to_owned(), format!("/live/show/manifest.mpd?token={token}")] {
+        assert_eq!(get(&node.url(&open)).status, 404, "{open}");
+    }
+    assert_eq!(get(&node.url(&format!("/t/{token}/live/other/index.m3u8"))).status, 403);
+    // A token to publish is none to watch.
+    let key = stream_key(node.config(), "show", "1h");
+    let publish = key.split_once("token=").unwrap().1;
+    assert_eq!(get(&node.url(&format!("/t/{publish}/live/show/index.m3u8"))).status, 401);
+    let log = node.log();
+    assert!(log.contains("/live/show/index.m3u8") && !log.contains(token) && !log.contains(publish), "{log}");
+}

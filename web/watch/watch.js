@@ -1,6 +1,6 @@
 // The watch page: joins the rules (session.js), the players (players.js) and the document.
 //
-// `?player=hls|dash|native` chooses the player, `?muted=0` asks for sound. Tests read `window.rooftop.state()`.
+// `?player=hls|dash|native` chooses the player, `?muted=0` asks for sound, `?token=` is a playback token. Tests read `window.rooftop.state()`.
 
 import { open, supported } from './players.js';
 import { probe } from './probe.js';
@@ -36,7 +36,9 @@ const $ = (id) => document.getElementById(id);
 const video = $('video');
 const stream = decodeURIComponent(location.pathname.split('/').filter(Boolean).at(-1) ?? '');
 const query = new URLSearchParams(location.search);
-const base = `/live/${encodeURIComponent(stream)}`;
+// In the path, so that everything the playlists name is asked for with it.
+const token = query.get('token');
+const base = `${token ? `/t/${encodeURIComponent(token)}` : ''}/live/${encodeURIComponent(stream)}`;
 const urls = { hls: `${base}/index.m3u8`, dash: `${base}/manifest.mpd` };
 const able = supported(video);
 
