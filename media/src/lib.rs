@@ -10,6 +10,7 @@ pub mod codec;
 pub mod flv;
 pub mod name;
 pub mod object;
+pub mod push;
 pub mod range;
 pub mod sample;
 pub mod time;
