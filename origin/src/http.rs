@@ -15,7 +15,7 @@ use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use media::object::{End, Reader};
 use media::range::{self, Asked, Step};
-use media::{Object, SegmentNumber, StreamName};
+use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
@@ -24,6 +24,7 @@ use crate::Shared;
 use crate::hls::Directives;
 use crate::live::{Found, Live, State};
 use crate::path::{self, Target};
+use crate::push::{self, Told};
 use crate::relay;
 
 /// A body that an answer may have.
@@ -31,13 +32,19 @@ pub(crate) enum Body {
     Full(Bytes),
     Object(Reader),
     Lines(mpsc::Receiver<Bytes>),
+    Push(Told),
 }
 
 /// Longest session identifier taken, in bytes.
 const MAX_SESSION_BYTES: usize = 64;
 
 /// Media never changes: its name holds the epoch.
-const IMMUTABLE: &str = "public, max-age=31536000, immutable";
+pub(crate) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
+
+pub(crate) const MULTIVARIANT_CONTROL: &str = "max-age=2";
+pub(crate) const MPD_CONTROL: &str = "max-age=1";
+pub(crate) const HLS_TYPE: &str = "application/vnd.apple.mpegurl";
+pub(crate) const DASH_TYPE: &str = "application/dash+xml";
 
 pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>) -> Response<Body> {
     let path = request.uri().path();
@@ -54,6 +61,11 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "objects are read with GET or HEAD");
     }
+    if let Some(prefix) = path.strip_prefix(media::push::PATH_PREFIX)
+        && prefix.starts_with('/')
+    {
+        return subscription(&shared, prefix, request.method());
+    }
     shared.metrics.requests.inc();
     let Some((stream, target)) = path::parse(path) else {
         return not_found("no such path");
@@ -65,6 +77,33 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
     let query = request.uri().query().unwrap_or("");
     let asked = (request.method() == Method::GET).then(|| request.headers());
     object(&shared, &live, target, query, asked).await
+}
+
+/// A push of all objects whose names begin with `prefix`.
+fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Response<Body> {
+    let Some(stream) = prefix.strip_prefix("/live/").and_then(|name| name.parse::<StreamName>().ok()) else {
+        return not_found("pushes are of /push/live/{stream}");
+    };
+    if method != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "a push is asked for with GET");
+    }
+    let Some(live) = shared.stream(&stream).filter(|live| live.state() != State::Offline) else {
+        return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
+    };
+    if live.state() == State::Ended {
+        return not_found("the broadcast is over");
+    }
+    let Some(told) = push::subscribe(shared, &live) else {
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no further push: too many subscribers, or shutting down",
+        );
+    };
+    let mut response = Response::new(Body::Push(told));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media::push::MEDIA_TYPE));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incoming>) -> Response<Body> {
@@ -140,13 +179,13 @@ async fn object(
 ) -> Response<Body> {
     match target {
         Target::Multivariant => match live.multivariant() {
-            Some(playlist) => manifest("application/vnd.apple.mpegurl", "max-age=2", playlist),
+            Some(playlist) => manifest(HLS_TYPE, MULTIVARIANT_CONTROL, playlist),
             None => not_found("the stream has not begun"),
         },
         Target::Mpd => {
             let latency_ms = shared.config.dash_latency.as_millis() as u64;
             match live.mpd(latency_ms, relay::unix_ms(), &shared.config.time_url) {
-                Some(mpd) => manifest("application/dash+xml", "max-age=1", mpd),
+                Some(mpd) => manifest(DASH_TYPE, MPD_CONTROL, mpd),
                 None => not_found("the stream has not begun"),
             }
         }
@@ -158,11 +197,7 @@ async fn object(
             let found = wait(shared, live, || live.playlist(&id, directives)).await;
             match found {
                 Ok(Found::Ready(playlist)) => {
-                    // Appendix B.1: six target durations when blocking; half of one else, which has no whole number of
-                    // seconds: caches of ours have that as their own rule.
-                    let target = live.targets().map_or(1, crate::hls::Targets::target_duration);
-                    let max_age = if directives.msn.is_some() { target * 6 } else { (target / 2).max(1) };
-                    manifest("application/vnd.apple.mpegurl", &format!("max-age={max_age}"), playlist)
+                    manifest(HLS_TYPE, &playlist_control(live, directives.msn.is_some()), playlist)
                 }
                 Ok(Found::Later) => retry_later(),
                 Ok(Found::Never) => not_found("no such rendition"),
@@ -171,7 +206,7 @@ async fn object(
         }
         Target::Init(epoch, id) => match live.init(epoch, &id) {
             Some(init) => {
-                let etag = format!("\"{epoch}-{id}-init\"");
+                let etag = init_etag(epoch, &id);
                 media(&shared.shutdown, Object::complete(init), live.media_type(&id), &etag, asked).await
             }
             None => not_found("no such init segment"),
@@ -182,7 +217,7 @@ async fn object(
                     .await;
             match found {
                 Ok(Found::Ready(object)) => {
-                    let etag = format!("\"{epoch}-{id}-{number}\"");
+                    let etag = segment_etag(epoch, &id, number);
                     media(&shared.shutdown, object, live.media_type(&id), &etag, asked).await
                 }
                 Ok(Found::Later) => retry_later(),
@@ -225,6 +260,21 @@ async fn wait<T, E>(
             }
         }
     }
+}
+
+/// Appendix B.1: six target durations when blocking; half of one else, which has no whole number of seconds: caches of
+/// ours have that as their own rule.
+pub(crate) fn playlist_control(live: &Live, blocking: bool) -> String {
+    let target = live.targets().map_or(1, crate::hls::Targets::target_duration);
+    format!("max-age={}", if blocking { target * 6 } else { (target / 2).max(1) })
+}
+
+pub(crate) fn segment_etag(epoch: Epoch, id: &RenditionId, number: SegmentNumber) -> String {
+    format!("\"{epoch}-{id}-{number}\"")
+}
+
+pub(crate) fn init_etag(epoch: Epoch, id: &RenditionId) -> String {
+    format!("\"{epoch}-{id}-init\"")
 }
 
 fn manifest(content_type: &'static str, cache_control: &str, text: String) -> Response<Body> {
@@ -346,6 +396,7 @@ impl http_body::Body for Body {
             Body::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Body::Object(reader) => Pin::new(reader).poll_frame(cx),
             Body::Lines(lines) => lines.poll_recv(cx).map(|line| line.map(|line| Ok(Frame::data(line)))),
+            Body::Push(told) => told.poll_next(cx).map(|next| next.map(|bytes| Ok(Frame::data(bytes)))),
         }
     }
 
@@ -353,7 +404,7 @@ impl http_body::Body for Body {
         match self {
             Body::Full(bytes) => bytes.is_empty(),
             Body::Object(reader) => reader.is_end_stream(),
-            Body::Lines(_) => false,
+            Body::Lines(_) | Body::Push(_) => false,
         }
     }
 
@@ -361,7 +412,7 @@ impl http_body::Body for Body {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Body::Object(reader) => reader.size_hint(),
-            Body::Lines(_) => SizeHint::default(),
+            Body::Lines(_) | Body::Push(_) => SizeHint::default(),
         }
     }
 }

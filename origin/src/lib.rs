@@ -27,6 +27,7 @@ pub mod live;
 pub mod metrics;
 pub mod packager;
 pub mod path;
+mod push;
 mod relay;
 pub mod repair;
 pub mod segmenter;
@@ -79,6 +80,9 @@ pub struct Origin {
     shared: Arc<Shared>,
 }
 
+/// The pushes of the streams that someone is subscribed to.
+type Hubs = HashMap<StreamName, media::push::Hub>;
+
 /// What all requests share.
 struct Shared {
     config: Config,
@@ -88,6 +92,7 @@ struct Shared {
     metrics: Metrics,
     transcode_metrics: transcode::Metrics,
     streams: Mutex<HashMap<StreamName, Arc<Live>>>,
+    hubs: Mutex<Hubs>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -105,6 +110,7 @@ impl Origin {
             metrics: deps.metrics,
             transcode_metrics: deps.transcode_metrics,
             streams: Mutex::default(),
+            hubs: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         });
@@ -147,6 +153,10 @@ impl Origin {
 impl Shared {
     fn streams(&self) -> MutexGuard<'_, HashMap<StreamName, Arc<Live>>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hubs(&self) -> MutexGuard<'_, Hubs> {
+        self.hubs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The stream, if this origin has it.

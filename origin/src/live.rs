@@ -110,6 +110,45 @@ pub struct NewRendition {
     pub init: Bytes,
 }
 
+/// What a push looks at, all of one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// How the broadcast stands.
+    pub state: State,
+    /// The newest run.
+    pub run: Epoch,
+    /// Largest first, audio last.
+    pub renditions: Vec<RenditionView>,
+}
+
+/// One rendition of a [`View`].
+#[derive(Debug, Clone)]
+pub struct RenditionView {
+    /// Its name.
+    pub id: RenditionId,
+    /// The run it belongs to lately.
+    pub epoch: Epoch,
+    /// The newest run's init segment.
+    pub init: Option<(Epoch, Bytes)>,
+    /// The newest segments, oldest first; the last one may be open.
+    pub segments: Vec<SegmentView>,
+}
+
+/// One segment of a [`RenditionView`].
+#[derive(Debug, Clone)]
+pub struct SegmentView {
+    /// Its number.
+    pub number: SegmentNumber,
+    /// The run it belongs to.
+    pub epoch: Epoch,
+    /// How many parts it has so far.
+    pub parts: u64,
+    /// Whether it still grows.
+    pub open: bool,
+    /// Its bytes; `None` for a gap.
+    pub object: Option<Object>,
+}
+
 /// What a request for a manifest or object finds.
 #[derive(Debug)]
 pub enum Found<T> {
@@ -354,6 +393,31 @@ impl Live {
             return Found::Later;
         }
         Found::Never
+    }
+
+    /// The stream with the newest `segments` of each rendition; `None` before the first run.
+    pub fn view(&self, segments: usize) -> Option<View> {
+        let inner = self.lock();
+        let broadcast = inner.broadcast.as_ref()?;
+        let renditions = broadcast.renditions.iter().map(|rendition| {
+            let window = &rendition.window;
+            let open = window.open_segment().map(|segment| segment.number);
+            let newest = window.segments().skip(window.segments().len().saturating_sub(segments));
+            let segments = newest.map(|segment| SegmentView {
+                number: segment.number,
+                epoch: segment.epoch,
+                parts: segment.parts.len() as u64,
+                open: open == Some(segment.number),
+                object: segment.object.clone(),
+            });
+            RenditionView {
+                id: rendition.variant.id.clone(),
+                epoch: rendition.epoch,
+                init: rendition.inits.last().cloned(),
+                segments: segments.collect(),
+            }
+        });
+        Some(View { state: inner.state, run: broadcast.epoch(), renditions: renditions.collect() })
     }
 
     /// What playlists promise; `None` before the first run.

@@ -56,6 +56,12 @@ metrics! {
     segments: Counter,
     /// Bytes published, all renditions together.
     published_bytes: Counter,
+    /// Pushes of streams under way.
+    pushes: Gauge,
+    /// Pushes ended because their subscriber was too slow.
+    pushes_cut: Counter,
+    /// Bytes pushed to subscribers.
+    pushed_bytes: Counter,
     /// Requests for objects.
     requests: Counter,
     /// Requests that waited for media that had yet to be made.

@@ -411,3 +411,202 @@ impl Drop for Told {
         self.metrics.pushes.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hls::{Kind, Targets, Variant};
+    use crate::live::NewRendition;
+    use crate::window::Bitrate;
+    use media::push::Decoder;
+    use media::time::Timescale;
+    use std::task::Waker;
+
+    const RUN: Epoch = Epoch(7);
+
+    struct World {
+        live: Live,
+        feed: Feed,
+        subscriber: Subscriber,
+        decoder: Decoder,
+        names: BTreeMap<u32, String>,
+    }
+
+    fn id(name: &str) -> RenditionId {
+        name.parse().unwrap()
+    }
+
+    fn begin(live: &Live, epoch: Epoch) -> u64 {
+        let targets = Targets { segment_duration: 90_000, part_target: 45_000 };
+        let place = live.place(1000, false, None, targets);
+        let variant = Variant {
+            id: id("v"),
+            codec: "avc1".into(),
+            bitrate_bps: 1000,
+            measured: Bitrate::default(),
+            kind: Kind::Video { width: 64, height: 64, frame_rate: None },
+        };
+        let init = Bytes::from_static(b"init");
+        let new = NewRendition { variant, timescale: Timescale::VIDEO, init };
+        live.begin(epoch, place, 6 * 90_000, 1000, vec![new]);
+        place.first.0
+    }
+
+    impl World {
+        /// A stream with segment 1 complete, in two parts, and a subscriber who has heard of it.
+        fn new() -> World {
+            let live = Live::new("s".parse().unwrap());
+            assert_eq!(begin(&live, RUN), 1);
+            let hub = Hub::new();
+            let feed = Feed::new(hub.clone(), &live);
+            let (subscriber, decoder) = (hub.subscribe().unwrap(), Decoder::default());
+            let world = World { live, feed, subscriber, decoder, names: BTreeMap::new() };
+            world.open(1);
+            world.part();
+            world.part();
+            world.live.close(RUN, &id("v"));
+            world
+        }
+
+        fn open(&self, number: u64) {
+            self.live.open(RUN, &id("v"), SegmentNumber(number), number as i64 * 90_000);
+        }
+
+        fn part(&self) {
+            self.live.part(RUN, &id("v"), Bytes::from_static(b"part"), 45_000, true);
+        }
+
+        /// What a look makes the publisher say: `name name = body` for what is whole, `+name` and `+` for what begins or
+        /// goes on, `promise: names`; all names without `/live/s/`, directives as `msn.part`.
+        fn told(&mut self) -> Vec<String> {
+            self.feed.look(&self.live, &Config::default());
+            let mut cx = Context::from_waker(Waker::noop());
+            let (mut said, mut bodies) = (Vec::new(), BTreeMap::<u32, Vec<u8>>::new());
+            while let Poll::Ready(Some(mut bytes)) = self.subscriber.poll_next(&mut cx) {
+                while let Some(frame) = self.decoder.next(&mut bytes).unwrap() {
+                    match frame {
+                        Frame::Begin { id, head } => {
+                            let keys: Vec<_> = head.names.iter().map(|name| &*name.key).collect();
+                            let live = head.names.iter().map(|name| name.live);
+                            let manifest =
+                                head.names[0].key.ends_with("m3u8") || head.names[0].key.ends_with("mpd");
+                            assert!(live.eq((0..keys.len()).map(|index| index == 0 && manifest)), "{keys:?}");
+                            assert!(head.names.iter().all(|name| name.control.contains("max-age=")));
+                            self.names.insert(id, short(&keys));
+                            bodies.insert(id, Vec::new());
+                        }
+                        Frame::Data { id, bytes } => match bodies.get_mut(&id) {
+                            Some(body) => body.extend_from_slice(&bytes),
+                            None => said.push(format!("+{}", self.names[&id])),
+                        },
+                        Frame::End { id } => match bodies.remove(&id) {
+                            Some(_) => said.push(self.names[&id].clone()),
+                            None => said.push(format!("{}.", self.names[&id])),
+                        },
+                        Frame::Promise { keys, .. } => {
+                            let keys: Vec<_> = keys.iter().map(|key| &**key).collect();
+                            said.push(format!("promise: {}", short(&keys)));
+                        }
+                        other => said.push(format!("{other:?}")),
+                    }
+                }
+            }
+            said.extend(bodies.keys().map(|id| format!("+{}", self.names[id])));
+            said
+        }
+    }
+
+    fn short(keys: &[&str]) -> String {
+        let short = |key: &&str| {
+            let key = key.strip_prefix("/live/s/").unwrap();
+            key.replace("v.m3u8?_HLS_msn=", "").replace("&_HLS_part=", ".").replace("7/v/", "")
+        };
+        keys.iter().map(short).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn each_update_has_the_names_that_players_block_on() {
+        let mut world = World::new();
+        let first = [
+            "promise: 1 1.1 1.2 2.0 2.1 2 2.m4s",
+            "init.mp4",
+            "v.m3u8 1 1.1",
+            "index.m3u8",
+            "manifest.mpd",
+            "1.m4s",
+        ];
+        assert_eq!(world.told(), first);
+        assert_eq!(world.told(), [""; 0], "nothing new");
+        world.open(2);
+        assert_eq!(world.told(), ["promise: 2.0 2.1 2 3.0 1.2 3.m4s", "+2.m4s"]);
+        world.part();
+        // Bytes first: they need no rendering.
+        let part = ["+2.m4s", "promise: 2.0 1.2 2.1 2.2 2 3.0 3.m4s", "v.m3u8 2.0 1.2"];
+        let mut told = world.told();
+        told.sort_by_key(|said| !said.starts_with('+'));
+        assert_eq!(told, part);
+        world.part();
+        world.live.close(RUN, &id("v"));
+        let told = world.told();
+        assert!(told.contains(&"v.m3u8 2 2.1".into()) && told.contains(&"2.m4s.".into()), "{told:?}");
+        assert!(told.contains(&"promise: 2 2.1 2.2 3.0 3.1 3 3.m4s".into()), "{told:?}");
+        assert!(told.contains(&"manifest.mpd".into()), "the window has grown: {told:?}");
+
+        // Two updates at once: the newer text will do for both.
+        world.open(3);
+        world.part();
+        world.part();
+        let told = world.told();
+        assert!(told.contains(&"v.m3u8 3.1 3.0 2.2".into()), "{told:?}");
+    }
+
+    #[test]
+    fn nothing_is_promised_while_the_broadcaster_is_away_and_the_end_answers_all() {
+        let mut world = World::new();
+        world.told();
+        world.open(2);
+        world.part();
+        world.told();
+        let state = world.live.interrupt();
+        let told = world.told();
+        assert!(told.contains(&"promise: 2".into()), "the segment that was cut short, and no more: {told:?}");
+        assert!(told.contains(&"v.m3u8 2".into()) && told.contains(&"2.m4s.".into()), "{told:?}");
+
+        assert_eq!(begin(&world.live, Epoch(8)), 3);
+        world.live.open(Epoch(8), &id("v"), SegmentNumber(3), 3 * 90_000);
+        let told = world.told();
+        assert!(told.iter().any(|said| said.contains("8/v/init.mp4")), "{told:?}");
+        assert!(told.contains(&"promise: 3.0 3.1 3 4.0 2.1 8/v/4.m4s".into()), "{told:?}");
+        world.live.part(Epoch(8), &id("v"), Bytes::from_static(b"part"), 45_000, true);
+        world.told();
+        assert!(!world.live.end(state), "it goes on");
+        let state = world.live.interrupt();
+        world.told();
+        assert!(world.live.end(state));
+        assert_eq!(world.feed.look(&world.live, &Config::default()), State::Ended);
+        world.feed.hub.gone();
+        let told = world.told();
+        assert!(told.contains(&"v.m3u8".into()) && told.contains(&"manifest.mpd".into()), "{told:?}");
+        assert_eq!(told.last().unwrap(), "Gone");
+    }
+
+    #[test]
+    fn gaps_are_passed_through() {
+        let segment = |number, parts, open| SegmentView {
+            number: SegmentNumber(number),
+            epoch: RUN,
+            parts,
+            open,
+            object: None,
+        };
+        let edge = |number, parts, open| Some(Edge { number: SegmentNumber(number), parts, open });
+        let segments = [segment(1, 2, false), segment(2, 0, false), segment(3, 1, true)];
+        assert_eq!(
+            reached(edge(1, 2, true), &segments),
+            [(3, Some(0)), (2, Some(0)), (1, Some(2)), (2, None), (1, None)]
+        );
+        assert_eq!(reached(edge(2, 0, false), &segments), [(3, Some(0)), (2, Some(0)), (1, Some(2))]);
+        assert_eq!(reached(edge(3, 1, true), &segments), []);
+        assert_eq!(next(&segments[..2]), [(2, Some(0)), (1, Some(2)), (3, Some(0)), (3, Some(1)), (3, None)]);
+    }
+}

@@ -505,6 +505,7 @@ mod tests {
             metrics: crate::Metrics::register(&mut registry),
             transcode_metrics: transcode::Metrics::register(&mut registry),
             streams: Mutex::new(HashMap::new()),
+            hubs: std::sync::Mutex::default(),
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
         })
