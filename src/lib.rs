@@ -80,6 +80,7 @@ impl Server {
                 server_tls: Some(tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?),
                 pages: None,
                 playback_keys: None,
+                pushes_on: true,
                 metrics: edge_metrics.clone(),
             };
             let shield = edge::Edge::bind(config.shield.clone(), deps).await.context("shield")?;
@@ -107,6 +108,7 @@ impl Server {
                 server_tls: Some(tls::server_config(&files.public, Clients::Anyone, &[b"h2", b"http/1.1"])?),
                 pages: Some(Arc::new(adapters::WatchPages)),
                 playback_keys,
+                pushes_on: false,
                 metrics: edge_metrics,
             };
             let edge = edge::Edge::bind(config.edge.clone(), deps).await.context("edge")?;

@@ -8,6 +8,8 @@ use http_body::{Frame, SizeHint};
 use media::object::{Broken, Reader};
 use prometheus_client::metrics::counter::Counter;
 
+use crate::push::Told;
+
 /// Body of an answer. Bytes count as served when the connection takes them. An object that breaks ends it with an error, so
 /// that the client sees a reset (h2) or a close without the last chunk (h1).
 #[derive(Debug)]
@@ -25,6 +27,7 @@ enum Content {
         reader: Reader,
         left: Option<u64>,
     },
+    Push(Told),
 }
 
 impl Body {
@@ -34,6 +37,10 @@ impl Body {
 
     pub(crate) fn whole(bytes: Bytes, served: &Counter) -> Body {
         Body { content: Content::Whole(bytes), served: served.clone() }
+    }
+
+    pub(crate) fn push(told: Told, served: &Counter) -> Body {
+        Body { content: Content::Push(told), served: served.clone() }
     }
 
     /// `length` is what the header says, if it does.
@@ -60,6 +67,11 @@ impl http_body::Body for Body {
                 }
                 bytes
             }
+            Content::Push(told) => match told.poll_next(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(Some(bytes)) => bytes,
+            },
             Content::Growing { reader, left } => match reader.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
@@ -81,6 +93,7 @@ impl http_body::Body for Body {
             Content::Empty => true,
             Content::Whole(bytes) => bytes.is_empty(),
             Content::Growing { reader, .. } => reader.is_end_stream(),
+            Content::Push(_) => false,
         }
     }
 
@@ -90,7 +103,7 @@ impl http_body::Body for Body {
             Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Content::Growing { left: Some(left), .. } => SizeHint::with_exact(*left),
             // An object that has just become complete would say its length here, after the headers were chosen.
-            Content::Growing { left: None, .. } => SizeHint::default(),
+            Content::Growing { left: None, .. } | Content::Push(_) => SizeHint::default(),
         }
     }
 }

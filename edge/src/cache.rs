@@ -16,9 +16,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use crate::form::Forms;
 use crate::freshness::Freshness;
 use crate::handover::{self, Table};
+use crate::push::Lease;
 
 /// What an entry costs besides its body and its name, in bytes: headers, table slots, allocations. Measured roughly.
 const ENTRY_BYTES: u64 = 1024;
+
+/// How long an entry is kept that is current for as long as its push lasts: some are pushed once and never again.
+const LEASED_KEEP: Duration = Duration::from_secs(3600);
 
 /// An answer that can be given to many.
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ pub(crate) struct Entry {
     pub(crate) charge: Option<Arc<Charge>>,
     /// Its body and headers, ready to be sent.
     pub(crate) forms: Forms,
+    /// Current for as long as the push lasts that brought it: until its name is pushed again.
+    pub(crate) lease: Option<Lease>,
 }
 
 #[derive(Debug, Clone)]
@@ -64,6 +70,9 @@ pub(crate) enum State {
 
 impl Entry {
     pub(crate) fn state(&self, now: Instant) -> State {
+        if self.is_leased() {
+            return State::Fresh;
+        }
         let past = now.saturating_duration_since(self.received + self.freshness.fresh);
         let is_past = now >= self.received + self.freshness.fresh;
         if !is_past {
@@ -79,8 +88,16 @@ impl Entry {
         }
     }
 
+    pub(crate) fn is_leased(&self) -> bool {
+        self.lease.as_ref().is_some_and(Lease::holds)
+    }
+
     /// RFC 9111 section 4.2.3.
     pub(crate) fn age(&self, now: Instant) -> Duration {
+        // The push that lasts says that it is current, as a validation would.
+        if self.is_leased() {
+            return Duration::ZERO;
+        }
         self.freshness.age + now.saturating_duration_since(self.received)
     }
 }
@@ -127,7 +144,6 @@ pub(crate) enum Kind {
     /// The upstream said that what was there is still good.
     Confirmed,
     /// A push from the tier above brought it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for what pushes objects"))]
     Pushed,
     /// No fetch answered, but a stale copy will do.
     Stale,
@@ -174,7 +190,6 @@ impl Store {
 
     /// Takes a name over from a flight that has told nobody yet: those who wait hear what this permit says. `None`: the
     /// flight has an answer, or too many names are in flight.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for what pushes objects"))]
     pub(crate) fn seize(&self, key: &str) -> Option<Permit> {
         self.flights.seize(key)
     }
@@ -237,7 +252,8 @@ impl moka::Expiry<Arc<str>, Arc<Entry>> for Expiry {
 }
 
 fn left(entry: &Entry, now: Instant) -> Duration {
-    (entry.received + entry.freshness.keep()).saturating_duration_since(now)
+    let keep = if entry.lease.is_some() { LEASED_KEEP } else { entry.freshness.keep() };
+    (entry.received + keep).saturating_duration_since(now)
 }
 
 #[cfg(test)]
@@ -262,6 +278,7 @@ mod tests {
             grace_until: None,
             charge: None,
             forms: Forms::default(),
+            lease: None,
         }
     }
 

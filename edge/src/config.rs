@@ -41,6 +41,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// Who may watch.
     pub playback: Playback,
+    /// Streams that the tier above pushes.
+    pub push: Push,
     /// Classes of objects; the first that matches a name counts. Names that match none are of class "other" with its
     /// defaults. Default: `blocking-playlist`, `playlist`, `mpd`, `media`, `init`, `other`.
     pub classes: Vec<Class>,
@@ -63,6 +65,38 @@ pub struct Limits {
     pub max_header: ByteSize,
     /// Requests at once on one h2 connection, 1 or more. Default 1000: a tier below sends all its fetches over one.
     pub h2_max_streams: u32,
+}
+
+/// Streams that the tier above pushes, so that what comes next is here before it is asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Push {
+    /// Whether streams are asked to be pushed, or every object is fetched. Default `push`; upstreams that do not push are
+    /// fetched from all the same.
+    pub delivery: Delivery,
+    /// How long a stream goes on to be pushed after the last request for it, 1s to 1h. Default 30s.
+    #[serde(with = "humantime_serde")]
+    pub idle: Duration,
+    /// A push that brings nothing for this long, not even a sign of life, is lost. 1s to 60s, default 2s: there is one
+    /// every half second.
+    #[serde(with = "humantime_serde")]
+    pub silence: Duration,
+    /// Longest wait before a push that was lost or refused is asked for again, 1s to 10min. Default 15s.
+    #[serde(with = "humantime_serde")]
+    pub backoff_max: Duration,
+    /// Streams pushed at once, 1 or more. Default 1000. One more takes the place of the one that was not asked for for the
+    /// longest, or is fetched if all are in use.
+    pub max_streams: usize,
+}
+
+/// How objects come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Delivery {
+    /// As they are made, where the upstream offers that.
+    Push,
+    /// When they are asked for.
+    Pull,
 }
 
 /// Where objects come from.
@@ -102,6 +136,7 @@ impl Default for Config {
             limits: Limits::default(),
             upstream: Upstream::default(),
             playback: Playback::default(),
+            push: Push::default(),
             classes: Class::defaults(),
         }
     }
@@ -115,6 +150,18 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(60),
             max_header: ByteSize::kib(16),
             h2_max_streams: 1000,
+        }
+    }
+}
+
+impl Default for Push {
+    fn default() -> Self {
+        Self {
+            delivery: Delivery::Push,
+            idle: Duration::from_secs(30),
+            silence: Duration::from_secs(2),
+            backoff_max: Duration::from_secs(15),
+            max_streams: 1000,
         }
     }
 }
@@ -167,6 +214,11 @@ impl Config {
         let absolute = self.playback.paths.iter().all(|path| path.starts_with(['/', '*']));
         require(absolute, "playback.paths", "a pattern must begin with / or *");
         require(self.playback.key_files.len() <= 8, "playback.key_files", "at most 8 files");
+        let push = &self.push;
+        require(within(push.idle, 1000, 3600), "push.idle", "must be 1s to 1h");
+        require(within(push.silence, 1000, 60), "push.silence", "must be 1s to 60s");
+        require(within(push.backoff_max, 1000, 600), "push.backoff_max", "must be 1s to 10min");
+        require(push.max_streams > 0, "push.max_streams", "must be 1 or more");
         require(self.classes.len() <= 64, "classes", "at most 64 classes");
         for (index, class) in self.classes.iter().enumerate() {
             problems.extend(class.problems(&format!("{path}.classes[{index}]")));

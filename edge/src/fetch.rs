@@ -201,6 +201,29 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Asks `node` to push. Whatever it answers; `Err` if it does not. Dropping the future ends the request.
+    pub(crate) async fn push(
+        self,
+        node: Arc<Node>,
+        target: Arc<str>,
+        cdn_loop: HeaderValue,
+    ) -> Result<Response<Incoming>, Failed> {
+        let uri =
+            Uri::builder().scheme(self.scheme).authority(node.address.as_str()).path_and_query(&*target);
+        let uri = uri.build().map_err(|error| Failed::new(Failure::Broken, error.to_string()))?;
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static(media::push::MEDIA_TYPE));
+        headers.insert(header::USER_AGENT, self.agent);
+        headers.insert(header::VIA, self.via);
+        headers.insert(CDN_LOOP, cdn_loop);
+        let answered = self.http.request(request).await;
+        answered.map_err(|error| Failed::new(Failure::Broken, net::chain(&error)))
+    }
+}
+
 /// Whether a 304 speaks of the object that the conditions name (RFC 9111 section 4.3.4).
 fn confirms(conditions: &HeaderMap, headers: &HeaderMap) -> Result<(), Failed> {
     let same = |ours: &HeaderValue, theirs: &HeaderValue| {

@@ -313,6 +313,7 @@ impl Shell {
             grace_until: None,
             charge: None,
             forms: Forms::default(),
+            lease: None,
         });
         if entry.freshness.keep().is_zero() {
             // Shared by those who wait now; later ones ask anew.
@@ -494,5 +495,6 @@ fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Insta
         grace_until: None,
         charge: None,
         forms: Forms::default(),
+        lease: None,
     }
 }

@@ -144,6 +144,10 @@ pub(crate) struct Head<'a> {
 
 impl Head<'_> {
     fn elapsed(&self) -> Duration {
+        // While its push lasts it is as good as new.
+        if self.entry.is_leased() {
+            return Duration::ZERO;
+        }
         self.now.saturating_duration_since(self.entry.received)
     }
 

@@ -16,6 +16,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use media::Object;
 use media::object::{End, Progress};
+use media::push::PATH_PREFIX;
 use tracing::debug;
 
 use crate::access;
@@ -27,6 +28,7 @@ use crate::fetch::{self, CDN_LOOP};
 use crate::form::{CACHE_STATUS, Head};
 use crate::metrics::Answered;
 use crate::policy::{self, MAX_KEY_BYTES};
+use crate::push;
 use crate::range::{self, Asked, Step};
 use crate::tier::{Denied, Tier};
 
@@ -66,8 +68,22 @@ pub(crate) fn serve(tier: &Arc<Tier>, request: Request<Incoming>, peer: SocketAd
             let (tier, key) = (tier.clone(), key.into_owned());
             Serving::Waiting(Box::pin(async move {
                 let answer = match tier.find(&key, || loop_value(&head.headers, &tier.node_id)).await {
-                    Ok((entry, answered)) => respond(&tier, &entry, answered, &head).await,
+                    Ok((entry, answered)) => {
+                        used(&tier, &key, &entry, &head, began);
+                        respond(&tier, &entry, answered, &head).await
+                    }
                     Err(denied) => denial(&tier, denied),
+                };
+                finish(&tier, &head, peer, began, answer)
+            }))
+        }
+        Route::Push(prefix) => {
+            let (tier, prefix) = (tier.clone(), prefix.to_owned());
+            Serving::Waiting(Box::pin(async move {
+                let cdn_loop = || loop_value(&head.headers, &tier.node_id);
+                let answer = match push::serve(&tier, &head.method, &prefix, cdn_loop).await {
+                    Ok(response) => (response, Answered::Local),
+                    Err((status, why)) => (own(&tier, status, why), Answered::Refused),
                 };
                 finish(&tier, &head, peer, began, answer)
             }))
@@ -99,9 +115,11 @@ enum Route<'a> {
     Done(Answer),
     /// To be found under this name.
     Find(std::borrow::Cow<'a, str>),
+    /// What begins with this is to be pushed.
+    Push(&'a str),
 }
 
-fn route<'a>(tier: &Tier, head: &'a Parts, now: Instant) -> Route<'a> {
+fn route<'a>(tier: &Arc<Tier>, head: &'a Parts, now: Instant) -> Route<'a> {
     let refused = |status, why| Route::Done((own(tier, status, why), Answered::Refused));
     if head.method != Method::GET && head.method != Method::HEAD {
         if head.method == Method::OPTIONS {
@@ -135,13 +153,24 @@ fn route<'a>(tier: &Tier, head: &'a Parts, now: Instant) -> Route<'a> {
     if key.len() > MAX_KEY_BYTES {
         return refused(StatusCode::URI_TOO_LONG, "the path and query are too long");
     }
+    if let Some(prefix) = path.strip_prefix(PATH_PREFIX).filter(|prefix| prefix.starts_with('/')) {
+        return Route::Push(prefix);
+    }
     if let Some((entry, answered)) = tier.fresh(&key, now)
         && let Content::Whole(bytes) = &entry.body
         && let Some(response) = whole(tier, &entry, bytes, answered, head, now)
     {
+        used(tier, &key, &entry, head, now);
         return Route::Done((response, answered));
     }
     Route::Find(key)
+}
+
+/// A stream that someone has had something of is one to be pushed.
+fn used(tier: &Arc<Tier>, key: &str, entry: &Entry, head: &Parts, now: Instant) {
+    if entry.status.is_success() {
+        push::used(tier, key, now, || loop_value(&head.headers, &tier.node_id));
+    }
 }
 
 /// A path as it may be seen: without the token that it may have.

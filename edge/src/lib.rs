@@ -23,6 +23,7 @@ pub mod handover;
 mod http;
 pub mod metrics;
 pub mod policy;
+pub mod push;
 pub mod resume;
 mod tier;
 pub mod upstream;
@@ -62,6 +63,9 @@ pub struct Deps {
     pub pages: Option<Arc<dyn Pages>>,
     /// For the playback tokens of `playback.paths`.
     pub playback_keys: Option<Arc<cluster::token::Keys>>,
+    /// Whether the streams that are pushed here are pushed on to the tier below: for a shield, whose listener lets only
+    /// the fleet in.
+    pub pushes_on: bool,
     /// Registered once per process, shared by its tiers.
     pub metrics: Metrics,
 }
@@ -140,9 +144,14 @@ impl Edge {
                 serve(listener, None).await;
             }
         };
+        // A push never ends by itself.
+        let pushes = async {
+            shutdown.cancelled().await;
+            tier.pushes.close();
+        };
         tokio::select! {
             biased;
-            _ = async { tokio::join!(https, http) } => {}
+            _ = async { tokio::join!(https, http, pushes) } => {}
             never = tier.probe() => match never {},
         }
         tier.stop.cancel();

@@ -64,6 +64,7 @@ pub struct Metrics {
     cache_bytes: Family<Tier, Gauge>,
     /// Memory of objects on their way.
     inflight_bytes: Family<Tier, Gauge>,
+    pub(crate) push: crate::push::metrics::Metrics,
 }
 
 /// How a request was answered: the `result` label, and the words for logs.
@@ -137,7 +138,8 @@ impl Answered {
 impl Metrics {
     /// Adds the families to `registry`.
     pub fn register(registry: &mut Registry) -> Metrics {
-        let metrics = Metrics::default();
+        let push = crate::push::metrics::Metrics::register(registry);
+        let metrics = Metrics { push, ..Metrics::default() };
         registry.register("edge_requests", "Requests answered, by how", metrics.requests.clone());
         let help = "Requests to upstreams, by class and by what became of their headers";
         registry.register("edge_fetches", help, metrics.fetches.clone());

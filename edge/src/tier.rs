@@ -20,6 +20,7 @@ use crate::fetch::Client;
 use crate::flight::{self, Job};
 use crate::metrics::{Answered, TierMetrics};
 use crate::policy::Class;
+use crate::push::Pushes;
 use crate::upstream::Upstreams;
 use crate::{Deps, Pages};
 
@@ -41,6 +42,7 @@ pub(crate) struct Tier {
     /// If there are paths that need a token.
     pub(crate) access: Option<Access>,
     pub(crate) metrics: TierMetrics,
+    pub(crate) pushes: Pushes,
     pub(crate) quiet: Quiet,
     /// What says in `CDN-Loop` that a request has been here: no viewer can know it.
     pub(crate) node_id: String,
@@ -86,6 +88,12 @@ impl Tier {
             pages: deps.pages,
             access,
             metrics,
+            pushes: Pushes::new(
+                config.push.clone(),
+                config.upstream.key_segments,
+                deps.pushes_on,
+                deps.metrics.push.of(deps.tier),
+            ),
             quiet: Quiet::default(),
             node_id: format!("{}-{random:016x}", deps.tier),
             stop: CancellationToken::new(),
@@ -203,6 +211,18 @@ impl Tier {
         self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The class that a name belongs to.
+    pub(crate) fn class(&self, key: &str) -> &Arc<Class> {
+        let (path, query) = key.split_once('?').unwrap_or((key, ""));
+        self.classes.iter().find(|class| class.matches(path, query)).unwrap_or(&self.other)
+    }
+
+    /// Random enough to spread what should not happen at once.
+    pub(crate) fn random(&self) -> u64 {
+        use std::hash::{BuildHasher, Hasher};
+        std::collections::hash_map::RandomState::new().build_hasher().finish()
+    }
+
     fn join(
         self: &Arc<Self>,
         key: &str,
@@ -211,6 +231,8 @@ impl Tier {
         cdn_loop: impl Fn() -> HeaderValue,
     ) -> Result<Found, Denied> {
         let budget = self.config.inflight_size.as_u64() / 4 * 3;
+        // Asked before the name is taken: a push that keeps its promise in between takes the name over.
+        let promised = self.pushes.promised(key);
         match self.store.join(key, now) {
             Joined::There(entry) => Ok(Found::Complete(entry)),
             Joined::Waiting(waiting) => Ok(Found::Waiting { waiting, own: false }),
@@ -223,11 +245,8 @@ impl Tier {
                 Err(Denied::Overloaded)
             }
             Joined::Yours(permit, waiting) => {
-                let (path, query) = key.split_once('?').unwrap_or((key, ""));
-                let class =
-                    self.classes.iter().find(|class| class.matches(path, query)).unwrap_or(&self.other);
-                // Nothing pushes objects yet: what does says here that it has promised this one.
-                let job = Job { permit, class: class.clone(), stale, cdn_loop: cdn_loop(), promised: None };
+                let class = self.class(key).clone();
+                let job = Job { permit, class, stale, cdn_loop: cdn_loop(), promised };
                 self.tasks.spawn(flight::fly(self.clone(), job));
                 Ok(Found::Waiting { waiting, own: true })
             }

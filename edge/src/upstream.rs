@@ -142,6 +142,18 @@ pub fn hash_key(path: &str, segments: usize) -> &str {
     nth.filter(|segment| !segment.is_empty()).unwrap_or(path)
 }
 
+/// The leading `segments` of the path of a name that goes on behind them: `/live/{stream}` of `/live/{stream}/...` with 2.
+pub fn prefix(name: &str, segments: usize) -> Option<&str> {
+    let path = name.split_once('?').map_or(name, |(path, _)| path);
+    if segments == 0 || !path.starts_with('/') {
+        return None;
+    }
+    let mut ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at).skip(1);
+    let prefix = &path[..ends.nth(segments - 1)?];
+    // No segment of it is empty.
+    (!prefix.contains("//") && !prefix.ends_with('/')).then_some(prefix)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +224,24 @@ mod tests {
         for key in 0..3 * MAX_SERVED {
             upstreams.handle_answer(now, &key.to_string(), "c", false);
             assert!(upstreams.served.len() <= MAX_SERVED);
+        }
+    }
+
+    #[test]
+    fn prefixes() {
+        for (name, segments, expected) in [
+            ("/live/foo/index.m3u8", 2, Some("/live/foo")),
+            ("/live/foo/7/v/1.m4s?x=/a/b", 2, Some("/live/foo")),
+            ("/live/foo/", 2, Some("/live/foo")),
+            ("/live/foo", 2, None),
+            ("/live/foo?x=/a", 2, None),
+            ("/live//x/y", 2, None),
+            ("//live/x/y", 2, None),
+            ("live/x/y", 2, None),
+            ("/live/foo/x", 1, Some("/live")),
+            ("/live/foo/x", 0, None),
+        ] {
+            assert_eq!(prefix(name, segments), expected, "{name} {segments}");
         }
     }
 

@@ -193,6 +193,7 @@ pub(crate) fn deps(registry: &mut Registry, nodes: Vec<Node>) -> Deps {
         server_tls: None,
         pages: None,
         playback_keys: None,
+        pushes_on: false,
         metrics: Metrics::register(registry),
     }
 }

@@ -165,9 +165,13 @@ impl Hub {
         });
     }
 
-    /// The publisher has lost its own source: subscriptions end at once, and it keeps nothing.
+    /// The publisher has lost its own source: subscriptions end at once, and it keeps nothing. After [`Hub::gone`] there is
+    /// nothing left to be lost.
     pub fn end(&self) {
         self.change(|state| {
+            if state.over {
+                return;
+            }
             state.over = true;
             state.slots.clear();
             for queue in state.subscribers.values_mut() {
@@ -465,6 +469,7 @@ mod tests {
         drop(writer);
         hub.purge("/live/").unwrap();
         hub.gone();
+        hub.end();
         assert_eq!(told(&mut early, &count), ("purge /live/ 3! gone".into(), true));
         assert!(hub.subscribe().is_none(), "nothing to hear any more");
     }

@@ -1,0 +1,84 @@
+//! What a tier counts of its pushes.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Labels of what a tier has one of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Tier {
+    tier: &'static str,
+}
+
+/// Labels of what is counted by how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Ended {
+    tier: &'static str,
+    reason: &'static str,
+}
+
+/// The families. Cloning is cheap; register once per process.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    pushes: Family<Tier, Gauge>,
+    ends: Family<Ended, Counter>,
+    objects: Family<Tier, Counter>,
+    bytes: Family<Tier, Counter>,
+    kept: Family<Tier, Counter>,
+    missed: Family<Tier, Counter>,
+    subscribers: Family<Tier, Gauge>,
+}
+
+impl Metrics {
+    /// Adds the families to `registry`.
+    pub fn register(registry: &mut Registry) -> Metrics {
+        let metrics = Metrics::default();
+        registry.register("edge_pushes", "Pushes from the tier above under way", metrics.pushes.clone());
+        let help = "Attempts to be pushed a stream that ended, by why";
+        registry.register("edge_push_ends", help, metrics.ends.clone());
+        registry.register("edge_push_objects", "Objects that were pushed here", metrics.objects.clone());
+        registry.register("edge_push_bytes", "Bytes of bodies that were pushed here", metrics.bytes.clone());
+        let help = "Promised objects that a request waited for and that were pushed";
+        registry.register("edge_push_promises_kept", help, metrics.kept.clone());
+        let help = "Promised objects that a request waited for and that were not pushed";
+        registry.register("edge_push_promises_missed", help, metrics.missed.clone());
+        let help = "Nodes of the tier below that streams are pushed to, once for each stream";
+        registry.register("edge_push_subscribers", help, metrics.subscribers.clone());
+        metrics
+    }
+
+    pub(crate) fn of(&self, tier: &'static str) -> TierMetrics {
+        let only = Tier { tier };
+        TierMetrics {
+            pushes: self.pushes.get_or_create_owned(&only),
+            objects: self.objects.get_or_create_owned(&only),
+            bytes: self.bytes.get_or_create_owned(&only),
+            kept: self.kept.get_or_create_owned(&only),
+            missed: self.missed.get_or_create_owned(&only),
+            subscribers: self.subscribers.get_or_create_owned(&only),
+            ends: self.ends.clone(),
+            tier,
+        }
+    }
+}
+
+/// The counters of one tier.
+#[derive(Debug)]
+pub(crate) struct TierMetrics {
+    pub(crate) pushes: Gauge,
+    pub(crate) objects: Counter,
+    pub(crate) bytes: Counter,
+    pub(crate) kept: Counter,
+    pub(crate) missed: Counter,
+    pub(crate) subscribers: Gauge,
+    ends: Family<Ended, Counter>,
+    tier: &'static str,
+}
+
+impl TierMetrics {
+    pub(crate) fn ended(&self, reason: &'static str) {
+        self.ends.get_or_create(&Ended { tier: self.tier, reason }).inc();
+    }
+}

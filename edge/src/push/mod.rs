@@ -1,0 +1,261 @@
+//! Being pushed a stream, and pushing it on.
+//!
+//! A tier that has answered a request for a stream asks the tier above to push it: one long-lived request over which
+//! manifests and growing segments arrive as they are made, so that the next request finds them here or waits for them
+//! without going upstream. What is pushed is kept in the same store as what is fetched; when a push is lost, fetches
+//! take its place at once, and it is asked for again a little later.
+//!
+//! [`session`] has the rules (pure), `receive` does what they say, `serve` pushes on to the tier below. The frames and
+//! the hub that feeds subscribers are in `media::push`; `docs/push.md` has the wire format.
+
+pub mod metrics;
+mod receive;
+mod serve;
+pub mod session;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use media::push::Hub;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Delivery, Push};
+use crate::tier::Tier;
+use crate::upstream;
+use metrics::TierMetrics;
+
+pub(crate) use serve::{Told, serve};
+
+/// A subscription that was used this lately is not dropped for another one.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// The pushes of one tier, by the leading segments of the names that they bring.
+#[derive(Debug)]
+pub(crate) struct Pushes {
+    config: Push,
+    key_segments: usize,
+    /// Whether others may be pushed what comes here.
+    serves: bool,
+    table: RwLock<HashMap<Box<str>, Arc<Subscription>>>,
+    /// Origin of `used_ms`.
+    began: Instant,
+    closed: AtomicBool,
+    pub(crate) metrics: TierMetrics,
+}
+
+/// What is to be pushed here: one stream.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    /// Such as `/live/demo`, without a `/` at its end.
+    prefix: Box<str>,
+    /// When a request last needed it.
+    used_ms: AtomicU64,
+    promises: Mutex<HashMap<Box<str>, Promise>>,
+    status: watch::Sender<Status>,
+    stop: CancellationToken,
+    /// Of the request that it began with.
+    cdn_loop: HeaderValue,
+}
+
+#[derive(Debug, Clone)]
+enum Status {
+    /// It is being asked for.
+    Asking,
+    /// It comes, and goes on from here.
+    On(Hub),
+    /// It was refused or lost, and will be asked for again.
+    Off,
+}
+
+#[derive(Debug, Default)]
+struct Promise {
+    lost: CancellationToken,
+    awaited: bool,
+}
+
+/// Holds for as long as the push lasts that brought an entry.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lease(Arc<AtomicBool>);
+
+impl Lease {
+    pub(crate) fn holds(&self) -> bool {
+        !self.0.load(Ordering::Acquire)
+    }
+
+    fn end(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Pushes {
+    pub(crate) fn new(config: Push, key_segments: usize, serves: bool, metrics: TierMetrics) -> Pushes {
+        let (table, closed) = Default::default();
+        Pushes { config, key_segments, serves, table, began: Instant::now(), closed, metrics }
+    }
+
+    /// A push has promised `key`: fires when it will not come that way after all.
+    pub(crate) fn promised(&self, key: &str) -> Option<CancellationToken> {
+        let prefix = upstream::prefix(key, self.key_segments)?;
+        let table = self.read();
+        let mut promises = table.get(prefix)?.promises();
+        let promise = promises.get_mut(key)?;
+        promise.awaited = true;
+        Some(promise.lost.clone())
+    }
+
+    /// No more pushes to the tier below; those under way end.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        for subscription in self.read().values() {
+            if let Status::On(hub) = &*subscription.status.borrow() {
+                hub.end();
+            }
+        }
+    }
+
+    fn wanted(&self) -> bool {
+        self.config.delivery == Delivery::Push
+    }
+
+    fn now_ms(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_millis() as u64
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Box<str>, Arc<Subscription>>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Box<str>, Arc<Subscription>>> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The subscription to `prefix`, and whether it is new. `None`: there are too many, all of them in use.
+    fn subscription(
+        &self,
+        prefix: &str,
+        now: Instant,
+        cdn_loop: impl FnOnce() -> HeaderValue,
+    ) -> Option<(Arc<Subscription>, bool)> {
+        let now_ms = self.now_ms(now);
+        if let Some(subscription) = self.read().get(prefix) {
+            subscription.used_ms.store(now_ms, Ordering::Relaxed);
+            return Some((subscription.clone(), false));
+        }
+        let mut table = self.write();
+        if let Some(subscription) = table.get(prefix) {
+            return Some((subscription.clone(), false));
+        }
+        if table.len() >= self.config.max_streams {
+            let used = |subscription: &Subscription| subscription.used_ms.load(Ordering::Relaxed);
+            let oldest = table.values().min_by_key(|subscription| used(subscription))?.clone();
+            if used(&oldest) + BUSY.as_millis() as u64 > now_ms || oldest.is_passed_on() {
+                self.metrics.ended("full");
+                return None;
+            }
+            table.remove(&oldest.prefix);
+            oldest.stop.cancel();
+        }
+        let subscription = Arc::new(Subscription {
+            prefix: prefix.into(),
+            used_ms: AtomicU64::new(now_ms),
+            promises: Mutex::default(),
+            status: watch::Sender::new(Status::Asking),
+            stop: CancellationToken::new(),
+            cdn_loop: cdn_loop(),
+        });
+        table.insert(prefix.into(), subscription.clone());
+        Some((subscription, true))
+    }
+
+    /// Forgets a subscription that is over; another may have its place.
+    fn forget(&self, subscription: &Arc<Subscription>) {
+        let mut table = self.write();
+        if table.get(&subscription.prefix).is_some_and(|other| Arc::ptr_eq(other, subscription)) {
+            table.remove(&subscription.prefix);
+        }
+    }
+}
+
+impl Subscription {
+    fn promises(&self) -> MutexGuard<'_, HashMap<Box<str>, Promise>> {
+        // Every change under the lock is a single insertion or removal.
+        self.promises.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether someone in the tier below is pushed it.
+    fn is_passed_on(&self) -> bool {
+        matches!(&*self.status.borrow(), Status::On(hub) if hub.subscribers() > 0)
+    }
+}
+
+/// A request for `key` was answered with something worth having: its stream is one to be pushed.
+pub(crate) fn used(tier: &Arc<Tier>, key: &str, now: Instant, cdn_loop: impl FnOnce() -> HeaderValue) {
+    let pushes = &tier.pushes;
+    if pushes.wanted()
+        && let Some(prefix) = upstream::prefix(key, pushes.key_segments)
+    {
+        subscribe(tier, prefix, now, cdn_loop);
+    }
+}
+
+fn subscribe(
+    tier: &Arc<Tier>,
+    prefix: &str,
+    now: Instant,
+    cdn_loop: impl FnOnce() -> HeaderValue,
+) -> Option<Arc<Subscription>> {
+    let (subscription, is_new) = tier.pushes.subscription(prefix, now, cdn_loop)?;
+    if is_new {
+        tier.tasks.spawn(receive::run(tier.clone(), subscription.clone()));
+    }
+    Some(subscription)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pushes(max_streams: usize) -> Pushes {
+        let config = Push { max_streams, ..Push::default() };
+        Pushes::new(config, 2, true, metrics::Metrics::default().of("edge"))
+    }
+
+    fn value() -> HeaderValue {
+        HeaderValue::from_static("rooftop")
+    }
+
+    #[test]
+    fn the_longest_unused_makes_room() {
+        let pushes = pushes(2);
+        let at = |s| pushes.began + Duration::from_secs(s);
+        let (a, _) = pushes.subscription("/live/a", at(0), value).unwrap();
+        let (b, is_new) = pushes.subscription("/live/b", at(1), value).unwrap();
+        assert!(is_new);
+        assert!(!pushes.subscription("/live/a", at(10), value).unwrap().1, "one per stream");
+        assert!(pushes.subscription("/live/c", at(11), value).unwrap().1);
+        assert!(b.stop.is_cancelled() && !a.stop.is_cancelled());
+        assert!(pushes.subscription("/live/d", at(11), value).unwrap().1);
+        assert!(a.stop.is_cancelled());
+        assert!(pushes.subscription("/live/e", at(11), value).is_none(), "all are in use");
+        // What is over leaves the place of another alone.
+        pushes.forget(&a);
+        pushes.forget(&b);
+        assert_eq!(pushes.read().len(), 2);
+    }
+
+    #[test]
+    fn a_promise_is_found_by_its_name() {
+        let pushes = pushes(2);
+        let (stream, _) = pushes.subscription("/live/a", pushes.began, value).unwrap();
+        stream.promises().insert("/live/a/x.m3u8?_HLS_msn=1".into(), Promise::default());
+        assert!(pushes.promised("/live/a/x.m3u8").is_none());
+        assert!(pushes.promised("/live/b/x.m3u8?_HLS_msn=1").is_none());
+        assert!(pushes.promised("/live").is_none());
+        assert!(pushes.promised("/live/a/x.m3u8?_HLS_msn=1").is_some());
+        assert!(stream.promises().values().all(|promise| promise.awaited));
+    }
+}

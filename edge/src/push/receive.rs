@@ -1,0 +1,406 @@
+//! The shell around [`super::session`]: asks for a push, puts what comes into the store, and asks again when it is lost.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use cluster::Node;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Response, StatusCode, Version};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use media::Object;
+use media::object::Writer;
+use media::push::{Head, Hub, MEDIA_TYPE, PATH_PREFIX};
+use tracing::{debug, info};
+
+use super::session::{Backoff, Event, Fault, Session};
+use super::{Lease, Promise, Status, Subscription};
+use crate::cache::{Charge, Content, Entry, Kind, Permit, Verdict};
+use crate::form::Forms;
+use crate::tier::Tier;
+use crate::{fetch, freshness, upstream};
+
+/// For an upstream to say whether it pushes a stream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// First wait before a push is asked for again; see [`Backoff`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+
+/// How often it is looked whether anyone still needs the push.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What each chunk of a growing body costs besides its bytes; as for fetches.
+const CHUNK_BYTES: u64 = 64;
+
+/// Why a push, or the attempt to have one, is over.
+#[derive(Debug)]
+enum End {
+    /// Nobody asked for the stream for a while, or delivery is by pull now.
+    Unused,
+    /// This process ends, or another stream needs the room.
+    Stopped,
+    /// No upstream pushes the stream.
+    Refused(String),
+    /// The stream is over.
+    Gone,
+    /// The connection broke, or the publisher ended it.
+    Broken(String),
+    /// It broke the rules, or was silent.
+    Fault(Fault),
+    /// Memory for objects on their way is used up.
+    Overloaded,
+}
+
+impl End {
+    fn reason(&self) -> &'static str {
+        match self {
+            End::Unused => "unused",
+            End::Stopped => "stopped",
+            End::Refused(_) => "refused",
+            End::Gone => "gone",
+            End::Broken(_) => "broken",
+            End::Fault(Fault::Silent(_)) => "silent",
+            End::Fault(_) => "bad",
+            End::Overloaded => "overloaded",
+        }
+    }
+}
+
+/// Has a stream pushed here for as long as it is needed.
+pub(super) async fn run(tier: Arc<Tier>, subscription: Arc<Subscription>) {
+    let mut backoff = Backoff::new(FIRST_BACKOFF, tier.pushes.config.backoff_max);
+    loop {
+        let began = Instant::now();
+        let end = tokio::select! {
+            biased;
+            () = tier.stop.cancelled() => End::Stopped,
+            () = subscription.stop.cancelled() => End::Stopped,
+            () = unused(&tier, &subscription) => End::Unused,
+            end = attempt(&tier, &subscription) => end,
+        };
+        tier.pushes.metrics.ended(end.reason());
+        let prefix = &*subscription.prefix;
+        match &end {
+            End::Broken(why) => info!(tier = tier.name, prefix, why, "push lost"),
+            End::Fault(fault) => info!(tier = tier.name, prefix, %fault, "push lost"),
+            End::Refused(why) => debug!(tier = tier.name, prefix, why, "not pushed"),
+            end => debug!(tier = tier.name, prefix, reason = end.reason(), "push ended"),
+        }
+        if matches!(end, End::Unused | End::Stopped) {
+            break;
+        }
+        subscription.status.send_replace(Status::Off);
+        let wait = backoff.after(began.elapsed(), tier.random());
+        tokio::select! {
+            biased;
+            () = tier.stop.cancelled() => break,
+            () = subscription.stop.cancelled() => break,
+            () = unused(&tier, &subscription) => break,
+            () = tokio::time::sleep(wait) => {}
+        }
+        subscription.status.send_replace(Status::Asking);
+    }
+    tier.pushes.forget(&subscription);
+    // Those who wait to be pushed it hear no.
+    subscription.status.send_replace(Status::Off);
+}
+
+/// Returns when nobody has needed the stream for a while.
+async fn unused(tier: &Tier, subscription: &Subscription) {
+    let pushes = &tier.pushes;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now_ms = pushes.now_ms(Instant::now());
+        if subscription.is_passed_on() {
+            subscription.used_ms.store(now_ms, Ordering::Relaxed);
+        }
+        let unused_ms = now_ms.saturating_sub(subscription.used_ms.load(Ordering::Relaxed));
+        if !pushes.wanted() || unused_ms >= pushes.config.idle.as_millis() as u64 {
+            return;
+        }
+    }
+}
+
+/// One push, from the request to its end. If the future is dropped, it counts as lost.
+async fn attempt(tier: &Arc<Tier>, subscription: &Arc<Subscription>) -> End {
+    let (node, response) = match ask(tier, subscription).await {
+        Ok(answered) => answered,
+        Err(why) => return End::Refused(why),
+    };
+    debug!(tier = tier.name, prefix = %subscription.prefix, node = %node.name, "push begins");
+    let version = response.version();
+    let mut body = response.into_body();
+    let prefix = format!("{}/", subscription.prefix);
+    let mut session = Session::new(Instant::now(), prefix, tier.pushes.config.silence);
+    let mut receiver = Receiver::new(tier.clone(), subscription.clone(), version);
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            () = tokio::time::sleep_until(session.poll_timeout().into()) => {
+                match session.handle_timeout(Instant::now()) {
+                    Ok(()) => continue,
+                    Err(fault) => return End::Fault(fault),
+                }
+            }
+        };
+        let mut bytes = match frame {
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(error)) => return End::Broken(net::chain(&error)),
+            None => return End::Broken("its publisher ended it".into()),
+        };
+        loop {
+            match session.next(Instant::now(), &mut bytes) {
+                Ok(None) => break,
+                Ok(Some(event)) => {
+                    if let Err(end) = receiver.handle(event) {
+                        return end;
+                    }
+                }
+                Err(fault) => return End::Fault(fault),
+            }
+        }
+    }
+}
+
+/// Asks the upstreams in turn; the words say why none of them pushes.
+async fn ask(tier: &Tier, subscription: &Subscription) -> Result<(Arc<Node>, Response<Incoming>), String> {
+    let hash_key = upstream::hash_key(&subscription.prefix, tier.config.upstream.key_segments);
+    let (candidates, first) = tier.candidates(hash_key);
+    let target: Arc<str> = format!("{PATH_PREFIX}{}", subscription.prefix).into();
+    let mut why = String::from("there is no upstream");
+    for node in candidates {
+        let asked = tier.client.clone().push(node.clone(), target.clone(), subscription.cdn_loop.clone());
+        why = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(Ok(response)) => {
+                let content_type = response.headers().get(header::CONTENT_TYPE);
+                match response.status() {
+                    StatusCode::OK if content_type.is_some_and(|value| value == MEDIA_TYPE) => {
+                        let is_first = first.as_ref() == Some(&node.name);
+                        tier.upstreams().handle_answer(Instant::now(), hash_key, &node.name, is_first);
+                        return Ok((node, response));
+                    }
+                    StatusCode::OK => return Err(format!("{}: answers with something else", node.name)),
+                    // It knows the stream, or knows of no pushes.
+                    status @ (StatusCode::NOT_FOUND
+                    | StatusCode::METHOD_NOT_ALLOWED
+                    | StatusCode::NOT_IMPLEMENTED) => return Err(format!("{}: status {status}", node.name)),
+                    status => format!("{}: status {status}", node.name),
+                }
+            }
+            Ok(Err(failed)) => format!("{}: {}", node.name, failed.why),
+            Err(_) => format!("{}: no answer within {ANSWER_TIMEOUT:?}", node.name),
+        };
+    }
+    Err(why)
+}
+
+/// Puts what comes into the store. Dropped, it leaves everything to pull.
+struct Receiver {
+    tier: Arc<Tier>,
+    subscription: Arc<Subscription>,
+    version: Version,
+    lease: Lease,
+    hub: Hub,
+    /// `None`: not wanted, its bytes are let pass.
+    open: HashMap<u32, Option<Coming>>,
+}
+
+/// An object on its way.
+struct Coming {
+    writer: Writer,
+    announced: Option<u64>,
+    len: u64,
+    charge: Charge,
+    /// The names that this push has; others are being fetched and stay with that.
+    names: Vec<(Permit, Arc<Entry>)>,
+}
+
+impl Receiver {
+    fn new(tier: Arc<Tier>, subscription: Arc<Subscription>, version: Version) -> Receiver {
+        let (lease, hub, open) = Default::default();
+        let receiver = Receiver { tier, subscription, version, lease, hub, open };
+        receiver.tier.pushes.metrics.pushes.inc();
+        receiver.subscription.status.send_replace(Status::On(receiver.hub.clone()));
+        receiver
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), End> {
+        match event {
+            Event::Begin { id, head } => {
+                if self.tier.metrics.inflight_bytes.get()
+                    > self.tier.config.inflight_size.as_u64() as i64 / 4 * 3
+                {
+                    return Err(End::Overloaded);
+                }
+                let coming = self.begin(head);
+                self.open.insert(id, coming);
+            }
+            Event::Data { id, bytes } => {
+                if let Some(coming) = self.open.get_mut(&id) {
+                    self.tier.pushes.metrics.bytes.inc_by(bytes.len() as u64);
+                    let config = &self.tier.config;
+                    if let Some(into) = coming {
+                        into.len += bytes.len() as u64;
+                        into.charge.grow(bytes.len() as u64 + CHUNK_BYTES);
+                        if self.tier.metrics.inflight_bytes.get() > config.inflight_size.as_u64() as i64 {
+                            return Err(End::Overloaded);
+                        }
+                        // Too large to be had by a fetch as well: readers see it break.
+                        if into.len > config.max_object.as_u64() {
+                            *coming = None;
+                        } else {
+                            into.writer.push(bytes);
+                        }
+                    }
+                }
+            }
+            Event::End { id } => {
+                if let Some(coming) = self.open.remove(&id).flatten() {
+                    self.end(coming);
+                }
+            }
+            Event::Fail { id } => drop(self.open.remove(&id)),
+            Event::Promise { slot, keys, added, withdrawn } => {
+                self.promise(added, &withdrawn);
+                self.pass_on(|hub| hub.promise(slot, keys));
+            }
+            Event::Purge { prefix } => {
+                let count = self.tier.store.purge(&prefix);
+                debug!(tier = self.tier.name, prefix, count, "purged by push");
+                self.pass_on(|hub| hub.purge(&prefix));
+            }
+            Event::Gone => {
+                self.hub.gone();
+                return Err(End::Gone);
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, head: Head) -> Option<Coming> {
+        let tier = &self.tier;
+        tier.pushes.metrics.objects.inc();
+        if head.length.is_some_and(|length| length > tier.config.max_object.as_u64()) {
+            return None;
+        }
+        let (announced, (writer, object)) = (head.length, Object::growing());
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let headers = fetch::for_viewers(self.version, &fields(&head), tier.name, wall);
+        // One gzip form for all its names.
+        let forms = Forms::default();
+        let mut names = Vec::with_capacity(head.names.len());
+        for name in &head.names {
+            // Its name says how long it may be used.
+            let mut headers = headers.clone();
+            if let Ok(control) = HeaderValue::from_str(&name.control) {
+                headers.insert(header::CACHE_CONTROL, control);
+            }
+            let entry = Arc::new(Entry {
+                status: StatusCode::OK,
+                body: Content::Growing { object: object.clone(), length: head.length },
+                received: now,
+                freshness: freshness::freshness(tier.class(&name.key), StatusCode::OK, &headers, wall),
+                headers,
+                failed: false,
+                grace_until: None,
+                charge: None,
+                forms: forms.clone(),
+                lease: name.live.then(|| self.lease.clone()),
+            });
+            if let Some(permit) = tier.store.seize(&name.key)
+                && permit.tell(Verdict { entry: entry.clone(), kind: Kind::Pushed })
+            {
+                names.push((permit, entry));
+            }
+            // Only now: who asks in between finds it promised or finds it there.
+            if self.subscription.promises().remove(&name.key).is_some_and(|promise| promise.awaited) {
+                tier.pushes.metrics.kept.inc();
+            }
+        }
+        self.publish(head, &headers, object);
+        let charge = Charge::new(&tier.metrics.inflight_bytes, 0);
+        Some(Coming { writer, announced, len: 0, charge, names })
+    }
+
+    fn publish(&self, head: Head, headers: &HeaderMap, object: Object) {
+        if self.tier.pushes.serves {
+            let fields = headers.iter().filter(|(name, _)| *name != header::CACHE_CONTROL);
+            let fields = fields
+                .map(|(name, value)| (name.as_str().into(), Bytes::copy_from_slice(value.as_bytes())))
+                .collect();
+            self.pass_on(|hub| hub.publish(Head { fields, ..head }, object));
+        }
+    }
+
+    fn pass_on<E: std::error::Error>(&self, say: impl FnOnce(&Hub) -> Result<(), E>) {
+        if self.tier.pushes.serves
+            && let Err(error) = say(&self.hub)
+        {
+            debug!(tier = self.tier.name, prefix = %self.subscription.prefix, %error, "not pushed on");
+        }
+    }
+
+    fn end(&mut self, coming: Coming) {
+        let Coming { writer, announced, len, names, .. } = coming;
+        if announced.is_some_and(|announced| announced != len) {
+            debug!(tier = self.tier.name, prefix = %self.subscription.prefix, len, ?announced, "pushed body is cut short");
+            return;
+        }
+        let object = writer.object().clone();
+        writer.finish();
+        let Some(bytes) = object.to_bytes() else { return };
+        for (permit, entry) in names {
+            if entry.lease.is_some() || !entry.freshness.keep().is_zero() {
+                self.tier
+                    .store
+                    .keep(&permit, Entry { body: Content::Whole(bytes.clone()), ..Entry::clone(&entry) });
+            }
+        }
+    }
+
+    fn promise(&self, added: Vec<Box<str>>, withdrawn: &[Box<str>]) {
+        let mut promises = self.subscription.promises();
+        let lost: Vec<_> = withdrawn.iter().filter_map(|key| promises.remove(key)).collect();
+        for key in added {
+            promises.entry(key).or_default();
+        }
+        drop(promises);
+        self.lost(lost);
+    }
+
+    fn lost(&self, promises: Vec<Promise>) {
+        for promise in promises {
+            if promise.awaited {
+                self.tier.pushes.metrics.missed.inc();
+            }
+            promise.lost.cancel();
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.lease.end();
+        self.hub.end();
+        self.tier.pushes.metrics.pushes.dec();
+        let promises = std::mem::take(&mut *self.subscription.promises());
+        self.lost(promises.into_values().collect());
+    }
+}
+
+/// What is not valid in a header is left out.
+fn fields(head: &Head) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(head.fields.len() + 4);
+    for (name, value) in &head.fields {
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_maybe_shared(value.clone()))
+        {
+            map.append(name, value);
+        }
+    }
+    map
+}
