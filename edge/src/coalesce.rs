@@ -175,6 +175,19 @@ impl Flight {
         }
     }
 
+    /// Begins in the middle of a body that a push has begun and will not end: the rest of it is asked for at once.
+    pub fn adopted(now: Instant, rules: Rules, candidates: usize) -> Flight {
+        let mut flight = Flight::promised(now, rules, candidates);
+        let (promote, silent_until) = flight.body_deadlines(now);
+        let body = Body { source: None, home: 0, resumable: true, promote, silent_until };
+        flight.phase = Phase::Body(body);
+        flight.resume(Cause::First);
+        if flight.open.is_empty() {
+            flight.end(Action::Break);
+        }
+        flight
+    }
+
     /// The push that had promised the object is lost.
     pub fn handle_push_lost(&mut self, now: Instant) {
         if let Phase::Waiting { promote, .. } = &mut self.phase
@@ -718,6 +731,28 @@ mod tests {
     #[test]
     fn without_upstreams_the_answer_is_no() {
         World::new(RULES, 0).expect(&[Action::Refuse(Refusal::NoUpstream)]);
+    }
+
+    #[test]
+    fn the_rest_of_a_pushed_body_is_fetched() {
+        let resume = |fetch, candidate, cause| Action::Resume { fetch, candidate, cause };
+        let adopted = |candidates| {
+            let mut world = World::new(RULES, candidates);
+            world.flight = Flight::adopted(world.zero, RULES, candidates);
+            world
+        };
+        let mut world = adopted(2);
+        world.expect(&[resume(0, 0, Cause::First)]);
+        world.flight.handle_resumed(world.at(10), 0);
+        world.flight.handle_end(0);
+        world.expect(&[Action::Switch { fetch: 0 }, Action::Complete]);
+
+        let mut world = adopted(2);
+        world.flight.handle_failure(world.at(5), 0, Failure::Broken);
+        world.expect(&[resume(0, 0, Cause::First), resume(1, 1, Cause::Retry)]);
+        world.flight.handle_failure(world.at(6), 1, Failure::Unfit);
+        world.expect(&[Action::Break]);
+        adopted(0).expect(&[Action::Break]);
     }
 
     /// Random answers, failures and silences: the bounds hold, the end comes in time, and nothing is left open.

@@ -47,21 +47,32 @@ pub(crate) struct Job {
 /// Fetches one name. Everyone who waits for it is told, whatever happens; dropped midway, they are woken with nothing and
 /// readers of its body see it break.
 pub(crate) async fn fly(tier: Arc<Tier>, job: Job) {
-    let (path, _) = job.permit.key.split_once('?').unwrap_or((&job.permit.key, ""));
-    let hash_key = upstream::hash_key(path, tier.config.upstream.key_segments).to_owned();
-    let (candidates, first) = tier.candidates(&hash_key);
-    let rules = Rules {
-        blocking_timeout: job.class.blocking_timeout,
-        give_up: job.class.give_up,
-        max_fetches: job.class.max_fetches,
-    };
     let begin = if job.promised.is_some() { Flight::promised } else { Flight::new };
-    let flight = begin(Instant::now(), rules, candidates.len());
-    let conditions = job.stale.as_ref().and_then(|stale| fetch::conditions(stale.status, &stale.headers));
-    let (fetches, set) = (Vec::new(), JoinSet::new());
-    Shell { tier, job, hash_key, candidates, first, conditions, flight, fetches, set, body: None }
-        .run()
-        .await;
+    Shell::new(tier, job, begin, None).run().await;
+}
+
+/// A body that a push has begun and will not end.
+pub(crate) struct Orphan {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) writer: Writer,
+    /// Bytes so far.
+    pub(crate) len: u64,
+    pub(crate) charge: Charge,
+}
+
+/// Fetches the rest of a body, so that its readers notice nothing; they see it break if that cannot be had.
+pub(crate) async fn adopt(tier: Arc<Tier>, job: Job, orphan: Orphan) {
+    let Orphan { entry, writer, len, charge } = orphan;
+    // What cannot be told from another version cannot be gone on with.
+    let Some(version) = Version::of(entry.status, &entry.headers) else {
+        return tier.metrics.broke(&job.class.name);
+    };
+    let Content::Growing { length, .. } = &entry.body else {
+        return;
+    };
+    let until = length.map_or(Until::End, Until::Total);
+    let body = Body { by: None, incoming: None, writer, entry, version: Some(version), until, len, charge };
+    Shell::new(tier, job, Flight::adopted, Some(body)).run().await;
 }
 
 struct Shell {
@@ -92,8 +103,8 @@ type Won = (Answer, Fetch);
 
 /// The body of the answer that won.
 struct Body {
-    /// Whose bytes come.
-    by: Fetch,
+    /// Whose bytes come; `None` while they were pushed.
+    by: Option<Fetch>,
     /// Until it breaks.
     incoming: Option<Incoming>,
     writer: Writer,
@@ -108,6 +119,26 @@ struct Body {
 type Joined = Option<Result<(tokio::task::Id, Result<Answer, Failed>), JoinError>>;
 
 impl Shell {
+    fn new(
+        tier: Arc<Tier>,
+        job: Job,
+        begin: fn(Instant, Rules, usize) -> Flight,
+        body: Option<Body>,
+    ) -> Shell {
+        let (path, _) = job.permit.key.split_once('?').unwrap_or((&job.permit.key, ""));
+        let hash_key = upstream::hash_key(path, tier.config.upstream.key_segments).to_owned();
+        let (candidates, first) = tier.candidates(&hash_key);
+        let rules = Rules {
+            blocking_timeout: job.class.blocking_timeout,
+            give_up: job.class.give_up,
+            max_fetches: job.class.max_fetches,
+        };
+        let flight = begin(Instant::now(), rules, candidates.len());
+        let conditions = job.stale.as_ref().and_then(|stale| fetch::conditions(stale.status, &stale.headers));
+        let (fetches, set) = (Vec::new(), JoinSet::new());
+        Shell { tier, job, hash_key, candidates, first, conditions, flight, fetches, set, body }
+    }
+
     async fn run(mut self) {
         let mut won = None;
         while self.act(&mut won) {
@@ -200,9 +231,11 @@ impl Shell {
     }
 
     fn cancel(&mut self, fetch: FetchId) {
-        if let Some(body) = self.body.as_mut().filter(|body| body.by.id == fetch) {
+        if let Some(body) = &mut self.body
+            && let Some(by) = body.by.as_ref().filter(|by| by.id == fetch)
+        {
             body.incoming = None;
-            let node = body.by.node.clone();
+            let node = by.node.clone();
             self.warn(&node.name, "body fell silent");
         }
         if let Some(index) = self.fetches.iter().position(|open| open.id == fetch) {
@@ -326,7 +359,7 @@ impl Shell {
         }
         let charge = Charge::new(&self.tier.metrics.inflight_bytes, 0);
         let (incoming, until) = (Some(incoming), announced.map_or(Until::End, Until::Total));
-        self.body = Some(Body { by, incoming, writer, entry, version, until, len: 0, charge });
+        self.body = Some(Body { by: Some(by), incoming, writer, entry, version, until, len: 0, charge });
     }
 
     /// Goes on with a body where the one before ended.
@@ -335,7 +368,7 @@ impl Shell {
             return;
         };
         debug!(tier = self.tier.name, key = %self.job.permit.key, node = %by.node.name, from = body.len, "body goes on");
-        (body.by, body.incoming, body.until) = (by, Some(incoming), until);
+        (body.by, body.incoming, body.until) = (Some(by), Some(incoming), until);
         self.handle_frame(Some(Ok(Frame::data(first))));
     }
 
@@ -358,6 +391,7 @@ impl Shell {
             received: Instant::now(),
             freshness: freshness::freshness(&self.job.class, stale.status, &judged, wall),
             grace_until: None,
+            lease: None,
             ..Entry::clone(&stale)
         };
         if entry.freshness.keep().is_zero() {
@@ -373,7 +407,10 @@ impl Shell {
         let Some(body) = &mut self.body else {
             return;
         };
-        let (fetch, now) = (body.by.id, Instant::now());
+        let Some((fetch, node)) = body.by.as_ref().map(|by| (by.id, by.node.clone())) else {
+            return;
+        };
+        let now = Instant::now();
         let (failure, broken) = match frame {
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) => match body.push(data, &self.tier) {
@@ -394,7 +431,6 @@ impl Shell {
             },
         };
         body.incoming = None;
-        let node = body.by.node.clone();
         self.warn(&node.name, &format!("body broke off: {broken}"));
         self.flight.handle_failure(now, fetch, failure);
     }

@@ -19,6 +19,7 @@ use tracing::{debug, info};
 use super::session::{Backoff, Event, Fault, Session};
 use super::{Lease, Promise, Status, Subscription};
 use crate::cache::{Charge, Content, Entry, Kind, Permit, Verdict};
+use crate::flight::{self, Job, Orphan};
 use crate::form::Forms;
 use crate::tier::Tier;
 use crate::{fetch, freshness, upstream};
@@ -263,7 +264,11 @@ impl Receiver {
                     self.end(coming);
                 }
             }
-            Event::Fail { id } => drop(self.open.remove(&id)),
+            Event::Fail { id } => {
+                if let Some(coming) = self.open.remove(&id).flatten() {
+                    self.leave_to_pull(coming);
+                }
+            }
             Event::Promise { slot, keys, added, withdrawn } => {
                 self.promise(added, &withdrawn);
                 self.pass_on(|hub| hub.promise(slot, keys));
@@ -372,6 +377,19 @@ impl Receiver {
         self.lost(lost);
     }
 
+    /// Someone may be reading it.
+    fn leave_to_pull(&self, coming: Coming) {
+        let Coming { writer, len, charge, names, .. } = coming;
+        // Its other names are asked for anew.
+        if let Some((permit, entry)) = names.into_iter().next() {
+            let class = self.tier.class(&permit.key).clone();
+            let cdn_loop = self.subscription.cdn_loop.clone();
+            let job = Job { permit, class, stale: None, cdn_loop, promised: None };
+            let orphan = Orphan { entry, writer, len, charge };
+            self.tier.tasks.spawn(flight::adopt(self.tier.clone(), job, orphan));
+        }
+    }
+
     fn lost(&self, promises: Vec<Promise>) {
         for promise in promises {
             if promise.awaited {
@@ -389,6 +407,12 @@ impl Drop for Receiver {
         self.tier.pushes.metrics.pushes.dec();
         let promises = std::mem::take(&mut *self.subscription.promises());
         self.lost(promises.into_values().collect());
+        if self.tier.stop.is_cancelled() {
+            return;
+        }
+        for coming in std::mem::take(&mut self.open).into_values().flatten() {
+            self.leave_to_pull(coming);
+        }
     }
 }
 

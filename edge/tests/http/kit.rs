@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::{Node, Ring};
+use edge::config::{Delivery, Push};
 use edge::{Class, Config, Control, Deps, Edge, Metrics};
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Frame;
@@ -181,7 +182,14 @@ pub(crate) fn patient() -> Class {
 }
 
 pub(crate) fn config(class: Class) -> Config {
-    Config { http: Some(SocketAddr::from(([127, 0, 0, 1], 0))), classes: vec![class], ..Config::default() }
+    // Nothing is asked for that a test does not ask for.
+    let push = Push { delivery: Delivery::Pull, ..Push::default() };
+    Config {
+        http: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        classes: vec![class],
+        push,
+        ..Config::default()
+    }
 }
 
 /// A tier's dependencies over plain upstreams.

@@ -31,7 +31,7 @@ async fn two_tiers_over_h2_and_tls() {
     let client_tls = client_config(&files).unwrap();
     let mut upstream = Upstream::start("origin").await;
     let local = SocketAddr::from(([127, 0, 0, 1], 0));
-    let config = Config { https: Some(local), classes: vec![patient()], ..Config::default() };
+    let config = Config { https: Some(local), http: None, ..plain(patient()) };
     let alpn: &[&[u8]] = &[b"h2", b"http/1.1"];
     let shutdown = CancellationToken::new();
     let mut registry = Registry::default();
