@@ -165,10 +165,12 @@ impl Edge {
 pub struct Control(Arc<Tier>);
 
 impl Control {
-    /// Forgets all objects whose path and query begin with `prefix`; returns how many. Answers under way reach those who
+    /// Forgets all objects whose path and query begin with `prefix`, here and in the tier below as far as their streams are
+    /// pushed there; returns how many here. Answers under way reach those who
     /// wait for them and are not kept.
     pub fn purge(&self, prefix: &str) -> usize {
         let count = self.0.store.purge(prefix);
+        self.0.pushes.purge(prefix);
         info!(tier = self.0.name, prefix, count, "purged");
         count
     }

@@ -22,6 +22,7 @@ use http::HeaderValue;
 use media::push::Hub;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use crate::config::{Delivery, Push};
 use crate::tier::Tier;
@@ -107,6 +108,20 @@ impl Pushes {
         Some(promise.lost.clone())
     }
 
+    /// Has the tier below forget all names that begin with `prefix`, as far as it is pushed their streams.
+    pub(crate) fn purge(&self, prefix: &str) {
+        for subscription in self.read().values() {
+            let stream = format!("{}/", subscription.prefix);
+            let purged = if stream.starts_with(prefix) { &stream } else { prefix };
+            if purged.starts_with(&stream)
+                && let Status::On(hub) = &*subscription.status.borrow()
+                && let Err(error) = hub.purge(purged)
+            {
+                debug!(prefix, %error, "purge not pushed on");
+            }
+        }
+    }
+
     /// No more pushes to the tier below; those under way end.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
@@ -115,10 +130,6 @@ impl Pushes {
                 hub.end();
             }
         }
-    }
-
-    fn wanted(&self) -> bool {
-        self.config.delivery == Delivery::Push
     }
 
     fn now_ms(&self, now: Instant) -> u64 {
@@ -133,17 +144,25 @@ impl Pushes {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The subscription to `prefix`, and whether it is new. `None`: there are too many, all of them in use.
+    /// The subscription to `prefix`, and whether it is new. `None`: it is not `wanted`, or there are too many, all of them
+    /// in use.
     fn subscription(
         &self,
         prefix: &str,
         now: Instant,
+        wanted: impl FnOnce() -> bool,
         cdn_loop: impl FnOnce() -> HeaderValue,
     ) -> Option<(Arc<Subscription>, bool)> {
         let now_ms = self.now_ms(now);
         if let Some(subscription) = self.read().get(prefix) {
-            subscription.used_ms.store(now_ms, Ordering::Relaxed);
+            // Written once a millisecond, however many ask.
+            if subscription.used_ms.load(Ordering::Relaxed) != now_ms {
+                subscription.used_ms.store(now_ms, Ordering::Relaxed);
+            }
             return Some((subscription.clone(), false));
+        }
+        if !wanted() {
+            return None;
         }
         let mut table = self.write();
         if let Some(subscription) = table.get(prefix) {
@@ -194,21 +213,25 @@ impl Subscription {
 
 /// A request for `key` was answered with something worth having: its stream is one to be pushed.
 pub(crate) fn used(tier: &Arc<Tier>, key: &str, now: Instant, cdn_loop: impl FnOnce() -> HeaderValue) {
-    let pushes = &tier.pushes;
-    if pushes.wanted()
-        && let Some(prefix) = upstream::prefix(key, pushes.key_segments)
-    {
+    if let Some(prefix) = upstream::prefix(key, tier.pushes.key_segments) {
         subscribe(tier, prefix, now, cdn_loop);
     }
 }
 
+/// Whether a stream is to be pushed here at all. Asked when a push begins, and now and then while it lasts.
+fn wanted(tier: &Tier, _prefix: &str) -> bool {
+    tier.pushes.config.delivery == Delivery::Push
+}
+
+/// `None`: it is to be pulled, or there are too many.
 fn subscribe(
     tier: &Arc<Tier>,
     prefix: &str,
     now: Instant,
     cdn_loop: impl FnOnce() -> HeaderValue,
 ) -> Option<Arc<Subscription>> {
-    let (subscription, is_new) = tier.pushes.subscription(prefix, now, cdn_loop)?;
+    let wanted = || wanted(tier, prefix);
+    let (subscription, is_new) = tier.pushes.subscription(prefix, now, wanted, cdn_loop)?;
     if is_new {
         tier.tasks.spawn(receive::run(tier.clone(), subscription.clone()));
     }
@@ -232,15 +255,16 @@ mod tests {
     fn the_longest_unused_makes_room() {
         let pushes = pushes(2);
         let at = |s| pushes.began + Duration::from_secs(s);
-        let (a, _) = pushes.subscription("/live/a", at(0), value).unwrap();
-        let (b, is_new) = pushes.subscription("/live/b", at(1), value).unwrap();
+        let (a, _) = pushes.subscription("/live/a", at(0), || true, value).unwrap();
+        let (b, is_new) = pushes.subscription("/live/b", at(1), || true, value).unwrap();
         assert!(is_new);
-        assert!(!pushes.subscription("/live/a", at(10), value).unwrap().1, "one per stream");
-        assert!(pushes.subscription("/live/c", at(11), value).unwrap().1);
+        assert!(!pushes.subscription("/live/a", at(10), || true, value).unwrap().1, "one per stream");
+        assert!(pushes.subscription("/live/c", at(11), || true, value).unwrap().1);
         assert!(b.stop.is_cancelled() && !a.stop.is_cancelled());
-        assert!(pushes.subscription("/live/d", at(11), value).unwrap().1);
+        assert!(pushes.subscription("/live/d", at(11), || true, value).unwrap().1);
         assert!(a.stop.is_cancelled());
-        assert!(pushes.subscription("/live/e", at(11), value).is_none(), "all are in use");
+        assert!(pushes.subscription("/live/e", at(11), || true, value).is_none(), "all are in use");
+        assert!(pushes.subscription("/live/e", at(99), || false, value).is_none(), "not wanted");
         // What is over leaves the place of another alone.
         pushes.forget(&a);
         pushes.forget(&b);
@@ -250,7 +274,7 @@ mod tests {
     #[test]
     fn a_promise_is_found_by_its_name() {
         let pushes = pushes(2);
-        let (stream, _) = pushes.subscription("/live/a", pushes.began, value).unwrap();
+        let (stream, _) = pushes.subscription("/live/a", pushes.began, || true, value).unwrap();
         stream.promises().insert("/live/a/x.m3u8?_HLS_msn=1".into(), Promise::default());
         assert!(pushes.promised("/live/a/x.m3u8").is_none());
         assert!(pushes.promised("/live/b/x.m3u8?_HLS_msn=1").is_none());

@@ -119,7 +119,7 @@ async fn unused(tier: &Tier, subscription: &Subscription) {
             subscription.used_ms.store(now_ms, Ordering::Relaxed);
         }
         let unused_ms = now_ms.saturating_sub(subscription.used_ms.load(Ordering::Relaxed));
-        if !pushes.wanted() || unused_ms >= pushes.config.idle.as_millis() as u64 {
+        if !super::wanted(tier, &subscription.prefix) || unused_ms >= pushes.config.idle.as_millis() as u64 {
             return;
         }
     }

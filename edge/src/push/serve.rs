@@ -30,7 +30,7 @@ pub(crate) async fn serve(
     let pushes = &tier.pushes;
     // A file below it has the prefix that is meant, and nothing in between.
     let whole = upstream::prefix(&format!("{prefix}/x"), pushes.key_segments) == Some(prefix);
-    if !pushes.serves || !pushes.wanted() || !whole {
+    if !pushes.serves || !super::wanted(tier, prefix) || !whole {
         return Err((StatusCode::NOT_FOUND, "nothing is pushed from here"));
     }
     if method != Method::GET {

@@ -306,6 +306,18 @@ async fn an_object_that_is_too_large_breaks_and_the_push_goes_on() {
 }
 
 #[tokio::test]
+async fn memory_for_what_is_on_its_way_is_bounded() {
+    let mut upstream = Upstream::start("origin").await;
+    let inflight_size = bytesize::ByteSize::kib(64);
+    let tier = over(&[&upstream], Config { inflight_size, ..pushed() }).await;
+    let push = begun(&tier, &mut upstream).await;
+    let piece = |id| Frame::Data { id, bytes: vec![0; 40 << 10].into() };
+    say(&push, &[begin(2, &[fixed("/live/a/6.m4s")]), piece(2), begin(3, &[fixed(SEGMENT)]), piece(3)]);
+    push.gone().await;
+    assert_eq!(tier.metric("edge_push_ends_total{tier=\"edge\",reason=\"overloaded\"}"), 1);
+}
+
+#[tokio::test]
 async fn upstreams_that_do_not_push_are_asked_again_later_and_fetched_from_meanwhile() {
     let mut upstream = Upstream::start("origin").await;
     let tier = over(&[&upstream], pushed()).await;
@@ -424,6 +436,26 @@ async fn a_shield_needs_one_push_for_any_number_of_pops() {
     }
     assert_eq!(upstream.requests(), 2, "one fetch and one push for the fleet");
 
+    // What an operator purges at the shield leaves the POPs too.
+    let purged = fixed("/live/a/7.m4s");
+    say(&push, &[begin(5, &[purged]), data(5, "x"), Frame::End { id: 5 }]);
+    for pop in &pops {
+        until("the segment", || objects(pop) == 3).await;
+        assert_eq!(body(pop.get(SEGMENT, &[]).await).await.unwrap(), "x");
+    }
+    assert_eq!(shield.control.purge("/live/a/7"), 1);
+    say(&push, &[begin(6, &[fixed(BLOCKING), live(PLAYLIST)]), data(6, "two"), Frame::End { id: 6 }]);
+    for pop in &pops {
+        until("what was said behind the purge", || objects(pop) == 4).await;
+    }
+    let viewers: Vec<_> = pops.iter().map(|pop| pop.ask(1, "GET", SEGMENT, &[])).collect();
+    let asked = upstream.asked().await;
+    assert_eq!(asked.target, SEGMENT);
+    asked.answer(200, &[("cache-control", "max-age=600")], b"anew");
+    for viewer in viewers {
+        assert_eq!(body(viewer.await.unwrap()).await.unwrap(), "anew");
+    }
+
     // A POP that comes late is told what there is.
     let late = Tier::start(pushed(), vec![node], |_| {}).await;
     assert_eq!(body(late.get("/live/a/index.m3u8", &[]).await).await.unwrap(), "index");
@@ -441,7 +473,7 @@ async fn a_shield_needs_one_push_for_any_number_of_pops() {
     say(&again, &[begin(1, &[live(PLAYLIST)]), data(1, "three"), Frame::End { id: 1 }]);
     until("the push", || objects(&late) == 2).await;
     assert_eq!(body(late.get(PLAYLIST, &[]).await).await.unwrap(), "three");
-    assert_eq!(upstream.requests(), 3);
+    assert_eq!(upstream.requests(), 4);
     drop(pops);
     // Pushes do not keep a node from shutting down.
     within("the shield's end", shield.stop()).await.unwrap();
