@@ -38,7 +38,8 @@ pub struct Class {
     /// For how long past its freshness an object is served when the upstream fails, unless the upstream says otherwise.
     #[serde(with = "humantime_serde")]
     pub stale_if_error: Duration,
-    /// The cache-blocking timeout: no headers for that long, and one more fetch is started. At least 10ms.
+    /// The cache-blocking timeout: no headers, or no further bytes of a body that can be resumed, for that long, and one
+    /// more fetch is started. At least 10ms.
     #[serde(with = "humantime_serde")]
     pub blocking_timeout: Duration,
     /// No headers for that long since the first fetch began: those who wait get a stale copy or 503. Also the longest
