@@ -218,6 +218,10 @@ impl Shell {
         let node = self.candidates[candidate].clone();
         if cause == Cause::Promoted {
             self.tier.metrics.promoted(&self.job.class.name);
+            let source = self.body.as_ref().map(|body| &body.by);
+            for silent in self.fetches.iter().chain(source) {
+                self.tier.silent(&silent.node);
+            }
         }
         debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, ?cause, ?ask, "fetch starts");
         let get = self.tier.client.clone().get(

@@ -52,7 +52,7 @@ pub struct Metrics {
     promotions: Family<Class, Counter>,
     /// Bodies that broke off after their headers.
     broken_bodies: Family<Class, Counter>,
-    /// Probes of upstreams that were down, by whether they answered.
+    /// Probes of upstreams that were down or silent, by whether they answered.
     probes: Family<Probe, Counter>,
     /// Requests that wait for headers or for a range.
     waiters: Family<Tier, Gauge>,
@@ -147,7 +147,7 @@ impl Metrics {
         registry.register("edge_promotions", help, metrics.promotions.clone());
         let help = "Bodies that broke off after their headers";
         registry.register("edge_broken_bodies", help, metrics.broken_bodies.clone());
-        let help = "Probes of upstreams that were down, by whether they answered";
+        let help = "Probes of upstreams that were down or silent, by whether they answered";
         registry.register("edge_probes", help, metrics.probes.clone());
         let help = "Requests that wait for headers or for a range";
         registry.register("edge_waiters", help, metrics.waiters.clone());

@@ -37,7 +37,7 @@ pub(crate) struct Tier {
     ring: Ring,
     upstreams: Mutex<Upstreams>,
     /// Wakes [`Tier::probe`].
-    went_down: Notify,
+    in_doubt: Notify,
     pub(crate) pages: Option<Arc<dyn Pages>>,
     /// If there are paths that need a token.
     pub(crate) access: Option<Access>,
@@ -84,7 +84,7 @@ impl Tier {
             client,
             ring: deps.upstreams,
             upstreams: Mutex::new(Upstreams::new(random)),
-            went_down: Notify::new(),
+            in_doubt: Notify::new(),
             pages: deps.pages,
             access,
             metrics,
@@ -168,12 +168,19 @@ impl Tier {
     /// No connection to `node` could be made.
     pub(crate) fn unreachable(&self, node: &Arc<Node>) {
         if self.upstreams().handle_unreachable(Instant::now(), node) {
-            warn!(tier = self.name, node = %node.name, address = node.address, "upstream is down");
-            self.went_down.notify_one();
+            warn!(tier = self.name, node = %node.name, address = node.address, "upstream is down: no connection");
+            self.in_doubt.notify_one();
         }
     }
 
-    /// Asks upstreams that are down whether they are back, for as long as this is polled.
+    /// `node` takes longer for an answer than its class allows.
+    pub(crate) fn silent(&self, node: &Arc<Node>) {
+        if self.upstreams().handle_silent(Instant::now(), node) {
+            self.in_doubt.notify_one();
+        }
+    }
+
+    /// Asks upstreams that are down, or may be, whether they are there, for as long as this is polled.
     pub(crate) async fn probe(&self) -> Infallible {
         // At most one for each node.
         let mut probes = JoinSet::new();
@@ -196,12 +203,16 @@ impl Tier {
             tokio::select! {
                 Some(Ok((answered, node))) = probes.join_next() => {
                     self.metrics.probed(answered);
-                    if self.upstreams().handle_probe(Instant::now(), &node.name, answered) {
-                        info!(tier = self.name, node = %node.name, "upstream is back");
+                    let (name, address) = (&node.name, &node.address);
+                    let change = self.upstreams().handle_probe(Instant::now(), name, answered);
+                    match change {
+                        Some(true) => info!(tier = self.name, node = name, address, "upstream is back"),
+                        Some(false) => warn!(tier = self.name, node = name, address, "upstream is down: it is silent"),
+                        None => {}
                     }
                 }
                 () = timeout => {}
-                () = self.went_down.notified() => {}
+                () = self.in_doubt.notified() => {}
             }
         }
     }

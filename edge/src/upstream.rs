@@ -2,8 +2,9 @@
 //! first (the owner of a stream may stand anywhere in the ring after a takeover) and one that is down comes last.
 //!
 //! A node is down from when no connection to it could be made until it answers anything, a fetch or a probe: viewers'
-//! requests do not find out whether it is back. Probes back off, each node by itself and with jitter, so that the tiers
-//! that lost a node do not all come back to it at once.
+//! requests do not find out whether it is back. One that was silent for too long is probed at once, and down if that
+//! fails too: an answer may be slow, but a host that hangs must not cost each name a timeout. Probes back off, each node
+//! by itself and with jitter, so that the tiers that lost a node do not all come back to it at once.
 //!
 //! Driving rule of the probes: drain [`Upstreams::poll`], then wait for [`Upstreams::poll_timeout`], for the outcome of a
 //! probe or for a node to go down.
@@ -20,6 +21,9 @@ use cluster::Node;
 const FIRST_PROBE: Duration = Duration::from_millis(250);
 const LAST_PROBE: Duration = Duration::from_secs(4);
 
+/// A silent node that answers a probe is not probed again for so long: much may be slow at once.
+const TRUSTED: Duration = Duration::from_secs(1);
+
 /// How long it is remembered who served a key. Every answer renews it.
 const SERVED: Duration = Duration::from_secs(10);
 
@@ -29,17 +33,20 @@ const MAX_SERVED: usize = 4096;
 /// What is known about the upstreams from their answers.
 #[derive(Debug)]
 pub struct Upstreams {
-    /// Bounded by the number of nodes.
-    down: BTreeMap<String, Down>,
+    /// Those that are down, or may be. Bounded by the number of nodes.
+    doubted: BTreeMap<String, Doubt>,
+    /// Until when silence is no reason to doubt a node. Bounded by the number of nodes.
+    trusted: BTreeMap<String, Instant>,
     served: BTreeMap<String, (String, Instant)>,
     /// The state of the jitter.
     random: u64,
 }
 
-/// A node that is down.
+/// A node that is probed.
 #[derive(Debug)]
-struct Down {
+struct Doubt {
     node: Arc<Node>,
+    down: bool,
     /// `None`: a probe is under way.
     probe: Option<Instant>,
     backoff: Duration,
@@ -48,14 +55,15 @@ struct Down {
 impl Upstreams {
     /// All up; `seed` is for the jitter.
     pub fn new(seed: u64) -> Upstreams {
-        Upstreams { down: BTreeMap::new(), served: BTreeMap::new(), random: seed | 1 }
+        let (doubted, trusted) = (BTreeMap::new(), BTreeMap::new());
+        Upstreams { doubted, trusted, served: BTreeMap::new(), random: seed | 1 }
     }
 
     /// Puts ring candidates of `key` in the order in which to ask them.
     pub fn order(&self, now: Instant, key: &str, mut candidates: Vec<Arc<Node>>) -> Vec<Arc<Node>> {
         let server = self.served.get(key).filter(|(_, until)| now < *until).map(|(name, _)| name.as_str());
-        let is_down = |node: &Node| self.down.contains_key(&node.name);
-        if server.is_some() || !self.down.is_empty() {
+        let is_down = |node: &Node| self.doubted.get(&node.name).is_some_and(|doubt| doubt.down);
+        if server.is_some() || !self.doubted.is_empty() {
             // Stable: ring order within each group.
             candidates.sort_by_key(|node| (is_down(node), server != Some(node.name.as_str())));
         }
@@ -64,7 +72,7 @@ impl Upstreams {
 
     /// `node` answered for `key`; `first` says whether it is the key's first ring candidate.
     pub fn handle_answer(&mut self, now: Instant, key: &str, node: &str, first: bool) {
-        self.down.remove(node);
+        self.doubted.remove(node);
         if first {
             self.served.remove(key);
             return;
@@ -85,45 +93,49 @@ impl Upstreams {
         }
     }
 
-    /// No connection to `node` could be made. Returns whether that is news.
+    /// No connection to `node` could be made. Returns whether that brought it down.
     pub fn handle_unreachable(&mut self, now: Instant, node: &Arc<Node>) -> bool {
-        if self.down.contains_key(&node.name) {
+        let probe = Some(now + self.jittered(FIRST_PROBE));
+        let new = || Doubt { node: node.clone(), down: false, probe, backoff: FIRST_PROBE };
+        let doubt = self.doubted.entry(node.name.clone()).or_insert_with(new);
+        !std::mem::replace(&mut doubt.down, true)
+    }
+
+    /// `node` was silent for longer than its answer should take. Returns whether it is to be probed for that, at once.
+    pub fn handle_silent(&mut self, now: Instant, node: &Arc<Node>) -> bool {
+        let trusted = self.trusted.get(&node.name).is_some_and(|until| now < *until);
+        if trusted || self.doubted.contains_key(&node.name) {
             return false;
         }
-        let probe = Some(now + self.jittered(FIRST_PROBE));
-        self.down.insert(node.name.clone(), Down { node: node.clone(), probe, backoff: FIRST_PROBE });
+        let doubt = Doubt { node: node.clone(), down: false, probe: Some(now), backoff: FIRST_PROBE };
+        self.doubted.insert(node.name.clone(), doubt);
         true
     }
 
-    /// A probe of `node` has ended. Returns whether that brought it up.
-    pub fn handle_probe(&mut self, now: Instant, node: &str, answered: bool) -> bool {
+    /// A probe of `node` has ended. Returns whether the node is up or down now, if that has changed.
+    pub fn handle_probe(&mut self, now: Instant, node: &str, answered: bool) -> Option<bool> {
         if answered {
-            return self.down.remove(node).is_some();
+            self.trusted.insert(node.into(), now + TRUSTED);
+            return self.doubted.remove(node).filter(|doubt| doubt.down).map(|_| true);
         }
-        let Some(mut down) = self.down.remove(node) else {
-            return false;
-        };
-        down.backoff = (down.backoff * 2).min(LAST_PROBE);
-        down.probe = Some(now + self.jittered(down.backoff));
-        self.down.insert(node.into(), down);
-        false
+        let mut doubt = self.doubted.remove(node)?;
+        doubt.backoff = (doubt.backoff * 2).min(LAST_PROBE);
+        doubt.probe = Some(now + self.jittered(doubt.backoff));
+        let went_down = !std::mem::replace(&mut doubt.down, true);
+        self.doubted.insert(node.into(), doubt);
+        went_down.then_some(false)
     }
 
     /// The next node to be probed now.
     pub fn poll(&mut self, now: Instant) -> Option<Arc<Node>> {
-        let due = self.down.values_mut().find(|down| down.probe.is_some_and(|at| at <= now))?;
+        let due = self.doubted.values_mut().find(|doubt| doubt.probe.is_some_and(|at| at <= now))?;
         due.probe = None;
         Some(due.node.clone())
     }
 
     /// When to call [`Upstreams::poll`] again, as things are.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.down.values().filter_map(|down| down.probe).min()
-    }
-
-    /// How many nodes are down.
-    pub fn down(&self) -> usize {
-        self.down.len()
+        self.doubted.values().filter_map(|doubt| doubt.probe).min()
     }
 
     /// Between half of `most` and all of it.
@@ -205,15 +217,38 @@ mod tests {
             assert_eq!(upstreams.poll(at).unwrap().name, "a");
             assert_eq!((upstreams.poll(at), upstreams.poll_timeout()), (None, None), "one probe at a time");
             now = at + Duration::from_millis(100);
-            assert!(!upstreams.handle_probe(now, "a", false));
+            assert_eq!(upstreams.handle_probe(now, "a", false), None);
             assert_eq!(order(&upstreams, now), "bca", "still down");
             most = (most * 2).min(LAST_PROBE);
         }
         assert_eq!(most, LAST_PROBE);
         upstreams.poll(now + LAST_PROBE).unwrap();
-        assert!(upstreams.handle_probe(now, "a", true));
-        assert!(!upstreams.handle_probe(now, "a", true) && !upstreams.handle_probe(now, "a", false));
-        assert_eq!((order(&upstreams, now).as_str(), upstreams.down()), ("abc", 0));
+        assert_eq!(upstreams.handle_probe(now, "a", true), Some(true));
+        assert_eq!(upstreams.handle_probe(now, "a", true), None);
+        assert_eq!(upstreams.handle_probe(now, "a", false), None, "too late");
+        assert_eq!((order(&upstreams, now).as_str(), upstreams.poll_timeout()), ("abc", None));
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+    fn what_is_silent_is_down_only_if_it_answers_no_probe() {
+        let now = Instant::now();
+        let mut upstreams = Upstreams::new(7);
+        assert!(upstreams.handle_silent(now, &node("a")));
+        assert!(!upstreams.handle_silent(now, &node("a")));
+        assert_eq!(order(&upstreams, now), "abc", "not yet");
+        assert_eq!(upstreams.poll(now).unwrap().name, "a");
+        assert_eq!(upstreams.handle_probe(now, "a", true), None);
+        assert!(!upstreams.handle_silent(now + TRUSTED / 2, &node("a")), "it has just answered");
+        assert!(upstreams.handle_silent(now + TRUSTED, &node("a")));
+        assert_eq!(upstreams.poll(now + TRUSTED).unwrap().name, "a");
+        assert_eq!(upstreams.handle_probe(now + TRUSTED, "a", false), Some(false));
+        assert_eq!(order(&upstreams, now), "bca");
+        assert!(upstreams.poll_timeout().is_some());
+        // Doubt and certainty.
+        assert!(upstreams.handle_silent(now, &node("b")));
+        assert!(upstreams.handle_unreachable(now, &node("b")));
+        assert_eq!(order(&upstreams, now), "cab");
     }
 
     #[test]

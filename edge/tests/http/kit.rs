@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cluster::{Node, Ring};
 use edge::config::{Delivery, Push};
 use edge::{Class, Config, Control, Deps, Edge, Metrics};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
@@ -50,12 +50,12 @@ pub(crate) struct Upstream {
     pub(crate) node: Node,
     asked: mpsc::UnboundedReceiver<Asked>,
     pub(crate) count: Arc<AtomicUsize>,
+    probes: Arc<AtomicUsize>,
     _stop: DropGuard,
 }
 
 /// A request that waits for the test to answer it.
 pub(crate) struct Asked {
-    pub(crate) method: String,
     pub(crate) target: String,
     pub(crate) headers: HeaderMap,
     reply: oneshot::Sender<Response<Script>>,
@@ -89,16 +89,20 @@ impl Upstream {
         let node = Node { name: name.into(), address: listener.local_addr().to_string() };
         let (sender, asked) = mpsc::unbounded_channel();
         let count = Arc::new(AtomicUsize::new(0));
-        let counter = count.clone();
+        let probes = Arc::new(AtomicUsize::new(0));
+        let (counter, probed) = (count.clone(), probes.clone());
         let service = move |request: Request<Incoming>, _| {
-            let (sender, counter) = (sender.clone(), counter.clone());
+            let (sender, counter, probed) = (sender.clone(), counter.clone(), probed.clone());
             async move {
+                if request.method() == Method::OPTIONS {
+                    probed.fetch_add(1, Ordering::SeqCst);
+                    return Response::new(Script(mpsc::unbounded_channel().1));
+                }
                 counter.fetch_add(1, Ordering::SeqCst);
                 let (reply, answer) = oneshot::channel();
-                let method = request.method().to_string();
                 let (target, headers) =
                     (request.uri().path_and_query().unwrap().to_string(), request.headers().clone());
-                let _ = sender.send(Asked { method, target, headers, reply });
+                let _ = sender.send(Asked { target, headers, reply });
                 answer.await.unwrap_or_else(|_| {
                     let (_, body) = mpsc::unbounded_channel();
                     let mut response = Response::new(Script(body));
@@ -110,12 +114,17 @@ impl Upstream {
         let stop = CancellationToken::new();
         let options = net::http::Options::default();
         tokio::spawn(net::http::serve(listener, None, options, stop.clone(), Duration::ZERO, service));
-        Upstream { node, asked, count, _stop: stop.drop_guard() }
+        Upstream { node, asked, count, probes, _stop: stop.drop_guard() }
     }
 
     /// The next request.
     pub(crate) async fn asked(&mut self) -> Asked {
         within("a request upstream", self.asked.recv()).await.unwrap()
+    }
+
+    /// How many probes have come; it answers them by itself, and they are no requests.
+    pub(crate) fn probes(&self) -> usize {
+        self.probes.load(Ordering::SeqCst)
     }
 
     /// How many requests have come.

@@ -253,15 +253,40 @@ async fn an_upstream_that_is_down_is_probed_and_comes_back() {
     assert_eq!((outcome("broken"), outcome("answered")), (1, 3), "one viewer's request found out");
     until("a probe that fails", || probes("failed") > 0).await;
     let mut back = Upstream::at("gone", gone.address.parse().unwrap()).await;
-    let probe = back.asked().await;
-    assert_eq!((probe.method.as_str(), probe.target.as_str()), ("OPTIONS", "/"));
-    probe.answer(404, &[], b"whatever it says");
     until("a probe that is answered", || probes("answered") == 1).await;
+    assert_eq!((back.probes(), back.requests()), (1, 0));
     // The key's memory of who served it last is one of its own; another key of the same node goes there at once.
     let other = (0..).map(|n| format!("t{n}")).find(|key| ring.candidates(key)[0].name == "gone").unwrap();
     let viewer = tier.ask(1, "GET", &format!("/live/{other}/x"), &[]);
     back.asked().await.answer(200, &FRESH, b"from the one that is back");
     assert_eq!(body(viewer.await.unwrap()).await.unwrap(), "from the one that is back");
+}
+
+#[tokio::test]
+async fn an_upstream_that_hangs_costs_one_name_a_timeout_and_not_all() {
+    // It takes connections, and says nothing over them.
+    let hangs = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = hangs.local_addr().unwrap().to_string();
+    let mut a = Upstream::start("a").await;
+    let nodes = vec![Node { name: "hangs".into(), address }, a.node.clone()];
+    let ring = Ring::new(nodes.clone());
+    let mut keys = (0..).map(|n| format!("s{n}")).filter(|key| ring.candidates(key)[0].name == "hangs");
+    let quick = Class { name: "quick".into(), paths: vec!["*/quick".into()], ..impatient() };
+    let config = Config { classes: vec![quick, patient()], ..config(patient()) };
+    let tier = Tier::start(config, nodes, |_| {}).await;
+    let viewer = tier.ask(1, "GET", &format!("/live/{}/quick", keys.next().unwrap()), &[]);
+    a.asked().await.answer(200, &FRESH, b"promoted");
+    assert_eq!(body(viewer.await.unwrap()).await.unwrap(), "promoted");
+    assert_eq!(tier.metric("edge_promotions_total{tier=\"edge\",class=\"quick\"}"), 1);
+    until("a probe that fails", || tier.metric("edge_probes_total{tier=\"edge\",outcome=\"failed\"}") > 0)
+        .await;
+    for key in keys.take(5) {
+        let viewer = tier.ask(1, "GET", &format!("/live/{key}/x"), &[]);
+        // Nobody is promoted in this class: if the one that hangs were asked first, nothing would come.
+        a.asked().await.answer(200, &FRESH, b"at once");
+        assert_eq!(viewer.await.unwrap().status(), 200);
+    }
+    assert_eq!(a.probes(), 0, "nobody doubts it");
 }
 
 #[tokio::test]
