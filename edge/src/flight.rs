@@ -84,6 +84,8 @@ struct Shell {
     first: Option<String>,
     /// What makes the fetches conditional.
     conditions: Option<HeaderMap>,
+    /// The cache-blocking timeout that it began with.
+    patience: Duration,
     flight: Flight,
     /// Those whose outcome is not counted yet.
     fetches: Vec<Fetch>,
@@ -95,6 +97,7 @@ struct Fetch {
     id: FetchId,
     node: Arc<Node>,
     cause: Cause,
+    began: Instant,
     handle: AbortHandle,
 }
 
@@ -128,15 +131,16 @@ impl Shell {
         let (path, _) = job.permit.key.split_once('?').unwrap_or((&job.permit.key, ""));
         let hash_key = upstream::hash_key(path, tier.config.upstream.key_segments).to_owned();
         let (candidates, first) = tier.candidates(&hash_key);
+        let patience = tier.blocking_timeout(&job.class);
         let rules = Rules {
-            blocking_timeout: job.class.blocking_timeout,
+            blocking_timeout: patience,
             give_up: job.class.give_up,
             max_fetches: job.class.max_fetches,
         };
         let flight = begin(Instant::now(), rules, candidates.len());
         let conditions = job.stale.as_ref().and_then(|stale| fetch::conditions(stale.status, &stale.headers));
         let (fetches, set) = (Vec::new(), JoinSet::new());
-        Shell { tier, job, hash_key, candidates, first, conditions, flight, fetches, set, body }
+        Shell { tier, job, hash_key, candidates, first, conditions, patience, flight, fetches, set, body }
     }
 
     async fn run(mut self) {
@@ -231,7 +235,7 @@ impl Shell {
             ask,
         );
         let handle = self.set.spawn(get);
-        self.fetches.push(Fetch { id: fetch, node, cause, handle });
+        self.fetches.push(Fetch { id: fetch, node, cause, began: Instant::now(), handle });
     }
 
     fn cancel(&mut self, fetch: FetchId) {
@@ -257,6 +261,11 @@ impl Shell {
 
     fn cancelled(&self, fetch: &Fetch) {
         fetch.handle.abort();
+        // One that was ended early, since another answered, says nothing.
+        let waited = fetch.began.elapsed();
+        if waited >= self.patience {
+            self.tier.took(&self.job.class, waited);
+        }
         self.tier.metrics.fetched(&self.job.class.name, "cancelled");
     }
 
@@ -279,6 +288,7 @@ impl Shell {
                 };
                 self.tier.metrics.fetched(&self.job.class.name, outcome);
                 let first = self.first.as_ref() == Some(&by.node.name);
+                self.tier.took(&self.job.class, now - by.began);
                 self.tier.upstreams().handle_answer(now, &self.hash_key, &by.node.name, first);
                 match &answer {
                     Answer::Whole(response) => {

@@ -22,6 +22,7 @@ pub mod freshness;
 pub mod handover;
 mod http;
 pub mod metrics;
+pub mod pace;
 pub mod policy;
 pub mod push;
 pub mod resume;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pace::Adaptive;
+
 /// Query parameters that say who asks or how playback goes, not what is asked for.
 const NOT_IN_KEY: [&str; 2] = ["token", "CMCD"];
 
@@ -42,6 +44,10 @@ pub struct Class {
     /// more fetch is started. At least 10ms.
     #[serde(with = "humantime_serde")]
     pub blocking_timeout: Duration,
+    /// Makes the cache-blocking timeout follow the upstream: a multiple of what it took for 99 of the last 100 or so fetches
+    /// of the class. Default: it is what `blocking_timeout` says, which also holds until enough is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<Adaptive>,
     /// No headers for that long since the first fetch began: those who wait get a stale copy or 503. Also the longest
     /// silence within a body before it counts as broken. At least 10ms.
     #[serde(with = "humantime_serde")]
@@ -61,6 +67,7 @@ impl Default for Class {
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::ZERO,
             blocking_timeout: Duration::from_secs(2),
+            adaptive: None,
             give_up: Duration::from_secs(10),
             max_fetches: 2,
         }
@@ -138,6 +145,9 @@ impl Class {
             if !(Duration::from_millis(10)..=Duration::from_secs(300)).contains(&value) {
                 problems.push(format!("{path}.{key}: must be 10ms to 300s"));
             }
+        }
+        if let Some(adaptive) = &self.adaptive {
+            problems.extend(adaptive.problems(&format!("{path}.adaptive")));
         }
         if !(1..=8).contains(&self.max_fetches) {
             problems.push(format!("{path}.max_fetches: must be 1 to 8"));
@@ -260,12 +270,15 @@ mod tests {
             name: String::new(),
             paths: Vec::new(),
             max_fetches: 0,
+            adaptive: Some(Adaptive { factor: 0, least: Duration::MAX, most: Duration::MAX }),
             give_up: Duration::ZERO,
             negative_ttl: Duration::from_secs(3600),
             ..Class::default()
         };
         let problems = bad.problems("edge.classes[2]");
-        for key in ["name", "paths", "max_fetches", "give_up", "negative_ttl"] {
+        for key in
+            ["name", "paths", "max_fetches", "adaptive.factor", "adaptive.least", "give_up", "negative_ttl"]
+        {
             assert!(
                 problems.iter().any(|p| p.starts_with(&format!("edge.classes[2].{key}: "))),
                 "{key}: {problems:?}"

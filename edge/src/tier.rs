@@ -1,5 +1,6 @@
 //! What one tier has: its stores, its client, what it knows about its upstreams; and how a request gets at an object.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::config::Config;
 use crate::fetch::Client;
 use crate::flight::{self, Job};
 use crate::metrics::{Answered, TierMetrics};
+use crate::pace::Pace;
 use crate::policy::Class;
 use crate::push::Pushes;
 use crate::upstream::Upstreams;
@@ -26,6 +28,9 @@ use crate::{Deps, Pages};
 
 /// How often a request tries again after the task that fetched for it vanished without a word.
 const ATTEMPTS: u32 = 2;
+
+/// Classes whose pace is known, of all that operators have named.
+const MAX_PACES: usize = 256;
 
 pub(crate) struct Tier {
     pub(crate) name: &'static str,
@@ -36,6 +41,8 @@ pub(crate) struct Tier {
     pub(crate) client: Client,
     ring: Ring,
     upstreams: Mutex<Upstreams>,
+    /// By the name of the class, of those whose timeout is adaptive.
+    paces: Mutex<BTreeMap<String, Pace>>,
     /// Wakes [`Tier::probe`].
     in_doubt: Notify,
     pub(crate) pages: Option<Arc<dyn Pages>>,
@@ -84,6 +91,7 @@ impl Tier {
             client,
             ring: deps.upstreams,
             upstreams: Mutex::new(Upstreams::new(random)),
+            paces: Mutex::default(),
             in_doubt: Notify::new(),
             pages: deps.pages,
             access,
@@ -163,6 +171,27 @@ impl Tier {
         let candidates = self.ring.candidates(hash_key);
         let first = candidates.first().map(|node| node.name.clone());
         (self.upstreams().order(Instant::now(), hash_key, candidates), first)
+    }
+
+    /// The cache-blocking timeout of a class as things are.
+    pub(crate) fn blocking_timeout(&self, class: &Class) -> Duration {
+        let adapted = class.adaptive.and_then(|adaptive| {
+            let paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+            adaptive.timeout(paces.get(&class.name)?)
+        });
+        adapted.unwrap_or(class.blocking_timeout)
+    }
+
+    /// A fetch of this class took so long for its first byte, or had none for so long when it was ended.
+    pub(crate) fn took(&self, class: &Class, took: Duration) {
+        if class.adaptive.is_none() {
+            return;
+        }
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        if paces.len() >= MAX_PACES && !paces.contains_key(&class.name) {
+            paces.clear();
+        }
+        paces.entry(class.name.clone()).or_default().push(took);
     }
 
     /// No connection to `node` could be made.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use cluster::{Node, Ring};
+use edge::pace::Adaptive;
 use edge::{Class, Config};
 
 use crate::kit::{Tier, Upstream, body, config, header, next, patient, until};
@@ -37,6 +38,23 @@ async fn a_stalled_fetch_promotes_one_on_the_next_candidate() {
     assert_eq!(tier.metric("edge_promotions_total{tier=\"edge\",class=\"other\"}"), 1);
     assert_eq!(tier.metric("edge_requests_total{tier=\"edge\",result=\"promoted\"}"), 1);
     assert_eq!(tier.metric("edge_fetches_total{tier=\"edge\",class=\"other\",outcome=\"cancelled\"}"), 1);
+}
+
+#[tokio::test]
+async fn an_adaptive_timeout_follows_the_upstream() {
+    let mut a = Upstream::start("a").await;
+    let adaptive = Some(Adaptive { factor: 1, least: ms(10), most: ms(20_000) });
+    // Fixed, it would be as long as the test's own patience.
+    let tier = Tier::over(&[&a], Class { adaptive, ..patient() }).await;
+    for n in 0..32 {
+        let viewer = tier.ask(1, "GET", &format!("/{n}"), &[]);
+        a.asked().await.answer(200, &FRESH, b"quick");
+        assert_eq!(viewer.await.unwrap().status(), 200);
+    }
+    let viewer = tier.ask(1, "GET", "/slow", &[]);
+    let (_silent, promoted) = (a.asked().await, a.asked().await);
+    promoted.answer(200, &FRESH, b"promoted");
+    assert_eq!(body(viewer.await.unwrap()).await.unwrap(), "promoted");
 }
 
 #[tokio::test]
