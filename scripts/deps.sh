@@ -15,7 +15,7 @@ run_packages=(
 # Programs rather than packages: other installations of them will do.
 run_programs=(node:nodejs npm:npm)
 test_programs=(chromium:chromium nginx:nginx-light)
-bench_programs=(nginx:nginx-light h2load:nghttp2-client)
+bench_programs=(nginx:nginx-light h2load:nghttp2-client wrk:wrk varnishd:varnish h2o:h2o taskset:util-linux)
 
 missing=()
 for package in "${run_packages[@]}"; do
@@ -44,12 +44,17 @@ if ((${#missing[@]})); then
     command -v sudo >/dev/null || { echo "not root and no sudo: install them yourself, then start again" >&2; exit 1; }
     sudo=(sudo)
   fi
-  had_nginx=$(command -v nginx || true)
+  had=" $(for program in nginx varnishd h2o; do command -v "$program" >/dev/null && echo -n "$program "; done || true)"
   "${sudo[@]}" apt-get update -q
   "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
-  if [[ -z $had_nginx ]] && command -v nginx >/dev/null && command -v systemctl >/dev/null; then
-    # Only the program is wanted (benches start it themselves), not the service that its package starts on port 80.
-    "${sudo[@]}" systemctl disable --quiet --now nginx 2>/dev/null || true
+  # Only the programs are wanted (tests and benches start them themselves), not the services that their packages start.
+  if command -v systemctl >/dev/null; then
+    for entry in nginx:nginx varnishd:varnish h2o:h2o; do
+      program=${entry%%:*}
+      if [[ $had != *" $program "* ]] && command -v "$program" >/dev/null; then
+        "${sudo[@]}" systemctl disable --quiet --now "${entry#*:}" 2>/dev/null || true
+      fi
+    done
   fi
 fi
 

@@ -1,52 +1,46 @@
-//! Cached objects over TLS from one core: the edge role alone against nginx `proxy_cache`, with the same upstream,
-//! certificate and load generator, in turns.
+//! Cached objects from one core: the edge role alone beside nginx, Varnish, h2o and a bare hyper answer, with the same
+//! upstream, certificate and load, in turns.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use anyhow::ensure;
-use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use net::tls::{self, Clients};
-use tokio_util::sync::CancellationToken;
+use net::tls;
 
-use crate::Folders;
-use crate::load::{self, Length, Protocol};
-use crate::nginx::{self, Nginx};
-use crate::node::Node;
-use crate::process::{cpu_seconds, ended_children_cpu_seconds, machine_cpu_seconds};
+use crate::load::{self, Protocol};
+use crate::node::{Node, edge_node};
+use crate::origin::{self, Origin};
+use crate::process::{cpu_seconds, ended_children_cpu_seconds, machine_cpu_seconds, two_cpus};
 use crate::report::{Better, Report, median, quantile};
+use crate::server::Server;
+use crate::{Folders, bare, h2o, nginx, varnish};
 
 /// The servers take turns this often.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// Of load per turn.
-const SECONDS: u32 = 2;
+const SECONDS: u32 = 1;
 
 /// Size in bytes and what it stands for.
-const SIZES: [(usize, &str); 3] = [(500_000, "500KB"), (50_000, "50KB"), (1_500, "1.5KB")];
+const SIZES: [(usize, &str); 4] =
+    [(1_500, "1.5KB"), (50_000, "50KB"), (500_000, "500KB"), (2_000_000, "2MB")];
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::H1, Protocol::H2, Protocol::Plain];
+
+/// Whose columns there are, in this order.
+const COLUMNS: [&str; 5] = [crate::server::ROOFTOP, bare::NAME, "nginx", "h2o", "Varnish"];
 
 pub(crate) fn run(
     folders: &Folders,
     runtime: &tokio::runtime::Handle,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    // One CPU for the server, another for the load, where there are two.
-    let (server_cpu, load_cpu) = match allowed_cpus()[..] {
-        [first, second, ..] => (Some(first), Some(second)),
-        _ => (None, None),
-    };
+    let (server_cpu, load_cpu) = two_cpus();
     let folder = folders.run.join("edge_hits");
     let tls_folder = folder.join("state/tls");
-    let upstream = runtime.block_on(Upstream::start(&tls_folder))?;
-    // What the node would make itself; nginx shows the same.
+    let (upstream, fetches) = runtime.block_on(Origin::of_sizes(&tls_folder))?;
+    // What the node would make itself; the others show the same.
     let files = tls::development_files(&tls_folder, "edge", &[])?;
-    let rooftop = Node::start(&folder, &config(&folder, upstream.https), server_cpu)?;
+    let rooftop = Server::rooftop(Node::start(&folder, &edge_node(&folder, &upstream, ""), server_cpu)?)?;
     let settings = nginx::Settings {
         certificate: &files.certificate,
         key: &files.key,
@@ -55,137 +49,128 @@ pub(crate) fn run(
         mode: nginx::Mode::Cache,
         memory: &folders.memory,
     };
-    let nginx = Nginx::start(&folder, &settings)?;
-    let peer = format!("nginx {} proxy_cache", nginx::version()?);
-    let servers = [(rooftop.addr("https")?, rooftop.pid()), (nginx.addr, nginx.pid())];
-    for (protocol, protocol_name) in [(Protocol::H1, "h1"), (Protocol::H2, "h2")] {
+    let nginx = nginx::start(&folder, &settings)?;
+    let varnish = varnish::start(&folder, upstream.http, &folders.memory, server_cpu)?;
+    let paths = SIZES.map(|(size, _)| origin::path_of(size));
+    let answers = runtime.block_on(bare::learn(rooftop.addr(false)?, paths))?;
+    let h2o = h2o::start(&folder, &answers, &files.certificate, &files.key, &folders.memory, server_cpu)?;
+    let bare = bare::start(&folder, &answers, &files, server_cpu)?;
+
+    let mut tables = [Vec::new(), Vec::new()];
+    for protocol in PROTOCOLS {
+        let servers = match protocol {
+            Protocol::H1 => vec![&rooftop, &bare, &nginx],
+            Protocol::H2 => vec![&rooftop, &bare, &nginx, &h2o],
+            Protocol::Plain => vec![&rooftop, &bare, &nginx, &varnish],
+        };
         for (size, size_name) in SIZES {
-            let path = format!("/live/bench/1/{size}/1.m4s");
-            let mut rates = [Vec::new(), Vec::new()];
-            let mut efficiencies = [Vec::new(), Vec::new()];
-            let mut busy = [Vec::new(), Vec::new()];
-            let (mut others, mut security) = (Vec::new(), None);
-            for round in 0..ROUNDS {
-                for (index, &(addr, pid)) in servers.iter().enumerate() {
-                    if round == 0 {
-                        load::run(addr, &path, protocol, Length::Requests(500), load_cpu)?;
-                    }
-                    let (machine, loads) = (machine_cpu_seconds(), ended_children_cpu_seconds());
-                    let before = cpu_seconds(pid);
-                    let load = load::run(addr, &path, protocol, Length::Seconds(SECONDS), load_cpu)?;
-                    let cpu_s = cpu_seconds(pid) - before;
-                    let agreed = security.get_or_insert_with(|| load.security.clone());
-                    ensure!(*agreed == load.security, "{agreed} is not {}", load.security);
-                    rates[index].push(load.requests / load.seconds);
-                    efficiencies[index].push(load.requests / cpu_s);
-                    busy[index].push(100.0 * cpu_s / load.seconds);
-                    let ours = cpu_s + ended_children_cpu_seconds() - loads;
-                    others.push((machine_cpu_seconds() - machine - ours) / load.seconds * 100.0);
-                }
-            }
-            // Whatever else runs on the machine only ever takes away from a rate.
-            let rates = rates.map(|rates| quantile(&rates, 1.0));
-            let efficiencies = efficiencies.map(|efficiencies| median(&efficiencies));
-            let busy = busy.map(|busy| median(&busy));
+            let turns = measure(&servers, protocol, size, load_cpu)?;
+            let name = format!("{} {size_name}", protocol.as_str());
+            let said: Vec<String> =
+                turns.iter().map(|turns| format!("{} {:.0} %", turns.server.name, turns.busy())).collect();
+            let others: Vec<f64> = turns.iter().flat_map(|turns| turns.others.clone()).collect();
             report.note(&format!(
-                "{protocol_name} {size_name}, {}: server busy {:.0} % of its core (Rooftop), {:.0} % (nginx); \
-                 others took {:.0} % of a core",
-                security.unwrap_or_default(),
-                busy[0],
-                busy[1],
+                "{name}, {}: server busy {} of its core; others took {:.0} % of a core",
+                turns[0].security,
+                said.join(", "),
                 median(&others)
             ));
-            let mut row = |what: &str, unit, figures: [f64; 2]| {
-                let name = format!("edge_hits/{protocol_name}/{size_name}/{what}");
-                report.add(name, unit, Better::Higher, figures[0], Some((&peer, figures[1])));
-            };
-            row("rate", "requests/s", rates);
-            row("throughput", "MB/s", rates.map(|rate| rate * size as f64 / 1e6));
-            row("per-cpu", "requests per CPU-s of the server", efficiencies);
+            let kinds: [(&str, &str, Figure); 2] = [
+                ("per-cpu", "requests per CPU-s of the server", |turns| median(&turns.efficiencies)),
+                // Whatever else runs on the machine only ever takes away from a rate.
+                ("rate", "requests/s", |turns| quantile(&turns.rates, 1.0)),
+            ];
+            for (table, (what, unit, figure)) in tables.iter_mut().zip(kinds) {
+                let ours = figure(&turns[0]);
+                let peers: Vec<(&str, f64)> =
+                    turns[1..].iter().map(|turns| (turns.server.title.as_str(), figure(turns))).collect();
+                let row = format!("edge_hits/{}/{size_name}/{what}", protocol.as_str());
+                report.record(row, unit, Better::Higher, ours, &peers);
+                let cell = |column: &&str| {
+                    let turns = turns.iter().find(|turns| turns.server.name == *column);
+                    turns.map_or_else(String::new, |turns| match figure(turns) {
+                        figure if *column == crate::server::ROOFTOP => format!("{figure:.0}"),
+                        figure => format!("{figure:.0} ({:.2})", ours / figure),
+                    })
+                };
+                table.push([name.clone()].into_iter().chain(COLUMNS.iter().map(cell)).collect());
+            }
         }
     }
-    // Each object once for each server, however often it was asked for.
-    let fetches = upstream.requests.load(Ordering::Relaxed);
-    ensure!(fetches == 2 * SIZES.len(), "{fetches} requests at the upstream: these were not all hits");
+    let [per_cpu, rates] = tables;
+    let columns = || [String::new()].into_iter().chain(COLUMNS.map(String::from)).collect();
+    report.table(
+        "hits: requests per CPU-second of the server (Rooftop's divided by theirs)",
+        columns(),
+        per_cpu,
+    );
+    report.table(
+        "hits: requests per second, the best second (Rooftop's divided by theirs)",
+        columns(),
+        rates,
+    );
+    // Each object once for each cache, however often it was asked for.
+    let fetches = fetches.load(Ordering::Relaxed);
+    ensure!(fetches == 3 * SIZES.len(), "{fetches} requests at the upstream: these were not all hits");
     Ok(())
 }
 
-/// The CPUs that this process may use.
-fn allowed_cpus() -> Vec<usize> {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
-    let ranges = list.trim().split(',').filter_map(|range| {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        Some(first.parse().ok()?..=last.parse().ok()?)
-    });
-    ranges.flatten().collect()
+type Figure = fn(&Turns<'_>) -> f64;
+
+/// What one server did in its turns.
+struct Turns<'a> {
+    server: &'a Server,
+    security: String,
+    /// Requests per second.
+    rates: Vec<f64>,
+    /// Requests per CPU-second of the server.
+    efficiencies: Vec<f64>,
+    /// Percent of its core.
+    busy: Vec<f64>,
+    /// Percent of a core that neither server nor load took.
+    others: Vec<f64>,
 }
 
-fn config(folder: &std::path::Path, upstream: SocketAddr) -> String {
-    format!(
-        r#"
-[node]
-name = "edge"
-roles = ["edge"]
-state_dir = "{}"
-[admin]
-listen = "127.0.0.1:0"
-[cluster]
-origins = [{{ name = "upstream", address = "{upstream}" }}]
-shields = []
-[edge]
-https = "127.0.0.1:0"
-drain = "0s"
-"#,
-        folder.join("state").display()
-    )
+impl Turns<'_> {
+    fn busy(&self) -> f64 {
+        median(&self.busy)
+    }
 }
 
-/// Serves `/live/bench/1/{size}/1.m4s`: so many bytes, cacheable for long.
-struct Upstream {
-    https: SocketAddr,
-    http: SocketAddr,
-    requests: Arc<AtomicUsize>,
-    _shutdown: tokio_util::sync::DropGuard,
-}
-
-impl Upstream {
-    async fn start(tls_folder: &std::path::Path) -> anyhow::Result<Upstream> {
-        let files = tls::development_files(tls_folder, "upstream", &[])?;
-        let server_tls = tls::server_config(&files, Clients::Fleet, &[b"h2", b"http/1.1"])?;
-        let limits = net::Limits { max_connections: 100, handshake_timeout: Duration::from_secs(10) };
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (https, http) =
-            (net::Listener::bind(any, limits).await?, net::Listener::bind(any, limits).await?);
-        let (https_addr, http_addr) = (https.local_addr(), http.local_addr());
-        let requests = Arc::new(AtomicUsize::new(0));
-        let shutdown = CancellationToken::new();
-        for (listener, server_tls) in [(https, Some(server_tls)), (http, None)] {
-            let requests = requests.clone();
-            let service = move |request: http::Request<Incoming>, _| {
-                requests.fetch_add(1, Ordering::Relaxed);
-                std::future::ready(answer(request.uri().path()))
-            };
-            let options = net::http::Options::default();
-            let serve =
-                net::http::serve(listener, server_tls, options, shutdown.clone(), Duration::ZERO, service);
-            tokio::spawn(serve);
+fn measure<'a>(
+    servers: &[&'a Server],
+    protocol: Protocol,
+    size: usize,
+    load_cpu: Option<usize>,
+) -> anyhow::Result<Vec<Turns<'a>>> {
+    let path = origin::path_of(size);
+    let new = |&server| Turns {
+        server,
+        security: String::new(),
+        rates: Vec::new(),
+        efficiencies: Vec::new(),
+        busy: Vec::new(),
+        others: Vec::new(),
+    };
+    let mut all: Vec<Turns<'a>> = servers.iter().map(new).collect();
+    for _ in 0..ROUNDS {
+        for turns in &mut all {
+            let addr = turns.server.addr(protocol != Protocol::Plain)?;
+            let (machine, loads) = (machine_cpu_seconds(), ended_children_cpu_seconds());
+            let before = cpu_seconds(turns.server.pid);
+            let load = load::run(addr, &path, protocol, SECONDS, load_cpu)?;
+            let cpu_s = cpu_seconds(turns.server.pid) - before;
+            turns.rates.push(load.requests / load.seconds);
+            turns.efficiencies.push(load.requests / cpu_s);
+            turns.busy.push(100.0 * cpu_s / load.seconds);
+            let ours = cpu_s + ended_children_cpu_seconds() - loads;
+            turns.others.push((machine_cpu_seconds() - machine - ours) / load.seconds * 100.0);
+            turns.security = load.security;
         }
-        let _shutdown = shutdown.drop_guard();
-        Ok(Upstream { https: https_addr, http: http_addr, requests, _shutdown })
     }
-}
-
-fn answer(path: &str) -> http::Response<http_body_util::combinators::BoxBody<Bytes, Infallible>> {
-    let size = path.strip_prefix("/live/bench/1/").and_then(|rest| rest.strip_suffix("/1.m4s"));
-    let size = size.and_then(|size| size.parse().ok()).filter(|&size: &usize| size <= 1 << 20);
-    let body: Bytes = (0..size.unwrap_or(0)).map(|index| (index * 31 % 251) as u8).collect();
-    let mut response = http::Response::new(http_body_util::combinators::BoxBody::new(Full::new(body)));
-    if size.is_none() {
-        *response.status_mut() = http::StatusCode::NOT_FOUND;
+    let agreed = &all[0].security;
+    for turns in &all {
+        ensure!(turns.security == *agreed, "{}: {} is not {agreed}", turns.server.name, turns.security);
     }
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("video/mp4"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600, immutable"));
-    response
+    Ok(all)
 }

@@ -16,7 +16,7 @@ use net::tls;
 use crate::Folders;
 use crate::clip::{LIVE, Recipe};
 use crate::hop::{Arrival, Connection};
-use crate::nginx::{self, Nginx};
+use crate::nginx;
 use crate::node::Node;
 use crate::process::Running;
 use crate::report::{Better, Report, quantile};
@@ -56,10 +56,16 @@ pub(crate) fn run(
             mode,
             memory: &folders.memory,
         };
-        Nginx::start(&folder, &settings)
+        nginx::start(&folder, &settings)
     };
     let (caching, passing) = (nginx(nginx::Mode::Cache)?, nginx(nginx::Mode::Pass)?);
-    let addrs = [node.addr("origin")?, node.addr("shield")?, node.addr("https")?, caching.addr, passing.addr];
+    let addrs = [
+        node.addr("origin")?,
+        node.addr("shield")?,
+        node.addr("https")?,
+        caching.addr(true)?,
+        passing.addr(true)?,
+    ];
 
     let url = format!("rtmp://{}/live/{}", node.addr("rtmp")?, node.stream_key("bench")?);
     let (broadcast, sent) = Broadcast::start(&url, tags)?;
@@ -95,10 +101,9 @@ pub(crate) fn run(
         let of = |part: &Part| Some(ms(*sent.get(part.last_frame)?, part.arrived[hop]));
         parts.iter().filter_map(of).collect()
     };
-    let version = nginx::version()?;
     let peers = [
-        ("", format!("nginx {version}, no buffering, no cache; one hop"), between(ORIGIN, NGINX_PASS)),
-        ("/nginx-cache", format!("nginx {version} proxy_cache; one hop"), between(ORIGIN, NGINX_CACHE)),
+        ("", format!("{}; one hop", passing.title), between(ORIGIN, NGINX_PASS)),
+        ("/nginx-cache", format!("{}; one hop", caching.title), between(ORIGIN, NGINX_CACHE)),
     ];
     for (name, late) in
         [("origin-to-shield", between(ORIGIN, SHIELD)), ("shield-to-edge", between(SHIELD, EDGE))]

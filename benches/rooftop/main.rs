@@ -5,16 +5,25 @@
 //!
 //! Read [`ladder`], [`latency`] and [`edge_hits`]; `docs/benchmarks.md` says what the figures mean.
 
+mod bare;
 mod clip;
+mod crowd;
 mod edge_hits;
+mod fill;
+mod h2o;
+mod herd;
 mod hop;
+mod idle;
 mod ladder;
 mod latency;
 mod load;
 mod nginx;
 mod node;
+mod origin;
 mod process;
 mod report;
+mod server;
+mod varnish;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,14 +51,22 @@ impl Drop for Folders {
 
 type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 3] =
-    [("ladder", ladder::run), ("latency", latency::run), ("edge_hits", edge_hits::run)];
+const SCENARIOS: [(&str, Scenario); 6] = [
+    ("ladder", ladder::run),
+    ("latency", latency::run),
+    ("edge_hits", edge_hits::run),
+    ("idle", idle::run),
+    ("fill", fill::run),
+    ("herd", herd::run),
+];
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args_os().skip(1);
-    // This binary is also the process that `ladder` measures.
-    if args.next().is_some_and(|mode| mode == ladder::MODE) {
-        return ladder::child(args);
+    // This binary is also two of the processes that are measured.
+    match args.next() {
+        Some(mode) if mode == ladder::MODE => return ladder::child(args),
+        Some(mode) if mode == bare::MODE => return bare::child(args),
+        _ => {}
     }
     if !std::env::args().any(|arg| arg == "--bench") {
         // `cargo test --all-targets` runs benches too, without this argument.
@@ -77,7 +94,7 @@ fn main() -> anyhow::Result<()> {
             report.note(&format!("meanwhile other processes of this machine took {share:.0} % of a core"));
         }
     }
-    println!("\n{}", report.table());
+    println!("\n{}", report.text());
     let path = folders.kept.join("results.json");
     std::fs::write(&path, report.json()?).with_context(|| path.display().to_string())?;
     println!("{} written; {:.0} s in all", path.display(), began.elapsed().as_secs_f64());

@@ -1,22 +1,15 @@
 //! nginx as a caching proxy: the peer of both cache tiers.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::MetadataExt;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::node::pinned;
-use crate::process::Running;
-
-/// A proxy that serves HTTPS.
-pub(crate) struct Nginx {
-    process: Running,
-    pub(crate) addr: SocketAddr,
-}
+use crate::process::{self, Running};
+use crate::server::{Server, free_addr};
 
 /// What it needs to know.
 pub(crate) struct Settings<'a> {
@@ -41,57 +34,50 @@ pub(crate) enum Mode {
     Pass,
 }
 
-impl Nginx {
-    /// Starts it and waits until it accepts connections.
-    pub(crate) fn start(folder: &Path, settings: &Settings<'_>) -> anyhow::Result<Nginx> {
-        let folder = folder.join(match settings.mode {
-            Mode::Cache => "nginx-cache",
-            Mode::Pass => "nginx-pass",
-        });
-        std::fs::create_dir_all(&folder)?;
-        // nginx cannot be given port 0: it gets one that was free a moment ago.
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let cache = settings.memory.join(format!("nginx-{}", addr.port()));
-        let path = folder.join("nginx.conf");
-        std::fs::write(&path, config(settings, addr, &folder, &cache))?;
-        let log = folder.join("error.log");
-        let mut command = pinned("nginx", settings.cpu);
-        command.arg("-p").arg(&folder).arg("-c").arg(&path).arg("-e").arg(&log);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.join("stderr.log"))?);
-        let nginx = Nginx { process: Running::start("nginx", &mut command)?, addr };
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(addr).is_err() {
-            if Instant::now() > deadline {
-                bail!("nginx does not accept connections: {}", folder.display());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(nginx)
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.pid()
-    }
+/// Starts it and waits until it accepts connections.
+pub(crate) fn start(folder: &Path, settings: &Settings<'_>) -> anyhow::Result<Server> {
+    let (https, http) = (free_addr()?, free_addr()?);
+    let (title, folder) = match settings.mode {
+        Mode::Cache => ("proxy_cache", folder.join("nginx-cache")),
+        Mode::Pass => ("no buffering, no cache", folder.join("nginx-pass")),
+    };
+    std::fs::create_dir_all(&folder)?;
+    let cache = settings.memory.join(format!("nginx-{}", https.port()));
+    let path = folder.join("nginx.conf");
+    std::fs::write(&path, config(settings, https, http, &folder, &cache))?;
+    let log = folder.join("error.log");
+    let mut command = pinned("nginx", settings.cpu);
+    command.arg("-p").arg(&folder).arg("-c").arg(&path).arg("-e").arg(&log);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(folder.join("stderr.log"))?);
+    let process = Running::start("nginx", &mut command)?;
+    Server::of("nginx", format!("nginx {} {title}", version()?), process, Some(https), Some(http), &folder)
 }
 
 /// Its version.
-pub(crate) fn version() -> anyhow::Result<String> {
+fn version() -> anyhow::Result<String> {
     let output = Command::new("nginx").arg("-v").output().context("nginx")?;
     let text = String::from_utf8_lossy(&output.stderr);
     Ok(text.trim().rsplit('/').next().unwrap_or("").to_owned())
 }
 
-/// Tuned for hits: one worker, nothing logged, cached files in memory and kept open, connections never closed.
-fn config(settings: &Settings<'_>, addr: SocketAddr, folder: &Path, cache: &Path) -> String {
+/// Tuned for hits: one worker, nothing logged, cached files in memory and kept open, connections never closed. Of a name
+/// that is not there one request goes upstream, and another after a second without an answer.
+fn config(
+    settings: &Settings<'_>,
+    https: SocketAddr,
+    http: SocketAddr,
+    folder: &Path,
+    cache: &Path,
+) -> String {
     let Settings { certificate, key, upstream, .. } = settings;
     let (certificate, key) = (certificate.display(), key.display());
     let (folder, cache) = (folder.display(), cache.display());
     // Workers of a master that runs as root could not read a private folder.
-    let user =
-        if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) { "user root;" } else { "" };
+    let user = if process::is_root() { "user root;" } else { "" };
     let mode = match settings.mode {
         Mode::Cache => {
-            "proxy_buffers 64 16k; proxy_cache all; proxy_cache_lock on; proxy_cache_valid 200 1h;"
+            "proxy_buffers 64 16k; proxy_cache all; proxy_cache_valid 200 1h;
+            proxy_cache_lock on; proxy_cache_lock_timeout 1s; proxy_cache_lock_age 1s;"
         }
         Mode::Pass => "proxy_buffering off;",
     };
@@ -100,8 +86,8 @@ fn config(settings: &Settings<'_>, addr: SocketAddr, folder: &Path, cache: &Path
 daemon off;
 worker_processes 1;
 pid {folder}/pid;
-error_log {folder}/error.log warn;
-events {{ worker_connections 4096; }}
+error_log {folder}/error.log crit;
+events {{ worker_connections 12000; }}
 http {{
     access_log off;
     sendfile on;
@@ -120,7 +106,8 @@ http {{
     scgi_temp_path {folder}/scgi;
     proxy_cache_path {cache} levels=1 keys_zone=all:8m max_size=1g inactive=1h use_temp_path=off;
     server {{
-        listen {addr} ssl http2;
+        listen {http} backlog=4096;
+        listen {https} ssl http2 backlog=4096;
         ssl_certificate {certificate};
         ssl_certificate_key {key};
         ssl_protocols TLSv1.2 TLSv1.3;
@@ -131,6 +118,7 @@ http {{
             proxy_pass {upstream};
             proxy_http_version 1.1;
             proxy_set_header Connection "";
+            proxy_read_timeout 5s;
             proxy_ssl_certificate {certificate};
             proxy_ssl_certificate_key {key};
             proxy_ssl_verify off;

@@ -10,6 +10,7 @@ use std::process::{ChildStdout, Command, Stdio};
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
+use crate::origin::Origin;
 use crate::process::Running;
 
 /// A node that serves.
@@ -66,6 +67,30 @@ impl Node {
         ensure!(output.status.success(), "stream create: {}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice::<Created>(&output.stdout)?.key)
     }
+}
+
+/// The configuration of a node that is an edge over `upstream` and nothing else; `more` goes on from the edge's table.
+pub(crate) fn edge_node(folder: &Path, upstream: &Origin, more: &str) -> String {
+    format!(
+        r#"
+[node]
+name = "edge"
+roles = ["edge"]
+state_dir = "{}"
+[admin]
+listen = "127.0.0.1:0"
+[cluster]
+origins = [{{ name = "upstream", address = "{}" }}]
+shields = []
+[edge]
+https = "127.0.0.1:0"
+http = "127.0.0.1:0"
+drain = "0s"
+{more}
+"#,
+        folder.join("state").display(),
+        upstream.https
+    )
 }
 
 /// A command that runs on one CPU, with all its threads and children.

@@ -1,12 +1,13 @@
 //! Child processes that end with their guard, whatever happens.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 /// What a process may take to end after SIGTERM before it is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -139,8 +140,7 @@ pub(crate) struct Cost {
 /// CPU time that a process and its living children have used so far, in seconds, user and system.
 pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let own = stat(&pid.to_string()).map_or(0.0, |stat| stat.own_cpu_s);
-    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    own + children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(cpu_seconds).sum::<f64>()
+    own + children(pid).map(cpu_seconds).sum::<f64>()
 }
 
 /// CPU time of all children of this process that have been waited for, in seconds.
@@ -151,6 +151,72 @@ pub(crate) fn ended_children_cpu_seconds() -> f64 {
 /// CPU time of this process and of all its children that have been waited for, in seconds.
 pub(crate) fn our_cpu_seconds() -> f64 {
     stat("self").map_or(0.0, |stat| stat.own_cpu_s + stat.ended_children_cpu_s)
+}
+
+/// Whether this process may do as it likes.
+pub(crate) fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+/// Memory of a process and its living children in bytes, what they share counted once.
+pub(crate) fn memory_bytes(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024 + children(pid).map(memory_bytes).sum::<u64>()
+}
+
+fn children(pid: u32) -> impl Iterator<Item = u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>().into_iter()
+}
+
+/// The CPUs that this process may use.
+pub(crate) fn allowed_cpus() -> Vec<usize> {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let list = text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
+    let ranges = list.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    });
+    ranges.flatten().collect()
+}
+
+/// One CPU for the server and another for the load, where there are two.
+pub(crate) fn two_cpus() -> (Option<usize>, Option<usize>) {
+    match allowed_cpus()[..] {
+        [first, second, ..] => (Some(first), Some(second)),
+        _ => (None, None),
+    }
+}
+
+/// Keeps all threads of this process on one CPU for as long as it lives: the load that it makes must not take from the
+/// server.
+pub(crate) struct Confined(Vec<usize>);
+
+impl Confined {
+    pub(crate) fn to(cpu: Option<usize>) -> anyhow::Result<Confined> {
+        let before = allowed_cpus();
+        if let Some(cpu) = cpu {
+            confine(&[cpu])?;
+        }
+        Ok(Confined(before))
+    }
+}
+
+impl Drop for Confined {
+    fn drop(&mut self) {
+        let _ = confine(&self.0);
+    }
+}
+
+fn confine(cpus: &[usize]) -> anyhow::Result<()> {
+    let list = cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let mut command = Command::new("taskset");
+    command.args(["--all-tasks", "--cpu-list", "--pid", &list, &std::process::id().to_string()]);
+    let output = command.output().context("taskset")?;
+    ensure!(output.status.success(), "taskset: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// CPU time that all processes of this machine have used, in seconds.

@@ -15,6 +15,9 @@ pub(crate) struct Row {
     ratio: Option<f64>,
     #[serde(skip)]
     better: Better,
+    /// In the table of all scenarios; else in one of its scenario's own.
+    #[serde(skip)]
+    listed: bool,
 }
 
 /// Which figures are the good ones.
@@ -27,11 +30,12 @@ pub(crate) enum Better {
 /// What the scenarios found.
 pub(crate) struct Report {
     rows: Vec<Row>,
+    tables: Vec<String>,
 }
 
 impl Report {
     pub(crate) fn new() -> Report {
-        Report { rows: Vec::new() }
+        Report { rows: Vec::new(), tables: Vec::new() }
     }
 
     /// Says that a scenario begins.
@@ -53,15 +57,47 @@ impl Report {
         rooftop: f64,
         peer: Option<(&str, f64)>,
     ) {
-        self.rows.push(Row {
-            name: name.into(),
-            unit,
-            rooftop,
-            peer: peer.map(|(_, figure)| figure),
-            peer_name: peer.map(|(name, _)| name.to_owned()),
-            ratio: peer.map(|(_, figure)| rooftop / figure).filter(|ratio| ratio.is_finite()),
-            better,
-        });
+        self.push(name.into(), unit, better, rooftop, peer, true);
+    }
+
+    /// A figure beside those of several peers, for `results.json` only: a row for each of them.
+    pub(crate) fn record(
+        &mut self,
+        name: impl Into<String>,
+        unit: &'static str,
+        better: Better,
+        rooftop: f64,
+        peers: &[(&str, f64)],
+    ) {
+        let name = name.into();
+        for &peer in peers {
+            self.push(name.clone(), unit, better, rooftop, Some(peer), false);
+        }
+        if peers.is_empty() {
+            self.push(name, unit, better, rooftop, None, false);
+        }
+    }
+
+    fn push(
+        &mut self,
+        name: String,
+        unit: &'static str,
+        better: Better,
+        rooftop: f64,
+        peer: Option<(&str, f64)>,
+        listed: bool,
+    ) {
+        let ratio = peer.map(|(_, figure)| rooftop / figure).filter(|ratio| ratio.is_finite());
+        let (peer_name, peer) = peer.map(|(name, figure)| (name.to_owned(), figure)).unzip();
+        self.rows.push(Row { name, unit, rooftop, peer, peer_name, ratio, better, listed });
+    }
+
+    /// A table of a scenario's own: shown now and again at the end. The first column is aligned to the left.
+    pub(crate) fn table(&mut self, title: &str, head: Vec<String>, rows: Vec<Vec<String>>) {
+        let cells: Vec<Vec<String>> = [head].into_iter().chain(rows).collect();
+        let table = format!("{title}\n{}", aligned(&cells, |column| column == 0));
+        println!("\n{table}");
+        self.tables.push(table);
     }
 
     pub(crate) fn json(&self) -> anyhow::Result<String> {
@@ -69,11 +105,12 @@ impl Report {
     }
 
     /// For people.
-    pub(crate) fn table(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let dash = || "-".to_owned();
-        let mut cells = vec![["", "unit", "Rooftop", "peer", "ratio", "better", "peer is"].map(String::from)];
-        for row in &self.rows {
-            cells.push([
+        let head = ["", "unit", "Rooftop", "peer", "ratio", "better", "peer is"];
+        let mut cells = vec![head.map(String::from).to_vec()];
+        for row in self.rows.iter().filter(|row| row.listed) {
+            cells.push(vec![
                 row.name.clone(),
                 row.unit.to_owned(),
                 short(row.rooftop),
@@ -83,21 +120,30 @@ impl Report {
                 row.peer_name.clone().unwrap_or_else(dash),
             ]);
         }
-        let widths: Vec<usize> =
-            (0..7).map(|column| cells.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
-        let line = |row: &[String; 7]| {
-            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-                2..=4 => format!("{cell:>width$}"),
-                _ => format!("{cell:<width$}"),
-            });
-            cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-        };
-        cells.iter().map(line).collect()
+        let listed = (cells.len() > 1).then(|| aligned(&cells, |column| !(2..=4).contains(&column)));
+        listed.iter().chain(&self.tables).cloned().collect::<Vec<_>>().join("\n")
     }
 }
 
+/// Columns side by side; those that are not `left` end at the same place.
+fn aligned(cells: &[Vec<String>], left: impl Fn(usize) -> bool) -> String {
+    let columns = cells.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        cells.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match left(column) {
+            true => format!("{cell:<width$}"),
+            false => format!("{cell:>width$}"),
+        });
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
+    };
+    cells.iter().map(line).collect()
+}
+
 /// Three significant digits or so.
-fn short(figure: f64) -> String {
+pub(crate) fn short(figure: f64) -> String {
     match figure.abs() {
         size if size >= 100.0 => format!("{figure:.0}"),
         size if size >= 10.0 => format!("{figure:.1}"),
