@@ -11,3 +11,4 @@ mod suite;
 mod tiers;
 mod tokens;
 mod trouble;
+mod viewers;
