@@ -65,7 +65,15 @@ enum Answer {
 struct Viewer(TcpStream);
 
 /// Viewers that have asked.
-struct Herd(JoinSet<(Option<Instant>, Answer)>);
+struct Herd(JoinSet<Seen>);
+
+struct Seen {
+    /// When the first byte of the answer came.
+    begun: Option<Instant>,
+    /// When it was over.
+    ended: Instant,
+    answer: Answer,
+}
 
 impl Viewer {
     async fn connect(tier: &Tier) -> Viewer {
@@ -78,13 +86,13 @@ impl Viewer {
         self.0.write_all(request.as_bytes()).await.unwrap();
     }
 
-    /// When the first byte of the answer came, and all of it.
-    async fn answer(mut self) -> (Option<Instant>, Answer) {
+    async fn answer(mut self) -> Seen {
         let mut bytes = Vec::new();
         // An answer that is cut may end in a reset.
         let begun = matches!(self.0.read_buf(&mut bytes).await, Ok(1..)).then(Instant::now);
         let _ = self.0.read_to_end(&mut bytes).await;
-        (begun, Answer::parse(&bytes).unwrap_or(Answer::Nothing))
+        let ended = Instant::now();
+        Seen { begun, ended, answer: Answer::parse(&bytes).unwrap_or(Answer::Nothing) }
     }
 }
 
@@ -136,22 +144,15 @@ impl Herd {
         Herd(herd)
     }
 
-    /// What all of them got, and how long after `there` it began for them.
+    /// What all of them got. Prints how long after `there`, when the bytes were there, it began and ended for them.
     async fn answers(self, what: &str, there: Instant) -> BTreeMap<Answer, usize> {
-        let (mut answers, mut late) = (BTreeMap::new(), Vec::new());
-        for (begun, answer) in within("all answers", self.0.join_all()).await {
-            late.extend(begun.map(|begun| begun.saturating_duration_since(there)));
-            *answers.entry(answer).or_default() += 1;
+        let (mut answers, mut begun, mut ended) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for seen in within("all answers", self.0.join_all()).await {
+            begun.extend(seen.begun.map(|begun| begun.saturating_duration_since(there)));
+            ended.push(seen.ended.saturating_duration_since(there));
+            *answers.entry(seen.answer).or_default() += 1;
         }
-        late.sort();
-        let of = |part: usize| late.get((late.len() * part / 1000).min(late.len().saturating_sub(1)));
-        println!(
-            "{what}: {} viewers had their first byte after p50 {:.1?}, p99 {:.1?}, at most {:.1?}",
-            late.len(),
-            of(500).copied().unwrap_or_default(),
-            of(990).copied().unwrap_or_default(),
-            of(1000).copied().unwrap_or_default()
-        );
+        println!("{what}: {} viewers, first byte {}; closed {}", ended.len(), spread(begun), spread(ended));
         answers
     }
 
@@ -160,6 +161,12 @@ impl Herd {
         let kinds: Vec<String> = answers.iter().map(|(answer, count)| format!("{count} {answer}")).collect();
         assert!(answers == BTreeMap::from([(expected, count)]), "{what}: {kinds:?}");
     }
+}
+
+fn spread(mut late: Vec<Duration>) -> String {
+    late.sort();
+    let of = |part: usize| late.get(late.len() * part / 1000).or(late.last()).copied().unwrap_or_default();
+    format!("p50 {:.1?}, p99 {:.1?}, max {:.1?}", of(500), of(990), of(1000))
 }
 
 impl std::fmt::Display for Answer {
@@ -275,7 +282,7 @@ fn answer_the_rest(asked: Asked) {
 async fn a_body_that_falls_silent_goes_on_elsewhere() {
     let Some(_turn) = turn().await else { return };
     let mut upstream = Upstream::start("a").await;
-    let tier = Tier::over(&[&upstream], Class { blocking_timeout: 3 * LATE, ..patient() }).await;
+    let tier = Tier::over(&[&upstream], Class { blocking_timeout: 4 * LATE, ..patient() }).await;
     let (herd, silent) = halfway(&mut upstream, &tier, &TAGGED).await;
     let asked = upstream.asked().await;
     let there = Instant::now();
