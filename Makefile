@@ -3,7 +3,7 @@
 # `make run DEMO=0` leaves the demo broadcast out.
 DEMO ?= 1
 
-.PHONY: run build web deps deps-test test check bench clean
+.PHONY: run build web deps deps-test test check bench soak clean
 .NOTPARALLEL:
 
 run: build
@@ -29,6 +29,9 @@ check: deps web
 
 bench: deps-test web
 	scripts/bench.sh
+
+soak: deps web
+	scripts/soak.sh
 
 clean:
 	cargo clean

@@ -4,4 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 scripts/deps.sh bench
+# Ten thousand connections from one process, and some.
+. scripts/descriptors.sh 16384
 cargo bench --locked --package rooftop --bench rooftop -- "$@"

@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 scripts/web.sh tests/browser tests/cache-tests
 CHROMIUM=$(scripts/chromium.sh) || { echo "no Chromium found: run scripts/deps.sh test" >&2; exit 1; }
 export CHROMIUM ROOFTOP_STRICT=1
+# Two thousand viewers, both ends in one process.
+. scripts/descriptors.sh 8192
 
 echo "== the watch page's rules"
 node --test web/test/*.test.mjs

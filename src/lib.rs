@@ -48,6 +48,7 @@ impl Server {
         let keys = Arc::new(secrets::token_keys(&config)?);
         let client_tls = tls::client_config(&files.fleet)?;
         let mut registry = Registry::default();
+        telemetry::register(&mut registry);
         let mut listeners = BTreeMap::new();
 
         // Origins first, then shields, edges and ingest: each may have a port that the system chose, which the next must know.

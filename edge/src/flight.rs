@@ -222,7 +222,7 @@ impl Shell {
         let node = self.candidates[candidate].clone();
         if cause == Cause::Promoted {
             self.tier.metrics.promoted(&self.job.class.name);
-            let source = self.body.as_ref().map(|body| &body.by);
+            let source = self.body.as_ref().and_then(|body| body.by.as_ref());
             for silent in self.fetches.iter().chain(source) {
                 self.tier.silent(&silent.node);
             }

@@ -12,5 +12,7 @@ mod fleet;
 mod frames;
 mod herd;
 mod kit;
+mod players;
 mod push;
 mod reconnect;
+mod soak;
