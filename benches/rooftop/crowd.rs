@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use rustls::ClientConfig;
@@ -25,8 +26,10 @@ pub(crate) enum Viewer {
 }
 
 /// What came of a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Got {
+    /// When its first bytes came.
+    pub(crate) begun: Instant,
     pub(crate) status: u16,
     /// Names in lower case.
     pub(crate) headers: Vec<(String, String)>,
@@ -112,7 +115,7 @@ enum Framing {
 }
 
 async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> anyhow::Result<Got> {
-    let mut bytes = Vec::with_capacity(8 << 10);
+    let (mut bytes, mut begun) = (Vec::with_capacity(8 << 10), None);
     let head_len = loop {
         if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
             break at + 4;
@@ -123,6 +126,7 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> anyhow::Resu
         if stream.read_buf(&mut bytes).await? == 0 {
             bail!("closed before an answer");
         }
+        begun.get_or_insert_with(Instant::now);
     };
     let rest = bytes.split_off(head_len);
     let (status, headers) = parse_head(&bytes).context("not an HTTP answer")?;
@@ -156,7 +160,7 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> anyhow::Resu
             (body, !ended)
         }
     };
-    Ok(Got { status, headers, body, cut })
+    Ok(Got { begun: begun.unwrap_or_else(Instant::now), status, headers, body, cut })
 }
 
 fn parse_head(head: &[u8]) -> Option<(u16, Vec<(String, String)>)> {

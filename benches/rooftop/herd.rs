@@ -15,7 +15,7 @@ use crate::crowd::{Got, Viewer};
 use crate::node::{Node, edge_node};
 use crate::origin::{self, Origin, Script};
 use crate::process::{Confined, two_cpus};
-use crate::report::{Better, Report, quantile, short};
+use crate::report::{Better, Report, quantile};
 use crate::server::Server;
 use crate::{Folders, bare, nginx, varnish};
 
@@ -124,11 +124,12 @@ pub(crate) fn run(
         for (index, (server, outcome)) in servers.iter().zip(&outcomes).enumerate() {
             rows.push(outcome.row(if index == 0 { name } else { "" }, server.name));
         }
-        let kinds: [(&str, &str, Better, Figure); 5] = [
+        let kinds: [(&str, &str, Better, Figure); 6] = [
             ("fetches", "requests upstream", Better::Lower, |outcome| outcome.fetches as f64),
             ("whole", "viewers", Better::Higher, |outcome| outcome.whole as f64),
             ("cut", "viewers", Better::Lower, |outcome| (outcome.cut + outcome.wrong) as f64),
-            ("late-p99", "ms", Better::Lower, |outcome| quantile(&outcome.late_ms, 0.99)),
+            ("woken-p50", "ms", Better::Lower, |outcome| quantile(&outcome.woken_ms, 0.5)),
+            ("woken-p99", "ms", Better::Lower, |outcome| quantile(&outcome.woken_ms, 0.99)),
             ("longest-wait", "ms", Better::Lower, |outcome| outcome.longest_ms),
         ];
         for (kind, unit, better, figure) in kinds {
@@ -148,14 +149,15 @@ pub(crate) fn run(
         "whole",
         "other answers",
         "cut",
-        "p50 ms",
-        "p99 ms",
-        "max ms",
-        "longest wait ms",
+        "woken p50",
+        "p99",
+        "max",
+        "all done",
+        "longest wait",
     ];
     let title = format!(
-        "herd: {VIEWERS} viewers of one cold name. Times are from when the upstream had first said all to when a viewer \
-         had it all; the longest wait is from its own request"
+        "herd: {VIEWERS} viewers of one cold name. Milliseconds from when the upstream had first said all to a viewer's \
+         first byte (woken) and to the last viewer's last (all done); the longest wait is from a viewer's own request"
     );
     report.table(&title, head.map(String::from).to_vec(), rows);
     Ok(())
@@ -177,7 +179,10 @@ struct Outcome {
     wrong: usize,
     /// No answer.
     none: usize,
-    late_ms: Vec<f64>,
+    /// First bytes, after the upstream had first said all.
+    woken_ms: Vec<f64>,
+    /// Last bytes.
+    done_ms: Vec<f64>,
     longest_ms: f64,
 }
 
@@ -186,6 +191,7 @@ impl Outcome {
         let expected = origin::content(SIZE);
         let mut outcome = Outcome { fetches, ..Outcome::default() };
         for (asked, answered, got) in answers {
+            let begun = got.as_ref().map(|got| got.begun);
             match got {
                 None => outcome.none += 1,
                 Some(Got { cut: true, .. }) => outcome.cut += 1,
@@ -193,8 +199,9 @@ impl Outcome {
                 Some(Got { status: 200, .. }) => outcome.wrong += 1,
                 Some(Got { status, .. }) => *outcome.statuses.entry(status).or_default() += 1,
             }
-            if let Some(there) = there {
-                outcome.late_ms.push(1e3 * answered.saturating_duration_since(there).as_secs_f64());
+            if let (Some(there), Some(begun)) = (there, begun) {
+                outcome.woken_ms.push(1e3 * begun.saturating_duration_since(there).as_secs_f64());
+                outcome.done_ms.push(1e3 * answered.saturating_duration_since(there).as_secs_f64());
             }
             outcome.longest_ms = outcome.longest_ms.max(1e3 * (answered - asked).as_secs_f64());
         }
@@ -213,14 +220,15 @@ impl Outcome {
         }
         let others = if others.is_empty() { "-".into() } else { others.join(", ") };
         // The upstream may never have said all.
-        let late = [0.5, 0.99, 1.0].map(|part| match self.late_ms.is_empty() {
+        let late = |late_ms: &[f64], part| match late_ms.is_empty() {
             true => "-".into(),
-            false => short(quantile(&self.late_ms, part)),
-        });
+            false => format!("{:.0}", quantile(late_ms, part)),
+        };
+        let woken = [0.5, 0.99, 1.0].map(|part| late(&self.woken_ms, part));
         [case.into(), server.into(), number(self.fetches), number(self.whole), others, number(self.cut)]
             .into_iter()
-            .chain(late)
-            .chain([format!("{:.0}", self.longest_ms)])
+            .chain(woken)
+            .chain([late(&self.done_ms, 1.0), format!("{:.0}", self.longest_ms)])
             .collect()
     }
 }
