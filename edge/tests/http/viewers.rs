@@ -319,13 +319,13 @@ async fn bodies_that_are_always_cut_are_cut_for_all_and_never_short() {
     chunks.send(&content()[..25_000]);
     let there = Instant::now();
     chunks.cut();
-    let mut herd = std::pin::pin!(herd.all_get("always cut", there, Answer::Cut(200), VIEWERS));
+    let mut herd = std::pin::pin!(herd.answers("always cut", there));
     let mut asked = 1;
-    loop {
+    let answers = loop {
         // Whether it is asked again for what it cannot go on with is its own affair; how often is not.
         tokio::select! {
             biased;
-            () = &mut herd => break,
+            answers = &mut herd => break answers,
             again = upstream.asked() => {
                 asked += 1;
                 let chunks = again.begin(200, &UNTAGGED);
@@ -333,7 +333,12 @@ async fn bodies_that_are_always_cut_are_cut_for_all_and_never_short() {
                 chunks.cut();
             }
         }
+    };
+    for answer in answers.keys() {
+        // Whoever is woken after the break is told at once.
+        assert!(matches!(answer, Answer::Cut(200) | Answer::Whole(502, _)), "{answer}");
     }
+    assert_eq!(answers.values().sum::<usize>(), VIEWERS);
     landed(&tier).await;
     assert!(asked <= 3, "{asked} fetches: more than max_fetches and a retry");
     assert_eq!(upstream.requests(), asked);
