@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All benches: a table on stdout and target/bench/results.json. `bench.sh SCENARIO...` runs some of them.
+# All benches: a table on stdout and target/bench/results.json. `bench.sh edge_hits/plain idle` runs some of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -115,6 +115,9 @@ pub(crate) fn run(
     let outcome = runtime.block_on(least(&floor))?;
     rows.push(outcome.row("(nothing to fetch)", floor.name));
     for (case, name, what) in CASES {
+        if !report.wants(&format!("herd/{name}")) {
+            continue;
+        }
         report.note(&format!("{name}: the upstream {what}"));
         let mut outcomes = Vec::new();
         for server in &servers {

@@ -1,6 +1,6 @@
 //! What Rooftop costs and how late it is, each beside a peer that does the same work in the same run.
 //!
-//! `make bench` runs all scenarios; `cargo bench --bench rooftop -- edge_hits` one of them. Nothing is asserted about
+//! `make bench` runs all scenarios; `scripts/bench.sh edge_hits/plain idle` some of what there is. Nothing is asserted about
 //! times; what is checked is that both sides did the whole work.
 //!
 //! Read [`ladder`], [`latency`] and [`edge_hits`]; `docs/benchmarks.md` says what the figures mean.
@@ -74,16 +74,19 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
-    if let Some(unknown) = wanted.iter().find(|name| !SCENARIOS.iter().any(|(known, _)| known == name)) {
+    let known = |wanted: &&String| {
+        SCENARIOS.iter().any(|(known, _)| wanted.split('/').next().is_some_and(|wanted| wanted == *known))
+    };
+    if let Some(unknown) = wanted.iter().find(|wanted| !known(wanted)) {
         bail!("there is no scenario {unknown:?}: {}", SCENARIOS.map(|(name, _)| name).join(", "));
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let folders = folders()?;
     end_all_on_signals(&runtime, folders.memory.clone())?;
     let began = Instant::now();
-    let mut report = Report::new();
+    let mut report = Report::new(wanted);
     for (name, run) in SCENARIOS {
-        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+        if report.wants(name) {
             report.begin(name);
             let (time, machine, ours) =
                 (Instant::now(), process::machine_cpu_seconds(), process::our_cpu_seconds());

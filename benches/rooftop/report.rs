@@ -29,13 +29,24 @@ pub(crate) enum Better {
 
 /// What the scenarios found.
 pub(crate) struct Report {
+    /// Names of scenarios, or of what is in them; none: everything.
+    wanted: Vec<String>,
     rows: Vec<Row>,
     tables: Vec<String>,
 }
 
 impl Report {
-    pub(crate) fn new() -> Report {
-        Report { rows: Vec::new(), tables: Vec::new() }
+    pub(crate) fn new(wanted: Vec<String>) -> Report {
+        Report { wanted, rows: Vec::new(), tables: Vec::new() }
+    }
+
+    /// Whether figures whose name is or begins with `name` were asked for.
+    pub(crate) fn wants(&self, name: &str) -> bool {
+        let within = |inner: &str, outer: &str| {
+            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.wanted.is_empty()
+            || self.wanted.iter().any(|wanted| within(name, wanted) || within(wanted, name))
     }
 
     /// Says that a scenario begins.
