@@ -4,13 +4,18 @@
 //!
 //! Read [`listener`] first, then [`http`] and [`tls`].
 
-mod cork;
+mod address;
 pub mod error;
+mod guard;
 pub mod http;
 pub mod listener;
+mod refusal;
 pub mod stream;
 pub mod tls;
 
+pub use address::{Network, PerAddress};
 pub use error::{Error, chain};
+pub use guard::Guard;
 pub use listener::{Limits, Listener};
+pub use refusal::{Observe, Refusal};
 pub use stream::Stream;

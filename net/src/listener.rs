@@ -11,7 +11,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::{Error, Stream};
+use crate::guard::Visit;
+use crate::{Error, Guard, Refusal, Stream};
 
 /// Pending connections the kernel may queue: a herd arrives within one scheduling delay.
 const BACKLOG: i32 = 1024;
@@ -33,6 +34,7 @@ pub struct Listener {
     socket: TcpListener,
     addr: SocketAddr,
     limits: Limits,
+    guard: Guard,
 }
 
 impl Listener {
@@ -52,7 +54,12 @@ impl Listener {
         };
         let socket = bind().map_err(|source| Error::Bind { addr, source })?;
         let addr = socket.local_addr().map_err(|source| Error::Bind { addr, source })?;
-        Ok(Listener { socket, addr, limits })
+        Ok(Listener { socket, addr, limits, guard: Guard::default() })
+    }
+
+    /// Protected by `guard`, which the listeners of a role share.
+    pub fn guarded(self, guard: Guard) -> Listener {
+        Listener { guard, ..self }
     }
 
     /// Where it listens, with the real port.
@@ -71,6 +78,27 @@ impl Listener {
         handler: H,
     ) where
         H: Fn(Stream, SocketAddr) -> F + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let handler = move |stream, peer, visit: Visit| {
+            let handled = handler(stream, peer);
+            async move {
+                handled.await;
+                drop(visit);
+            }
+        };
+        self.run_visits(tls, shutdown, drain, handler).await;
+    }
+
+    /// As [`Listener::run`]; the handler also gets what the guard knows of its connection.
+    pub(crate) async fn run_visits<H, F>(
+        self,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        shutdown: CancellationToken,
+        drain: Duration,
+        handler: H,
+    ) where
+        H: Fn(Stream, SocketAddr, Visit) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
         let places = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
@@ -96,14 +124,24 @@ impl Listener {
                 }
             };
             let Ok(place) = places.clone().try_acquire_owned() else {
+                self.guard.refused(Refusal::Full);
                 debug!(%peer, limit = self.limits.max_connections, "connection refused: too many");
                 continue;
+            };
+            let visit = match self.guard.admit(peer) {
+                Ok(visit) => visit,
+                Err(why) => {
+                    debug!(%peer, why = why.as_str(), "connection refused");
+                    continue;
+                }
             };
             let (handler, tls, timeout) = (handler.clone(), tls.clone(), self.limits.handshake_timeout);
             connections.spawn(async move {
                 let _place = place;
-                if let Some(stream) = establish(socket, peer, tls, timeout).await {
-                    handler(stream, peer).await;
+                // Boxed: the handshake is larger than what a connection needs afterwards.
+                match Box::pin(establish(socket, peer, tls, timeout)).await {
+                    Ok(stream) => handler(stream, peer, visit).await,
+                    Err(why) => why.into_iter().for_each(|why| visit.refused(why)),
                 }
             });
         }
@@ -120,29 +158,30 @@ impl Listener {
     }
 }
 
+/// The connection ready for its handler; or why not, where that counts as a refusal.
 async fn establish(
     socket: TcpStream,
     peer: SocketAddr,
     tls: Option<TlsAcceptor>,
     timeout: Duration,
-) -> Option<Stream> {
+) -> Result<Stream, Option<Refusal>> {
     // Media leaves in chunks as it is made: waiting to fill a packet only adds delay.
     if let Err(error) = socket.set_nodelay(true) {
         debug!(%peer, %error, "connection lost");
-        return None;
+        return Err(None);
     }
     let Some(tls) = tls else {
-        return Some(Stream::Plain(socket));
+        return Ok(Stream::Plain(socket));
     };
     match tokio::time::timeout(timeout, tls.accept(socket)).await {
-        Ok(Ok(stream)) => Some(Stream::Tls(Box::new(stream))),
+        Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
         Ok(Err(error)) => {
             debug!(%peer, %error, "TLS handshake failed");
-            None
+            Err(Some(Refusal::Handshake))
         }
         Err(_) => {
             debug!(%peer, ?timeout, "TLS handshake timed out");
-            None
+            Err(Some(Refusal::HandshakeTimeout))
         }
     }
 }

@@ -25,6 +25,14 @@ impl Stream {
         }
     }
 
+    /// Waits until the socket has something to read, or has ended; TLS may make nothing of it. Holds no buffer.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Stream::Plain(stream) => stream.readable().await,
+            Stream::Tls(stream) => stream.get_ref().0.readable().await,
+        }
+    }
+
     /// Whether it came over TLS.
     pub fn is_tls(&self) -> bool {
         matches!(self, Stream::Tls(_))

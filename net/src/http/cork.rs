@@ -4,6 +4,7 @@
 //! would be two records and a system call of its own. Here a flush only counts once the connection has no more to say
 //! for now, that is when its future has been polled: no byte leaves later than at the end of that same poll.
 
+use std::error::Error as StdError;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,13 +13,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::Stream;
-
 /// Bytes held back at most: four full TLS records, as many as rustls takes in one write by default.
 const MAX_GATHERED: usize = 64 << 10;
 
-/// A stream whose writes are gathered if it speaks h2 by ALPN, and go straight through if not: h1 writes whole
-/// answers at once. Clones are handles on the same stream: one for the connection, one to drive it.
+/// A stream whose writes are gathered. Clones are handles on the same stream: one for the connection, one to drive it.
 pub(crate) struct Corked<S>(Arc<Mutex<Inner<S>>>);
 
 impl<S> Clone for Corked<S> {
@@ -29,37 +27,30 @@ impl<S> Clone for Corked<S> {
 
 struct Inner<S> {
     stream: S,
-    gathers: bool,
     gathered: BytesMut,
 }
 
-impl Corked<Stream> {
-    pub(crate) fn new(stream: Stream) -> Self {
-        let gathers = stream.alpn() == Some(b"h2");
-        Self::with(stream, gathers)
-    }
-}
-
 impl<S: AsyncWrite + Unpin> Corked<S> {
-    fn with(stream: S, gathers: bool) -> Self {
-        Self(Arc::new(Mutex::new(Inner { stream, gathers, gathered: BytesMut::new() })))
+    pub(crate) fn new(stream: S) -> Self {
+        Self(Arc::new(Mutex::new(Inner { stream, gathered: BytesMut::new() })))
     }
 
-    /// Polls `connection`, which must have a clone of this stream, and sends what it has written. Dropping the future
-    /// leaves both as they are.
-    pub(crate) async fn drive<C, E>(&self, mut connection: Pin<&mut C>) -> Result<(), E>
+    /// Polls `connection`, which must have a clone of this stream, and sends what it has written. An error is that of the
+    /// connection, or why nothing can be sent.
+    pub(crate) fn poll_drive<C, E>(
+        &self,
+        connection: Pin<&mut C>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Box<dyn StdError + Send + Sync>>>
     where
         C: Future<Output = Result<(), E>>,
-        E: From<io::Error>,
+        E: Into<Box<dyn StdError + Send + Sync>>,
     {
-        std::future::poll_fn(|cx| {
-            let polled = connection.as_mut().poll(cx);
-            match self.lock().poll_send(cx) {
-                Poll::Ready(Err(error)) if polled.is_pending() => Poll::Ready(Err(error.into())),
-                _ => polled,
-            }
-        })
-        .await
+        let polled = connection.poll(cx);
+        match self.lock().poll_send(cx) {
+            Poll::Ready(Err(error)) if polled.is_pending() => Poll::Ready(Err(error.into())),
+            _ => polled.map_err(Into::into),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<S>> {
@@ -105,9 +96,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.lock();
-        if !inner.gathers {
-            return Pin::new(&mut inner.stream).poll_write_vectored(cx, bufs);
-        }
         if inner.gathered.len() >= MAX_GATHERED {
             ready!(inner.poll_empty(cx))?;
         }
@@ -120,14 +108,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        let inner = self.lock();
-        inner.gathers || inner.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut inner = self.lock();
-        // What is gathered is sent by `drive`.
-        if inner.gathers { Poll::Ready(Ok(())) } else { Pin::new(&mut inner.stream).poll_flush(cx) }
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What is gathered is sent by `poll_drive`.
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -141,6 +127,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn drive<S: AsyncWrite + Unpin>(
+        cork: &Corked<S>,
+        mut connection: Pin<&mut impl Future<Output = io::Result<()>>>,
+    ) -> io::Result<()> {
+        let ended = std::future::poll_fn(|cx| cork.poll_drive(connection.as_mut(), cx)).await;
+        ended.map_err(|error| *error.downcast().unwrap())
+    }
 
     /// Counts the writes that reach it.
     struct Counting(tokio::io::DuplexStream, Arc<std::sync::atomic::AtomicUsize>);
@@ -161,10 +155,10 @@ mod tests {
     }
 
     /// What the peer gets of `frames` flushed one by one, and in how many writes.
-    async fn check(gathers: bool, frames: usize, frame_bytes: usize, pipe_bytes: usize) -> usize {
+    async fn check(frames: usize, frame_bytes: usize, pipe_bytes: usize) -> usize {
         let (near, mut far) = tokio::io::duplex(pipe_bytes);
         let writes = Arc::default();
-        let cork = Corked::with(Counting(near, Arc::clone(&writes)), gathers);
+        let cork = Corked::new(Counting(near, Arc::clone(&writes)));
         let mut io = cork.clone();
         let connection = async move {
             for number in 0..frames {
@@ -177,7 +171,7 @@ mod tests {
         let mut connection = std::pin::pin!(connection);
         let mut got = vec![0; frames * frame_bytes];
         tokio::select! {
-            ended = cork.drive(connection.as_mut()) => panic!("ended: {ended:?}"),
+            ended = drive(&cork, connection.as_mut()) => panic!("ended: {ended:?}"),
             read = far.read_exact(&mut got) => assert_eq!(read.unwrap(), got.len()),
         }
         for (number, frame) in got.chunks(frame_bytes.max(1)).enumerate() {
@@ -188,19 +182,18 @@ mod tests {
 
     #[tokio::test]
     async fn frames_leave_together_and_none_stays_behind() {
-        assert_eq!(check(true, 10, 1000, 1 << 20).await, 1);
-        assert_eq!(check(false, 10, 1000, 1 << 20).await, 10);
-        assert_eq!(check(true, 100, 16393, 8 << 20).await, 26, "in pieces of 64 KiB");
+        assert_eq!(check(10, 1000, 1 << 20).await, 1);
+        assert_eq!(check(100, 16393, 8 << 20).await, 26, "in pieces of 64 KiB");
         // A peer that takes little at a time.
         for pipe_bytes in [1, 7, 1000, 70_000] {
-            check(true, 20, 9000, pipe_bytes).await;
+            check(20, 9000, pipe_bytes).await;
         }
     }
 
     #[tokio::test]
     async fn what_is_gathered_leaves_before_the_end_and_errors_are_heard() {
         let (near, mut far) = tokio::io::duplex(100);
-        let cork = Corked::with(near, true);
+        let cork = Corked::new(near);
         let mut io = cork.clone();
         let connection = async move {
             io.write_all(&[7; 1000]).await?;
@@ -208,20 +201,20 @@ mod tests {
         };
         let mut got = Vec::new();
         let mut connection = std::pin::pin!(connection);
-        let (ended, read) = tokio::join!(cork.drive(connection.as_mut()), far.read_to_end(&mut got));
+        let (ended, read) = tokio::join!(drive(&cork, connection.as_mut()), far.read_to_end(&mut got));
         ended.unwrap();
         assert_eq!((read.unwrap(), got), (1000, vec![7; 1000]));
 
         let (near, far) = tokio::io::duplex(100);
         drop(far);
-        let cork = Corked::with(near, true);
+        let cork = Corked::new(near);
         let mut io = cork.clone();
         let connection = async move {
             io.write_all(&[7; 1000]).await?;
             std::future::pending::<io::Result<()>>().await
         };
         let mut connection = std::pin::pin!(connection);
-        let ended = cork.drive(connection.as_mut()).await;
+        let ended = drive(&cork, connection.as_mut()).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

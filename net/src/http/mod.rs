@@ -1,21 +1,26 @@
 //! An HTTP server over a [`Listener`]: h1, or h2 when ALPN or the client's preface says so.
+//!
+//! Read `connection` next: how one connection is served, put away while it is idle, and cut off when it misbehaves.
+
+mod body;
+mod connection;
+mod cork;
+mod io;
+mod patience;
+mod priority;
+mod streams;
+mod turns;
 
 use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 
-use crate::cork::Corked;
-use crate::error::chain;
+use crate::guard::Visit;
 use crate::{Listener, Stream};
 
 /// Bounds of what a client may send and hold.
@@ -30,6 +35,15 @@ pub struct Options {
     pub h2_max_streams: u32,
     /// Flow-control window of a request body (h2), in bytes; matters to relays only.
     pub h2_stream_window: u32,
+    /// A connection, or an h2 stream, that takes less than `min_send_rate` for so long while there is something for it to
+    /// take is ended.
+    pub send_timeout: Duration,
+    /// In bytes per second; 0: a single byte within `send_timeout` will do.
+    pub min_send_rate: u64,
+    /// Whether the peers are viewers: an h2 connection without a request for `header_timeout` is closed as on h1, one that
+    /// cancels far more than it lets be answered is cut off, and so is one that sends far more bytes than its requests
+    /// and window updates need, for viewers send no bodies.
+    pub viewers: bool,
 }
 
 impl Default for Options {
@@ -39,6 +53,9 @@ impl Default for Options {
             max_header_bytes: 16 << 10,
             h2_max_streams: 256,
             h2_stream_window: 1 << 20,
+            send_timeout: Duration::from_secs(60),
+            min_send_rate: 0,
+            viewers: false,
         }
     }
 }
@@ -58,69 +75,10 @@ pub async fn serve<S, F, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let builder = Arc::new(builder(options));
-    let stop = shutdown.clone();
-    let handler = move |stream: Stream, peer: SocketAddr| {
-        let (builder, service, stop) = (builder.clone(), service.clone(), stop.clone());
-        async move {
-            let asked = Arc::new(AtomicBool::new(false));
-            let silent = {
-                let asked = asked.clone();
-                async move {
-                    tokio::time::sleep(options.header_timeout).await;
-                    if asked.load(Ordering::Relaxed) {
-                        std::future::pending::<()>().await;
-                    }
-                }
-            };
-            let service = service_fn(move |request| {
-                asked.store(true, Ordering::Relaxed);
-                let answer = service(request, peer);
-                async move { Ok::<_, std::convert::Infallible>(answer.await) }
-            });
-            let cork = Corked::new(stream);
-            let connection = builder.serve_connection(TokioIo::new(cork.clone()), service);
-            let mut connection = std::pin::pin!(connection);
-            let ended = tokio::select! {
-                biased;
-                ended = cork.drive(connection.as_mut()) => ended,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    cork.drive(connection.as_mut()).await
-                }
-                // hyper's own timeout begins once it knows the protocol: who says nothing would stay for ever.
-                () = silent => {
-                    debug!(%peer, "HTTP connection closed: no request came");
-                    return;
-                }
-            };
-            if let Err(error) = ended {
-                debug!(%peer, error = %chain(error.as_ref()), "HTTP connection ended early");
-            }
-        }
-    };
-    listener.run(tls, shutdown, drain, handler).await;
-}
-
-fn builder(options: Options) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(options.header_timeout)
-        .max_buf_size(options.max_header_bytes.max(8 << 10) as usize)
-        .half_close(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(options.h2_max_streams)
-        .max_header_list_size(options.max_header_bytes)
-        .initial_stream_window_size(options.h2_stream_window)
-        .initial_connection_window_size(options.h2_stream_window.saturating_mul(16).min(1 << 30))
-        .max_send_buf_size(256 << 10)
-        .keep_alive_interval(Some(Duration::from_secs(15)))
-        .keep_alive_timeout(Duration::from_secs(10));
-    builder
+    let host = Arc::new(connection::Host::new(options, shutdown.clone(), service));
+    let handler =
+        move |stream: Stream, peer: SocketAddr, visit: Visit| host.clone().serve(stream, peer, visit);
+    listener.run_visits(tls, shutdown, drain, handler).await;
 }
 
 #[cfg(test)]
