@@ -6,7 +6,7 @@ use net::http::Options;
 use net::{PerAddress, Refusal};
 use tokio::io::AsyncWriteExt;
 
-use crate::kit::{H2, LONG, Server, encoded, frame, get_block};
+use crate::kit::{H2, LONG, Server, closed, encoded, frame, get_block};
 
 /// SETTINGS_INITIAL_WINDOW_SIZE.
 const WINDOW: u16 = 4;
@@ -191,7 +191,7 @@ async fn headers_that_never_end_and_idle_connections_are_let_go() {
     let mut server = Server::start(options, PerAddress::default()).await;
     let mut h2 = H2::begin(server.connect().await, &[]).await;
     assert!(h2.send(frame::HEADERS, frame::END_STREAM, 1, &get_block("/10", None)).await);
-    ended(&mut h2).await;
+    closed(&mut h2.0).await;
     assert_eq!(server.refusal().await, Refusal::Silent);
 
     let mut h2 = H2::begin(server.connect().await, &[]).await;

@@ -58,7 +58,9 @@ impl Server {
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {
-        TcpStream::connect(self.addr).await.unwrap()
+        let socket = TcpStream::connect(self.addr).await.unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket
     }
 
     /// The next refusal that was counted.

