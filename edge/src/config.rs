@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::Class;
 
+/// Exempt networks: each is looked at for each connection.
+const MAX_EXEMPT: usize = 256;
+
 /// A cache tier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -65,6 +68,23 @@ pub struct Limits {
     pub max_header: ByteSize,
     /// Requests at once on one h2 connection, 1 or more. Default 1000: a tier below sends all its fetches over one.
     pub h2_max_streams: u32,
+    /// Open connections of one address, both listeners together; 0: no limit. Default 4096. IPv6 addresses count by /64. A
+    /// carrier's NAT puts some hundred viewers behind one address, a company its whole staff.
+    pub connections_per_address: u32,
+    /// Requests per second of one address, over time; 0: no limit. Default 10000. One more is answered 429. A connection
+    /// counts as ten requests, and is closed at once past the limit.
+    pub requests_per_address: u32,
+    /// Requests of one address at once before that rate counts, 1 or more. Default 20000.
+    pub burst_per_address: u32,
+    /// Addresses and networks to which no limit per address applies: load balancers and TLS terminators in front, which
+    /// speak for many. Default: loopback.
+    pub exempt_addresses: Vec<String>,
+    /// Who takes less than `min_send_rate` for so long while there is something to send is cut off: the connection, or the
+    /// one h2 stream. 1s to 1h. Default 60s.
+    #[serde(with = "humantime_serde")]
+    pub send_timeout: Duration,
+    /// Per second, at most 1GiB. Default 1KiB: no audio rendition is that slow. 0: a single byte will do.
+    pub min_send_rate: ByteSize,
 }
 
 /// Streams that the tier above pushes, so that what comes next is here before it is asked for.
@@ -150,6 +170,12 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(60),
             max_header: ByteSize::kib(16),
             h2_max_streams: 1000,
+            connections_per_address: 4096,
+            requests_per_address: 10_000,
+            burst_per_address: 20_000,
+            exempt_addresses: vec!["127.0.0.0/8".into(), "::1".into()],
+            send_timeout: Duration::from_secs(60),
+            min_send_rate: ByteSize::kib(1),
         }
     }
 }
@@ -207,6 +233,18 @@ impl Config {
         let header = (ByteSize::kib(8)..=ByteSize::mib(1)).contains(&limits.max_header);
         require(header, "limits.max_header", "must be 8KiB to 1MiB");
         require(limits.h2_max_streams > 0, "limits.h2_max_streams", "must be 1 or more");
+        require(limits.burst_per_address > 0, "limits.burst_per_address", "must be 1 or more");
+        let fine = limits.requests_per_address <= 1_000_000;
+        require(fine, "limits.requests_per_address", "must be 0 to 1000000");
+        require(within(limits.send_timeout, 1000, 3600), "limits.send_timeout", "must be 1s to 1h");
+        require(limits.min_send_rate <= ByteSize::gib(1), "limits.min_send_rate", "must be 0B to 1GiB");
+        let few = limits.exempt_addresses.len() <= MAX_EXEMPT;
+        require(few, "limits.exempt_addresses", "at most 256");
+        for network in &limits.exempt_addresses {
+            if let Err(problem) = network.parse::<net::Network>() {
+                require(false, "limits.exempt_addresses", &problem);
+            }
+        }
         let connect = within(self.upstream.connect_timeout, 10, 60);
         require(connect, "upstream.connect_timeout", "must be 10ms to 60s");
         require(self.upstream.key_segments <= 16, "upstream.key_segments", "must be 0 to 16");
@@ -266,6 +304,10 @@ mod tests {
         check("http = '[::]:80'\n[[classes]]\nmax_fetches = 9", &["classes[0].max_fetches"]);
         check("http = '[::]:80'\n[limits]\nmax_header = '1KiB'", &["limits.max_header"]);
         check("http = '[::]:80'\n[playback]\npaths = ['live/*']", &["playback.paths"]);
+        check(
+            "http = '[::]:80'\n[limits]\nburst_per_address = 0\nexempt_addresses = ['10.0.0.0/8', '10.0.0.1/8', 'lb']",
+            &["limits.burst_per_address", "limits.exempt_addresses", "limits.exempt_addresses"],
+        );
         assert!(toml::from_str::<Config>("htpp = '[::]:80'").is_err());
     }
 }

@@ -24,6 +24,7 @@ mod http;
 pub mod metrics;
 pub mod pace;
 pub mod policy;
+mod protection;
 pub mod push;
 pub mod resume;
 mod tier;
@@ -49,6 +50,9 @@ pub use policy::Class;
 mod sync {
     pub(crate) use std::sync::{Arc, Mutex, MutexGuard};
 }
+
+/// The tier that viewers connect to; others serve the fleet.
+const VIEWERS_TIER: &str = "edge";
 
 /// What a tier needs from its neighbours.
 pub struct Deps {
@@ -91,13 +95,17 @@ impl Edge {
             max_connections: config.limits.max_connections,
             handshake_timeout: config.limits.handshake_timeout,
         };
+        let viewers = deps.tier == VIEWERS_TIER;
+        let guard = protection::guard(&config.limits, deps.tier, viewers, &deps.metrics.refusals);
+        let bind =
+            async |addr| Ok::<_, Error>(net::Listener::bind(addr, limits).await?.guarded(guard.clone()));
         let https = match (config.https, &deps.server_tls) {
             (None, _) => None,
             (Some(addr), None) => return Err(Error::NoCertificate { addr }),
-            (Some(addr), Some(tls)) => Some((net::Listener::bind(addr, limits).await?, tls.clone())),
+            (Some(addr), Some(tls)) => Some((bind(addr).await?, tls.clone())),
         };
         let http = match config.http {
-            Some(addr) => Some(net::Listener::bind(addr, limits).await?),
+            Some(addr) => Some(bind(addr).await?),
             None => None,
         };
         Ok(Edge { tier: Arc::new(Tier::new(config, deps)), https, http })
@@ -123,13 +131,7 @@ impl Edge {
     pub async fn serve(self, shutdown: CancellationToken) {
         let Edge { tier, https, http } = self;
         let _stop = tier.stop.clone().drop_guard();
-        let limits = &tier.config.limits;
-        let options = net::http::Options {
-            header_timeout: limits.header_timeout,
-            max_header_bytes: limits.max_header.as_u64().try_into().unwrap_or(u32::MAX),
-            h2_max_streams: limits.h2_max_streams,
-            ..net::http::Options::default()
-        };
+        let options = protection::options(&tier.config.limits, tier.name == VIEWERS_TIER);
         let serve = |listener: net::Listener, tls| {
             let (tier, drain) = (tier.clone(), tier.config.drain);
             let service = move |request, peer| http::serve(&tier, request, peer);

@@ -46,6 +46,8 @@ pub struct Probe {
 pub struct Metrics {
     /// Requests answered, by how: each request counts once.
     requests: Family<Request, Counter>,
+    /// Connections, requests and streams that were refused or cut off, by why: each counts once.
+    pub(crate) refusals: Family<crate::protection::Refused, Counter>,
     /// Requests to upstreams, by class and by what became of their headers: each counts once.
     fetches: Family<Fetch, Counter>,
     /// Fetches started because the one before was slow.
@@ -141,6 +143,8 @@ impl Metrics {
         let push = crate::push::metrics::Metrics::register(registry);
         let metrics = Metrics { push, ..Metrics::default() };
         registry.register("edge_requests", "Requests answered, by how", metrics.requests.clone());
+        let help = "Connections, requests and streams refused or cut off to protect the tier, by why";
+        registry.register("edge_refusals", help, metrics.refusals.clone());
         let help = "Requests to upstreams, by class and by what became of their headers";
         registry.register("edge_fetches", help, metrics.fetches.clone());
         let help = "Fetches started because the one before was slow";

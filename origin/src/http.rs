@@ -46,6 +46,9 @@ pub(crate) const MPD_CONTROL: &str = "max-age=1";
 pub(crate) const HLS_TYPE: &str = "application/vnd.apple.mpegurl";
 pub(crate) const DASH_TYPE: &str = "application/dash+xml";
 
+/// RFC 9218: what an answer's `Priority` says counts in place of the request's.
+const PRIORITY: http::HeaderName = http::HeaderName::from_static("priority");
+
 pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>) -> Response<Body> {
     let path = request.uri().path();
     if let Some(stream) = path.strip_prefix("/relay/") {
@@ -207,7 +210,11 @@ async fn object(
         Target::Init(epoch, id) => match live.init(epoch, &id) {
             Some(init) => {
                 let etag = init_etag(epoch, &id);
-                media(&shared.shutdown, Object::complete(init), live.media_type(&id), &etag, asked).await
+                let media_type = live.media_type(&id);
+                let mut response =
+                    media(&shared.shutdown, Object::complete(init), media_type, &etag, asked).await;
+                response.headers_mut().insert(PRIORITY, HeaderValue::from_static("u=2"));
+                response
             }
             None => not_found("no such init segment"),
         },
@@ -282,6 +289,8 @@ fn manifest(content_type: &'static str, cache_control: &str, text: String) -> Re
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, header(cache_control));
+    // Before init segments, and those before segments: without news of it a player asks for nothing.
+    headers.insert(PRIORITY, HeaderValue::from_static("u=1"));
     response
 }
 
@@ -336,6 +345,8 @@ async fn media(
     let control = if status == StatusCode::RANGE_NOT_SATISFIABLE { "no-store" } else { IMMUTABLE };
     headers.insert(CACHE_CONTROL, HeaderValue::from_static(control));
     headers.insert(ETAG, header(etag));
+    // Said, since browsers ask for everything that a page's script fetches with u=1.
+    headers.insert(PRIORITY, HeaderValue::from_static("u=3"));
     response
 }
 

@@ -1,0 +1,62 @@
+//! What viewers may use: a tier's limits as its listeners want them, and the counters of those who were refused.
+
+use std::sync::Arc;
+
+use net::{Guard, Observe, PerAddress, Refusal};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+use crate::config::Limits;
+
+/// Labels of refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct Refused {
+    tier: &'static str,
+    reason: &'static str,
+}
+
+/// The counters of one tier, each reason's there from the start.
+struct Counters([Counter; Refusal::ALL.len()]);
+
+impl Observe for Counters {
+    fn refused(&self, why: Refusal) {
+        self.0[why as usize].inc();
+    }
+}
+
+/// What the listeners of `tier` share. The fleet's own listeners have few and very busy peers, which have shown their
+/// certificates: no limit goes by their addresses.
+pub(crate) fn guard(
+    limits: &Limits,
+    tier: &'static str,
+    viewers: bool,
+    refusals: &Family<Refused, Counter>,
+) -> Guard {
+    let counter = |why: Refusal| refusals.get_or_create_owned(&Refused { tier, reason: why.as_str() });
+    let rules = if viewers {
+        PerAddress {
+            connections: limits.connections_per_address,
+            requests_per_second: limits.requests_per_address,
+            burst: limits.burst_per_address,
+            exempt: limits.exempt_addresses.iter().filter_map(|network| network.parse().ok()).collect(),
+        }
+    } else {
+        PerAddress::default()
+    };
+    Guard::new(rules, Arc::new(Counters(Refusal::ALL.map(counter))))
+}
+
+/// The same for HTTP.
+pub(crate) fn options(limits: &Limits, viewers: bool) -> net::http::Options {
+    let defaults = net::http::Options::default();
+    net::http::Options {
+        header_timeout: limits.header_timeout,
+        max_header_bytes: limits.max_header.as_u64().try_into().unwrap_or(u32::MAX),
+        h2_max_streams: limits.h2_max_streams,
+        send_timeout: limits.send_timeout,
+        min_send_rate: limits.min_send_rate.as_u64(),
+        viewers,
+        ..defaults
+    }
+}
