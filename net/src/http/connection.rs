@@ -353,15 +353,15 @@ where
         let (service, visit, vitals) = (self.service.clone(), visit.clone(), vitals.clone());
         service_fn(move |request: Request<Incoming>| {
             let busy = Busy::new(vitals.clone());
-            let priority = Priority::default().merged(request.headers());
-            let place = streams.as_ref().map(|streams| streams.open(priority));
+            let place =
+                streams.as_ref().map(|streams| streams.open(Priority::default().merged(request.headers())));
             let answering = visit.request().map(|()| service(request, peer));
             async move {
                 Ok(match answering {
                     Ok(answering) => {
                         let (head, body) = answering.await.into_parts();
                         if let Some(place) = &place {
-                            place.set(priority.merged(&head.headers));
+                            place.answered(&head.headers);
                         }
                         Response::from_parts(head, Answer::service(body, place, busy))
                     }

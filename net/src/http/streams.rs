@@ -6,6 +6,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use tokio::task::AbortHandle;
 
 use super::patience::Floor;
@@ -23,8 +24,15 @@ pub(super) struct Streams(Mutex<State>);
 struct State {
     turns: Turns,
     last: Id,
-    wakers: BTreeMap<Id, Waker>,
-    tasks: BTreeMap<Id, AbortHandle>,
+    tasks: BTreeMap<Id, Task>,
+}
+
+/// What runs a stream.
+#[derive(Debug, Default)]
+struct Task {
+    handle: Option<AbortHandle>,
+    /// It waits for its turn.
+    waker: Option<Waker>,
 }
 
 impl Streams {
@@ -34,7 +42,8 @@ impl Streams {
         state.last += 1;
         let id = state.last;
         state.turns.open(id, priority);
-        Place { streams: self.clone(), id }
+        state.tasks.insert(id, Task::default());
+        Place { streams: self.clone(), id, priority }
     }
 
     /// The task of the stream that was opened last. The h2 layer asks for its service, then spawns it, in one go.
@@ -42,8 +51,8 @@ impl Streams {
         let mut state = self.lock();
         let last = state.last;
         // It may have ended already.
-        if state.turns.is_open(last) {
-            state.tasks.insert(last, task);
+        if let Some(opened) = state.tasks.get_mut(&last) {
+            opened.handle = Some(task);
         }
     }
 
@@ -58,8 +67,8 @@ impl Streams {
         let stalled = state.turns.stalled(now, floor);
         let mut all = true;
         for (id, alone) in &stalled {
-            match state.tasks.get(id) {
-                Some(task) if *alone => task.abort(),
+            match state.tasks.get(id).and_then(|task| task.handle.as_ref()) {
+                Some(handle) if *alone => handle.abort(),
                 _ => all = false,
             }
         }
@@ -68,9 +77,7 @@ impl Streams {
 
     /// Ends all: their connection is gone.
     pub(super) fn abort(&self) {
-        for task in self.lock().tasks.values() {
-            task.abort();
-        }
+        self.lock().tasks.values().filter_map(|task| task.handle.as_ref()).for_each(AbortHandle::abort);
     }
 
     fn sent(&self, id: Id, bytes: u64) {
@@ -88,7 +95,7 @@ impl State {
     /// Wakes whose turn it is. Waking only puts a task into a queue.
     fn call(&mut self) {
         while let Some(id) = self.turns.poll() {
-            if let Some(waker) = self.wakers.remove(&id) {
+            if let Some(waker) = self.tasks.get_mut(&id).and_then(|task| task.waker.take()) {
                 waker.wake();
             }
         }
@@ -100,12 +107,16 @@ impl State {
 pub(super) struct Place {
     streams: Arc<Streams>,
     id: Id,
+    priority: Priority,
 }
 
 impl Place {
-    /// Its priority, before its first piece.
-    pub(super) fn set(&self, priority: Priority) {
-        self.streams.lock().turns.set(self.id, priority);
+    /// What the answer's headers say of its priority; before its first piece.
+    pub(super) fn answered(&self, headers: &HeaderMap) {
+        let priority = self.priority.merged(headers);
+        if priority != self.priority {
+            self.streams.lock().turns.set(self.id, priority);
+        }
     }
 
     /// A piece of `bytes`, taken from them, once it is this stream's turn. The piece says when it has left.
@@ -113,8 +124,8 @@ impl Place {
         let piece = bytes.len().min(PIECE_BYTES);
         let mut state = self.streams.lock();
         let granted = state.turns.ask(self.id, piece as u64);
-        if !granted {
-            state.wakers.insert(self.id, waker.clone());
+        if !granted && let Some(task) = state.tasks.get_mut(&self.id) {
+            task.waker = Some(waker.clone());
         }
         // There may be room for another.
         state.call();
@@ -131,7 +142,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.streams.lock();
         state.turns.leave(self.id);
-        state.wakers.remove(&self.id);
         state.tasks.remove(&self.id);
         state.call();
     }

@@ -141,11 +141,6 @@ impl Turns {
         self.streams.is_empty()
     }
 
-    /// Whether it is there and has not left.
-    pub(crate) fn is_open(&self, id: Id) -> bool {
-        self.streams.get(&id).is_some_and(|stream| !stream.gone)
-    }
-
     /// Streams whose peer takes too little of what was handed over for them, and whether they could still be ended by
     /// themselves: the h2 layer alone has what is left of the others. To be called from time to time while the socket
     /// takes what it is given.
