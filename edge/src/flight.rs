@@ -15,7 +15,8 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::cache::{Charge, Content, Entry, Kind, Permit, State, Verdict};
+use crate::budget::Growing;
+use crate::cache::{Content, Entry, Kind, Permit, State, Verdict};
 use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
 use crate::fetch::{self, Answer, Ask, Failed};
 use crate::form::Forms;
@@ -102,7 +103,7 @@ struct Body {
     version: Option<Version>,
     until: Until,
     len: u64,
-    charge: Charge,
+    charge: Growing,
 }
 
 type Joined = Option<Result<(tokio::task::Id, Result<Answer, Failed>), JoinError>>;
@@ -300,7 +301,8 @@ impl Shell {
     fn serve(&mut self, by: Fetch, response: Response<Incoming>) {
         let (head, incoming) = response.into_parts();
         let wall = SystemTime::now();
-        let (writer, object) = Object::growing();
+        let charge = self.tier.store.growing();
+        let (writer, object) = Object::growing_with(charge.charge().clone());
         let announced = fetch::content_length(&head.headers);
         let version = Version::of(head.status, &head.headers);
         let entry = Arc::new(Entry {
@@ -323,7 +325,6 @@ impl Shell {
             // Seized in this very moment.
             return self.flight.handle_superseded();
         }
-        let charge = Charge::new(&self.tier.metrics.inflight_bytes, 0);
         let (incoming, until) = (Some(incoming), announced.map_or(Until::End, Until::Total));
         self.body = Some(Body { by, incoming, writer, entry, version, until, len: 0, charge });
     }
@@ -399,19 +400,15 @@ impl Shell {
     }
 
     fn complete(&mut self) {
-        let Some(Body { writer, entry, .. }) = self.body.take() else {
+        // Its bytes count as on their way until the copy is on the shelf.
+        let Some(Body { writer, entry, charge: _charge, .. }) = self.body.take() else {
             return;
         };
-        let object = writer.object().clone();
         writer.finish();
         if Instant::now() >= entry.received + entry.freshness.keep() {
             return;
         }
-        if let Some(bytes) = object.to_bytes() {
-            self.tier
-                .store
-                .keep(&self.job.permit, Entry { body: Content::Whole(bytes), ..Entry::clone(&entry) });
-        }
+        self.tier.store.keep(&self.job.permit, Entry::clone(&entry));
     }
 
     fn refuse(&mut self, refusal: Refusal) {
@@ -445,7 +442,6 @@ impl Body {
     fn push(&mut self, data: Bytes, tier: &Tier) -> Result<(), String> {
         let max_object = tier.config.max_object.as_u64();
         self.len += data.len() as u64;
-        self.charge.grow(data.len() as u64 + CHUNK_BYTES);
         if let Until::Total(total) = self.until
             && self.len > total
         {
@@ -454,7 +450,7 @@ impl Body {
         if self.len > max_object {
             return Err(format!("it exceeds max_object = {max_object} bytes"));
         }
-        if tier.metrics.inflight_bytes.get() > tier.config.inflight_size.as_u64() as i64 {
+        if !tier.store.grow(&self.charge, data.len() as u64 + CHUNK_BYTES) {
             return Err("inflight_size is used up".into());
         }
         self.writer.push(data);

@@ -9,6 +9,7 @@
 
 pub mod access;
 mod body;
+pub mod budget;
 mod cache;
 pub mod coalesce;
 pub mod conditions;
@@ -24,6 +25,7 @@ mod http;
 pub mod metrics;
 pub mod policy;
 pub mod resume;
+pub mod shelf;
 mod tier;
 pub mod upstream;
 
@@ -144,6 +146,7 @@ impl Edge {
             biased;
             _ = async { tokio::join!(https, http) } => {}
             never = tier.probe() => match never {},
+            never = tier.keep_house() => match never {},
         }
         tier.stop.cancel();
         tier.tasks.close();
@@ -159,7 +162,7 @@ impl Control {
     /// Forgets all objects whose path and query begin with `prefix`; returns how many. Answers under way reach those who
     /// wait for them and are not kept.
     pub fn purge(&self, prefix: &str) -> usize {
-        let count = self.0.store.purge(prefix);
+        let count = self.0.store.purge(prefix, None);
         info!(tier = self.0.name, prefix, count, "purged");
         count
     }

@@ -6,6 +6,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::shelf;
+
 /// Labels of what a tier has one of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Tier {
@@ -41,6 +43,13 @@ pub struct Probe {
     outcome: &'static str,
 }
 
+/// Labels of what has reasons.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    tier: &'static str,
+    reason: &'static str,
+}
+
 /// The families. Cloning is cheap; register once per process.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -64,6 +73,10 @@ pub struct Metrics {
     cache_bytes: Family<Tier, Gauge>,
     /// Memory of objects on their way.
     inflight_bytes: Family<Tier, Gauge>,
+    /// Memory of objects that are read and not kept.
+    held_bytes: Family<Tier, Gauge>,
+    /// Objects that have left the cache, by why.
+    left_objects: Family<Reason, Counter>,
 }
 
 /// How a request was answered: the `result` label, and the words for logs.
@@ -155,6 +168,10 @@ impl Metrics {
         registry.register("edge_cache_bytes", "Memory of complete objects", metrics.cache_bytes.clone());
         let help = "Memory of objects on their way";
         registry.register("edge_inflight_bytes", help, metrics.inflight_bytes.clone());
+        let help = "Memory of objects that viewers still read and that are not in the cache";
+        registry.register("edge_held_bytes", help, metrics.held_bytes.clone());
+        let help = "Objects that have left the cache, by why; replaced ones are not counted";
+        registry.register("edge_left_objects", help, metrics.left_objects.clone());
         metrics
     }
 
@@ -169,6 +186,12 @@ impl Metrics {
             served_bytes: self.served_bytes.get_or_create_owned(&only),
             cache_bytes: self.cache_bytes.get_or_create_owned(&only),
             inflight_bytes: self.inflight_bytes.get_or_create_owned(&only),
+            held_bytes: self.held_bytes.get_or_create_owned(&only),
+            left: shelf::Counters {
+                evicted: self.left_objects.get_or_create_owned(&Reason { tier, reason: "evicted" }),
+                expired: self.left_objects.get_or_create_owned(&Reason { tier, reason: "expired" }),
+                purged: self.left_objects.get_or_create_owned(&Reason { tier, reason: "purged" }),
+            },
             families: self.clone(),
             tier,
         }
@@ -184,6 +207,8 @@ pub(crate) struct TierMetrics {
     pub(crate) served_bytes: Counter,
     pub(crate) cache_bytes: Gauge,
     pub(crate) inflight_bytes: Gauge,
+    pub(crate) held_bytes: Gauge,
+    pub(crate) left: shelf::Counters,
     families: Metrics,
     tier: &'static str,
 }

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::access::Access;
+use crate::budget::{self, Budget};
 use crate::cache::{Entry, Joined, Kind, State, Store, Waiting};
 use crate::config::Config;
 use crate::fetch::Client;
@@ -25,6 +26,9 @@ use crate::{Deps, Pages};
 
 /// How often a request tries again after the task that fetched for it vanished without a word.
 const ATTEMPTS: u32 = 2;
+
+/// How often memory is given back that nothing new asks for.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 pub(crate) struct Tier {
     pub(crate) name: &'static str,
@@ -64,12 +68,14 @@ impl Tier {
         let metrics = deps.metrics.of(deps.tier);
         let max_object = config.max_object.as_u64();
         let client = Client::new(deps.client_tls, config.upstream.connect_timeout, max_object, deps.tier);
-        let store = Store::new(
-            config.cache_size.as_u64(),
-            config.max_inflight_names,
-            metrics.cache_bytes.clone(),
-            metrics.inflight_names.clone(),
-        );
+        let gauges = budget::Gauges {
+            shelf: metrics.cache_bytes.clone(),
+            growing: metrics.inflight_bytes.clone(),
+            held: metrics.held_bytes.clone(),
+        };
+        let budget = Budget::new(config.cache_size.as_u64(), config.inflight_size.as_u64(), gauges);
+        let (left, names) = (metrics.left.clone(), metrics.inflight_names.clone());
+        let store = Store::new(budget, left, config.max_inflight_names, names);
         // The standard library's one source of randomness.
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
         let paths = config.playback.paths.clone();
@@ -96,7 +102,7 @@ impl Tier {
 
     /// The complete object of a name, if it is there and fresh, and how it answers.
     pub(crate) fn fresh(&self, key: &str, now: Instant) -> Option<(Arc<Entry>, Answered)> {
-        let entry = self.store.get(key).filter(|entry| entry.state(now) == State::Fresh)?;
+        let entry = self.store.get(key, now).filter(|entry| entry.state(now) == State::Fresh)?;
         let answered = answered_by(&entry);
         Some((entry, answered))
     }
@@ -109,7 +115,7 @@ impl Tier {
     ) -> Result<(Arc<Entry>, Answered), Denied> {
         for _ in 0..ATTEMPTS {
             let now = Instant::now();
-            let there = self.store.get(key);
+            let there = self.store.get(key, now);
             if let Some(entry) = &there {
                 match entry.state(now) {
                     State::Fresh => return Ok((entry.clone(), answered_by(entry))),
@@ -201,6 +207,16 @@ impl Tier {
     pub(crate) fn upstreams(&self) -> MutexGuard<'_, Upstreams> {
         // What it holds are hints: half a change does no harm.
         self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Once a second: what nobody can be given any more leaves. Never ends; dropping it is fine at any time.
+    pub(crate) async fn keep_house(&self) -> Infallible {
+        let mut ticks = tokio::time::interval(HOUSEKEEPING);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.store.sweep(Instant::now());
+        }
     }
 
     fn join(
