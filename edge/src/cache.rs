@@ -217,6 +217,16 @@ impl Store {
         count + self.shelf.purge(doomed)
     }
 
+    /// Gives kept objects another freshness where `revised` has one; returns how many. Those that come meanwhile may be
+    /// left out.
+    pub(crate) fn revise(&self, revised: impl Fn(&str, &Entry) -> Option<Freshness>) -> usize {
+        self.shelf.revise(|key, entry, _| {
+            let freshness = revised(key, entry)?;
+            let until = entry.received + freshness.keep();
+            Some((Entry { freshness, ..entry.clone() }, until))
+        })
+    }
+
     /// Lets objects go that are past their end: a bounded number, so that nobody waits for it.
     pub(crate) fn sweep(&self, now: Instant) {
         self.shelf.sweep(now, SWEPT_AT_ONCE);

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Class;
+use crate::policy::{Class, Delivery, Policy};
 
 /// A cache tier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct Config {
     /// Classes of objects; the first that matches a name counts. Names that match none are of class "other" with its
     /// defaults. Default: `blocking-playlist`, `playlist`, `mpd`, `media`, `init`, `other`.
     pub classes: Vec<Class>,
+    /// How the objects below a path come from the tier above; the first whose prefix begins a path counts. Default: none,
+    /// so all are pushed where the tier above offers it. At most 256.
+    pub delivery: Vec<Delivery>,
 }
 
 /// What a client may use.
@@ -103,6 +107,7 @@ impl Default for Config {
             upstream: Upstream::default(),
             playback: Playback::default(),
             classes: Class::defaults(),
+            delivery: Vec::new(),
         }
     }
 }
@@ -167,11 +172,16 @@ impl Config {
         let absolute = self.playback.paths.iter().all(|path| path.starts_with(['/', '*']));
         require(absolute, "playback.paths", "a pattern must begin with / or *");
         require(self.playback.key_files.len() <= 8, "playback.key_files", "at most 8 files");
-        require(self.classes.len() <= 64, "classes", "at most 64 classes");
-        for (index, class) in self.classes.iter().enumerate() {
-            problems.extend(class.problems(&format!("{path}.classes[{index}]")));
-        }
+        problems.extend(self.policy().problems(path));
         problems
+    }
+
+    /// The part that can be changed while it runs.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            classes: self.classes.iter().cloned().map(Arc::new).collect(),
+            delivery: self.delivery.clone(),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What one tier has: its stores, its client, what it knows about its upstreams; and how a request gets at an object.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use cluster::{Node, Ring};
 use http::HeaderValue;
@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::fetch::Client;
 use crate::flight::{self, Job};
 use crate::metrics::{Answered, TierMetrics};
-use crate::policy::Class;
+use crate::policy::{self, Policy};
 use crate::upstream::Upstreams;
 use crate::{Deps, Pages};
 
@@ -33,8 +33,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 pub(crate) struct Tier {
     pub(crate) name: &'static str,
     pub(crate) config: Config,
-    classes: Vec<Arc<Class>>,
-    other: Arc<Class>,
+    policy: RwLock<Arc<Policy>>,
     pub(crate) store: Arc<Store>,
     pub(crate) client: Client,
     ring: Ring,
@@ -82,8 +81,7 @@ impl Tier {
         let access = deps.playback_keys.filter(|_| !paths.is_empty()).map(|keys| Access::new(keys, paths));
         Tier {
             name: deps.tier,
-            classes: config.classes.iter().cloned().map(Arc::new).collect(),
-            other: Arc::new(Class::default()),
+            policy: RwLock::new(Arc::new(config.policy())),
             store: Arc::new(store),
             client,
             ring: deps.upstreams,
@@ -147,6 +145,25 @@ impl Tier {
             }
         }
         Err(Denied::Lost)
+    }
+
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a policy without [`Policy::problems`] in force: for requests from now on, and for what is kept where it says
+    /// less than before. Fetches under way go on by the rules they began with. Returns how many kept objects it made
+    /// shorter.
+    pub(crate) fn set_policy(&self, policy: Policy) -> usize {
+        let policy = Arc::new(policy);
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy.clone();
+        let wall = SystemTime::now();
+        self.store.revise(|key, entry| {
+            let (path, query) = key.split_once('?').unwrap_or((key, ""));
+            let Entry { status, headers, failed, freshness, .. } = entry;
+            policy::shortened(policy.class(path, query), *status, headers, *failed, *freshness, wall)
+        })
     }
 
     /// A place among those who wait.
@@ -240,10 +257,9 @@ impl Tier {
             }
             Joined::Yours(permit, waiting) => {
                 let (path, query) = key.split_once('?').unwrap_or((key, ""));
-                let class =
-                    self.classes.iter().find(|class| class.matches(path, query)).unwrap_or(&self.other);
+                let class = self.policy().class(path, query).clone();
                 // Nothing pushes objects yet: what does says here that it has promised this one.
-                let job = Job { permit, class: class.clone(), stale, cdn_loop: cdn_loop(), promised: None };
+                let job = Job { permit, class, stale, cdn_loop: cdn_loop(), promised: None };
                 self.tasks.spawn(flight::fly(self.clone(), job));
                 Ok(Found::Waiting { waiting, own: true })
             }
