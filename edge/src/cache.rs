@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use media::Object;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
 use crate::budget::{self, Budget, Charge, Full, Growing};
@@ -13,6 +14,7 @@ use crate::encoding;
 use crate::form::Forms;
 use crate::freshness::Freshness;
 use crate::handover::{self, Table};
+use crate::metrics::ClassMetrics;
 use crate::shelf::{self, Shelf};
 
 /// What an entry costs besides its body, its name and the text of its headers, in bytes: table slots, allocations.
@@ -40,6 +42,8 @@ pub(crate) struct Entry {
     pub(crate) grace_until: Option<Instant>,
     /// Its part of the account, once it is complete.
     pub(crate) charge: Option<Arc<Charge>>,
+    /// Those of its class when it was fetched.
+    pub(crate) counts: Arc<ClassMetrics>,
     /// Its body and headers, ready to be sent.
     pub(crate) forms: Forms,
 }
@@ -123,14 +127,21 @@ pub(crate) type Joined = handover::Joined<Verdict, Arc<Entry>>;
 pub(crate) struct Store {
     shelf: Shelf<Entry>,
     budget: Arc<Budget>,
+    unkept: Counter,
     flights: Table<Verdict>,
 }
 
 impl Store {
     /// Within `budget` and a bound on names, and what counts them.
-    pub(crate) fn new(budget: Arc<Budget>, left: shelf::Counters, max_flights: usize, names: Gauge) -> Store {
+    pub(crate) fn new(
+        budget: Arc<Budget>,
+        left: shelf::Counters,
+        unkept: Counter,
+        max_flights: usize,
+        names: Gauge,
+    ) -> Store {
         let flights = Table::new(max_flights, names);
-        Store { shelf: Shelf::new(budget.clone(), left), budget, flights }
+        Store { shelf: Shelf::new(budget.clone(), left), budget, unkept, flights }
     }
 
     /// The complete object, however stale.
@@ -157,6 +168,7 @@ impl Store {
     pub(crate) fn keep(&self, permit: &Permit, entry: Entry) -> Arc<Entry> {
         let now = Instant::now();
         let Some((entry, charge)) = self.own(&permit.key, &entry, now) else {
+            self.unkept.inc();
             return Arc::new(entry);
         };
         let until = entry.received + entry.freshness.keep();
@@ -272,6 +284,7 @@ mod tests {
             failed: false,
             grace_until: None,
             charge: None,
+            counts: crate::Metrics::default().of("edge").class("other"),
             forms: Forms::default(),
         }
     }
@@ -282,7 +295,7 @@ mod tests {
 
     fn counted(max_bytes: u64, names: Gauge) -> Arc<Store> {
         let budget = Budget::new(max_bytes, 1 << 20, budget::Gauges::default());
-        Arc::new(Store::new(budget, shelf::Counters::default(), 2, names))
+        Arc::new(Store::new(budget, shelf::Counters::default(), Counter::default(), 2, names))
     }
 
     fn permit(store: &Arc<Store>, key: &str) -> (Permit, Waiting) {

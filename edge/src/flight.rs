@@ -21,6 +21,7 @@ use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
 use crate::fetch::{self, Answer, Ask, Failed};
 use crate::form::Forms;
 use crate::freshness::{self, Freshness};
+use crate::metrics::{ClassMetrics, Tally};
 use crate::policy::Class;
 use crate::resume::{Rest, Until, Version};
 use crate::tier::Tier;
@@ -37,6 +38,8 @@ const CHUNK_BYTES: u64 = 64;
 pub(crate) struct Job {
     pub(crate) permit: Permit,
     pub(crate) class: Arc<Class>,
+    /// Those of the class.
+    pub(crate) counts: Arc<ClassMetrics>,
     /// What is there already, past its freshness.
     pub(crate) stale: Option<Arc<Entry>>,
     /// The value of `CDN-Loop` to send.
@@ -60,7 +63,8 @@ pub(crate) async fn fly(tier: Arc<Tier>, job: Job) {
     let flight = begin(Instant::now(), rules, candidates.len());
     let conditions = job.stale.as_ref().and_then(|stale| fetch::conditions(stale.status, &stale.headers));
     let (fetches, set) = (Vec::new(), JoinSet::new());
-    Shell { tier, job, hash_key, candidates, first, conditions, flight, fetches, set, body: None }
+    let (tally, body) = (tier.metrics.tally(), None);
+    Shell { tier, job, hash_key, candidates, first, conditions, flight, fetches, set, tally, body }
         .run()
         .await;
 }
@@ -78,6 +82,7 @@ struct Shell {
     /// Those whose outcome is not counted yet.
     fetches: Vec<Fetch>,
     set: JoinSet<Result<Answer, Failed>>,
+    tally: Tally,
     body: Option<Body>,
 }
 
@@ -173,7 +178,7 @@ impl Shell {
                 Action::Refuse(refusal) => self.refuse(refusal),
                 Action::Complete => self.complete(),
                 Action::Break => {
-                    self.tier.metrics.broke(&self.job.class.name);
+                    self.tier.metrics.broke(&self.job.counts);
                     // Its writer is dropped unfinished: readers see it break.
                     self.body = None;
                 }
@@ -187,7 +192,7 @@ impl Shell {
     fn start(&mut self, fetch: FetchId, candidate: usize, cause: Cause, ask: Ask) {
         let node = self.candidates[candidate].clone();
         if cause == Cause::Promoted {
-            self.tier.metrics.promoted(&self.job.class.name);
+            self.tier.metrics.promoted(&self.job.counts);
         }
         debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, ?cause, ?ask, "fetch starts");
         let get = self.tier.client.clone().get(
@@ -196,6 +201,7 @@ impl Shell {
             self.job.cdn_loop.clone(),
             ask,
         );
+        self.tally.started();
         let handle = self.set.spawn(get);
         self.fetches.push(Fetch { id: fetch, node, cause, handle });
     }
@@ -221,7 +227,7 @@ impl Shell {
 
     fn cancelled(&self, fetch: &Fetch) {
         fetch.handle.abort();
-        self.tier.metrics.fetched(&self.job.class.name, "cancelled");
+        self.tier.metrics.fetched(&self.job.counts, "cancelled");
     }
 
     /// The answer, for what the flight says next.
@@ -241,7 +247,7 @@ impl Shell {
                     Answer::NotModified(_) => "not_modified",
                     Answer::Rest { .. } | Answer::Nothing => "resumed",
                 };
-                self.tier.metrics.fetched(&self.job.class.name, outcome);
+                self.tier.metrics.fetched(&self.job.counts, outcome);
                 let first = self.first.as_ref() == Some(&by.node.name);
                 self.tier.upstreams().handle_answer(now, &self.hash_key, &by.node.name, first);
                 match &answer {
@@ -276,7 +282,7 @@ impl Shell {
             Failure::Erred => "erred",
             Failure::Unavailable => "unavailable",
         };
-        self.tier.metrics.fetched(&self.job.class.name, outcome);
+        self.tier.metrics.fetched(&self.job.counts, outcome);
         self.tier.upstreams().handle_refusal(&self.hash_key, &node.name);
         if failed.unreachable {
             self.tier.unreachable(node);
@@ -314,6 +320,7 @@ impl Shell {
             failed: false,
             grace_until: None,
             charge: None,
+            counts: self.job.counts.clone(),
             forms: Forms::default(),
         });
         if entry.freshness.keep().is_zero() {
@@ -422,7 +429,10 @@ impl Shell {
             Some(stale) => {
                 (Entry { grace_until: Some(now + negative_ttl), ..Entry::clone(&stale) }, Kind::Stale)
             }
-            None => (failed_entry(self.tier.name, refusal, negative_ttl, now), Kind::Failed),
+            None => {
+                let counts = self.job.counts.clone();
+                (failed_entry(self.tier.name, counts, refusal, negative_ttl, now), Kind::Failed)
+            }
         };
         // Told first: if the name was seized, what came by the other way is not to be covered by this.
         let told = self.job.permit.tell(Verdict { entry: Arc::new(entry.clone()), kind });
@@ -459,7 +469,13 @@ impl Body {
 }
 
 /// What viewers get when no upstream answers.
-fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Instant) -> Entry {
+fn failed_entry(
+    tier: &str,
+    counts: Arc<ClassMetrics>,
+    refusal: Refusal,
+    negative_ttl: Duration,
+    now: Instant,
+) -> Entry {
     let status = refusal.status();
     let (why, ttl) = match refusal {
         Refusal::NoUpstream => ("there is no upstream", negative_ttl),
@@ -489,6 +505,7 @@ fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Insta
         failed: true,
         grace_until: None,
         charge: None,
+        counts,
         forms: Forms::default(),
     }
 }

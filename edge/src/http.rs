@@ -25,7 +25,7 @@ use crate::conditions;
 use crate::encoding;
 use crate::fetch::{self, CDN_LOOP};
 use crate::form::{CACHE_STATUS, Head};
-use crate::metrics::Answered;
+use crate::metrics::{Answered, Overload};
 use crate::policy::{self, MAX_KEY_BYTES};
 use crate::range::{self, Asked, Step};
 use crate::tier::{Denied, Tier};
@@ -66,7 +66,10 @@ pub(crate) fn serve(tier: &Arc<Tier>, request: Request<Incoming>, peer: SocketAd
             let (tier, key) = (tier.clone(), key.into_owned());
             Serving::Waiting(Box::pin(async move {
                 let answer = match tier.find(&key, || loop_value(&head.headers, &tier.node_id)).await {
-                    Ok((entry, answered)) => respond(&tier, &entry, answered, &head).await,
+                    Ok((entry, answered)) => {
+                        entry.counts.answered(answered);
+                        respond(&tier, &entry, answered, &head).await
+                    }
                     Err(denied) => denial(&tier, denied),
                 };
                 finish(&tier, &head, peer, began, answer)
@@ -139,6 +142,7 @@ fn route<'a>(tier: &Tier, head: &'a Parts, now: Instant) -> Route<'a> {
         && let Content::Whole(bytes) = &entry.body
         && let Some(response) = whole(tier, &entry, bytes, answered, head, now)
     {
+        entry.counts.answered(answered);
         return Route::Done((response, answered));
     }
     Route::Find(key)
@@ -164,7 +168,15 @@ fn forbidden(tier: &Tier, why: &access::Refused) -> Response<Body> {
 
 fn denial(tier: &Tier, denied: Denied) -> Answer {
     let (why, answered) = match denied {
-        Denied::Overloaded => ("too many requests are waiting", Answered::Overloaded),
+        Denied::Overloaded(overload) => {
+            tier.metrics.overloaded(overload);
+            let why = match overload {
+                Overload::Names | Overload::Flights => "too many names are being fetched",
+                Overload::Memory => "too many bytes are on their way",
+                Overload::Waiters => "too many requests are waiting",
+            };
+            (why, Answered::Overloaded)
+        }
         Denied::Lost => ("the fetch was lost", Answered::Error),
     };
     let mut response = own(tier, StatusCode::SERVICE_UNAVAILABLE, why);

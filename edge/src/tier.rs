@@ -19,7 +19,7 @@ use crate::cache::{Entry, Joined, Kind, State, Store, Waiting};
 use crate::config::Config;
 use crate::fetch::Client;
 use crate::flight::{self, Job};
-use crate::metrics::{Answered, TierMetrics};
+use crate::metrics::{Answered, Overload, TierMetrics};
 use crate::policy::{self, Policy};
 use crate::upstream::Upstreams;
 use crate::{Deps, Pages};
@@ -56,7 +56,7 @@ pub(crate) struct Tier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// A bound of ours is reached.
-    Overloaded,
+    Overloaded(Overload),
     /// The fetch vanished: a fault of ours, or the end of this process.
     Lost,
 }
@@ -74,7 +74,8 @@ impl Tier {
         };
         let budget = Budget::new(config.cache_size.as_u64(), config.inflight_size.as_u64(), gauges);
         let (left, names) = (metrics.left.clone(), metrics.inflight_names.clone());
-        let store = Store::new(budget, left, config.max_inflight_names, names);
+        let unkept = metrics.unkept.clone();
+        let store = Store::new(budget, left, unkept, config.max_inflight_names, names);
         // The standard library's one source of randomness.
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
         let paths = config.playback.paths.clone();
@@ -132,6 +133,7 @@ impl Tier {
             };
             let _waiter = self.waiter()?;
             if let Some(verdict) = waiting.await {
+                verdict.entry.counts.waited(now.elapsed());
                 let answered = match verdict.kind {
                     Kind::Failed => Answered::Error,
                     Kind::Stale => Answered::Stale,
@@ -170,7 +172,11 @@ impl Tier {
     pub(crate) fn waiter(&self) -> Result<Waiter, Denied> {
         let waiter = Waiter(self.metrics.waiters.clone());
         // Counted first, so that no two can take the last place.
-        if waiter.0.inc() >= self.config.max_waiters as i64 { Err(Denied::Overloaded) } else { Ok(waiter) }
+        if waiter.0.inc() >= self.config.max_waiters as i64 {
+            Err(Denied::Overloaded(Overload::Waiters))
+        } else {
+            Ok(waiter)
+        }
     }
 
     /// The upstreams for a key in the order in which to ask them, and the name of the ring's own first.
@@ -233,6 +239,7 @@ impl Tier {
         loop {
             ticks.tick().await;
             self.store.sweep(Instant::now());
+            self.metrics.tick();
         }
     }
 
@@ -247,19 +254,20 @@ impl Tier {
         match self.store.join(key, now) {
             Joined::There(entry) => Ok(Found::Complete(entry)),
             Joined::Waiting(waiting) => Ok(Found::Waiting { waiting, own: false }),
-            Joined::Full => Err(Denied::Overloaded),
+            Joined::Full => Err(Denied::Overloaded(Overload::Names)),
+            Joined::Yours(..) if self.metrics.inflight_bytes.get() > budget as i64 => {
+                Err(Denied::Overloaded(Overload::Memory))
+            }
             // Answers that are not to be kept leave the table of names at once, but count until their bodies end.
-            Joined::Yours(..)
-                if self.metrics.inflight_bytes.get() > budget as i64
-                    || self.tasks.len() >= self.config.max_inflight_names =>
-            {
-                Err(Denied::Overloaded)
+            Joined::Yours(..) if self.tasks.len() >= self.config.max_inflight_names => {
+                Err(Denied::Overloaded(Overload::Flights))
             }
             Joined::Yours(permit, waiting) => {
                 let (path, query) = key.split_once('?').unwrap_or((key, ""));
                 let class = self.policy().class(path, query).clone();
                 // Nothing pushes objects yet: what does says here that it has promised this one.
-                let job = Job { permit, class, stale, cdn_loop: cdn_loop(), promised: None };
+                let counts = self.metrics.class(&class.name);
+                let job = Job { permit, class, counts, stale, cdn_loop: cdn_loop(), promised: None };
                 self.tasks.spawn(flight::fly(self.clone(), job));
                 Ok(Found::Waiting { waiting, own: true })
             }
