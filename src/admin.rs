@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -218,13 +218,15 @@ async fn json_body(headers: &HeaderMap, body: Incoming) -> Result<Option<Value>,
         let why = "send Content-Type: application/json, also with an empty body";
         return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
+    let too_large =
+        || Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body exceeds {MAX_BODY_BYTES} bytes"));
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Err(too_large());
+    }
     let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
     let body = match collected {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            let why = format!("the body exceeds {MAX_BODY_BYTES} bytes");
-            return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, why));
-        }
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
         Ok(Err(error)) => return Err(Failure::new(StatusCode::BAD_REQUEST, error.to_string())),
         Err(_) => return Err(Failure::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
     };

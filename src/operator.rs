@@ -183,8 +183,8 @@ fn read(tier: &str, draft: Value, problems: &mut Vec<String>) -> Option<Policy> 
             return None;
         }
         // TOML has no null.
-        Err(error) => {
-            problems.push(format!("{tier}: {error}"));
+        Err(_) => {
+            problems.push(format!("{tier}: null has no meaning here; leave the key out instead"));
             return None;
         }
     };

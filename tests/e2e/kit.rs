@@ -119,6 +119,10 @@ impl Node {
         format!("{scheme}://{}/live/{key}", self.addr(scheme))
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn config(&self) -> &Path {
         &self.config
     }

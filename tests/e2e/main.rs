@@ -12,4 +12,5 @@ mod fleet;
 mod frames;
 mod herd;
 mod kit;
+mod policy;
 mod reconnect;
