@@ -152,8 +152,13 @@ async fn administer(
         ("policy", &Method::PUT) => {
             let wanted = json_body(&head.headers, body).await?;
             let tag = head.headers.get(header::IF_MATCH).map(|tag| String::from_utf8_lossy(tag.as_bytes()));
-            operator.set_policy(tier, wanted.unwrap_or_default(), tag.as_deref())?;
-            Ok(policy(&operator.policy(tier)?))
+            let (operator, tier) = (operator.clone(), tier.map(str::to_owned));
+            let tag = tag.map(std::borrow::Cow::into_owned);
+            let change = move || {
+                operator.set_policy(tier.as_deref(), wanted.unwrap_or_default(), tag.as_deref())?;
+                operator.policy(tier.as_deref())
+            };
+            Ok(policy(&aside(change).await?))
         }
         ("purge", &Method::POST) => {
             let purge = match json_body(&head.headers, body).await? {
@@ -166,12 +171,9 @@ async fn administer(
                 let why = "prefix: is missing; say ?prefix=/live/demo/ or {\"prefix\": \"/live/demo/\"}";
                 return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, why));
             };
-            // It goes through all names: not on the threads that serve.
             let operator = operator.clone();
             let purge = move || operator.purge(tier.as_deref(), &prefix, except.as_deref());
-            let counts = tokio::task::spawn_blocking(purge)
-                .await
-                .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??;
+            let counts = aside(purge).await?;
             Ok(json_of(StatusCode::OK, &json!({ "purged": counts })))
         }
         ("policy", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD, PUT")),
@@ -181,6 +183,14 @@ async fn administer(
             Err(Failure::new(StatusCode::NOT_FOUND, there))
         }
     }
+}
+
+/// Does what goes through all names that are kept, not on the threads that serve.
+async fn aside<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??)
 }
 
 /// Refuses what a web page may have caused.

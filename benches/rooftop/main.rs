@@ -15,6 +15,7 @@ mod nginx;
 mod node;
 mod process;
 mod report;
+mod store;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,8 +43,12 @@ impl Drop for Folders {
 
 type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 3] =
-    [("ladder", ladder::run), ("latency", latency::run), ("edge_hits", edge_hits::run)];
+const SCENARIOS: [(&str, Scenario); 4] = [
+    ("ladder", ladder::run),
+    ("latency", latency::run),
+    ("edge_hits", edge_hits::run),
+    ("store", store::run),
+];
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args_os().skip(1);
