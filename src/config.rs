@@ -194,22 +194,12 @@ impl Config {
 
     /// Reads and checks the text of a file.
     pub fn parse(text: &str) -> Result<Config, Problems> {
-        let mut table: toml::Table = text
+        let table: toml::Table = text
             .parse()
             .map_err(|error: toml::de::Error| Problems(vec![error.to_string().trim().to_owned()]))?;
-        let mut problems = Vec::new();
-        let config = loop {
-            match serde_path_to_error::deserialize::<_, Config>(table.clone()) {
-                Ok(config) => break config,
-                // What is wrong is noted and taken out, so that the next round finds the next problem.
-                Err(error) => match take_out(&mut table, &error) {
-                    Some(problem) if problems.len() < MAX_PROBLEMS => problems.push(problem),
-                    _ => {
-                        problems.push(error.to_string());
-                        return Err(Problems(problems));
-                    }
-                },
-            }
+        let (config, mut problems) = read::<Config>(table);
+        let Some(config) = config else {
+            return Err(Problems(problems));
         };
         problems.extend(config.problems());
         if problems.is_empty() { Ok(config) } else { Err(Problems(problems)) }
@@ -303,46 +293,100 @@ fn is_host_and_port(address: &str) -> bool {
     address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
-/// Removes the key that `error` is about and says what was wrong with it; `None` if it cannot be found.
-fn take_out(table: &mut toml::Table, error: &serde_path_to_error::Error<toml::de::Error>) -> Option<String> {
-    let message = error.inner().message().trim().to_owned();
-    let mut keys: Vec<&str> = Vec::new();
-    for segment in error.path() {
-        match segment {
-            Segment::Map { key } => keys.push(key),
-            // Elements of arrays are not removed one by one: that would shift the ones behind.
-            _ => break,
-        }
-    }
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-    let mut here = table;
-    let mut path = keys.clone();
-    if let Some(unknown) = unknown
-        && path.last() != Some(&unknown)
-    {
-        path.push(unknown);
-    }
+/// What a table says, and everything that is wrong with it, each with its key path. Without what is wrong there may be
+/// nothing left to read.
+pub(crate) fn read<T: serde::de::DeserializeOwned>(mut table: toml::Table) -> (Option<T>, Vec<String>) {
+    let (mut problems, mut removed) = (Vec::new(), Vec::new());
     loop {
-        let (last, parents) = path.split_last()?;
-        let mut found = Some(&mut *here);
-        for key in parents {
-            found = found.and_then(|table| table.get_mut(*key)).and_then(toml::Value::as_table_mut);
-        }
-        if let Some(table) = found
-            && table.remove(*last).is_some()
-        {
-            let full = error.path().to_string();
-            let shown = match unknown {
-                Some(unknown) if !full.ends_with(unknown) => {
-                    format!("{full}.{unknown}").trim_start_matches("..").to_owned()
+        match serde_path_to_error::deserialize::<_, T>(table.clone()) {
+            Ok(value) => return (Some(value), problems),
+            // What is wrong is noted and taken out, so that the next round finds the next problem.
+            Err(error) => {
+                let message = error.inner().message().trim().to_owned();
+                let quoted = |before| message.strip_prefix(before).and_then(|rest| rest.split('`').next());
+                let mut at: Vec<Step> = error.path().iter().filter_map(Step::of).collect();
+                // A missing field is news only if it was not taken out here.
+                let missing = quoted("missing field `");
+                let known = missing.is_some_and(|key| removed.contains(&shown(&at, Some(key))));
+                if let Some(unknown) = quoted("unknown field `")
+                    && !matches!(at.last(), Some(Step::Key(key)) if key == unknown)
+                {
+                    at.push(Step::Key(unknown.to_owned()));
                 }
-                _ => full,
-            };
-            return Some(format!("{}: {message}", shown.trim_start_matches(['.', '?'])));
+                let full = shown(&at, None);
+                if !known {
+                    problems.push(if full.is_empty() { message } else { format!("{full}: {message}") });
+                }
+                if problems.len() >= MAX_PROBLEMS || !take_out(&mut table, at.clone()) {
+                    return (None, problems);
+                }
+                removed.push(full);
+            }
         }
-        path.pop();
-        here = &mut *here;
     }
+}
+
+/// One step on the way to a value.
+#[derive(Debug, Clone)]
+enum Step {
+    Key(String),
+    Index(usize),
+}
+
+impl Step {
+    fn of(segment: &Segment) -> Option<Step> {
+        match segment {
+            Segment::Map { key } => Some(Step::Key(key.clone())),
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            _ => None,
+        }
+    }
+}
+
+/// A way as people write it, such as `edge.classes[2].ttl`.
+fn shown(at: &[Step], last: Option<&str>) -> String {
+    let mut text = String::new();
+    for step in at {
+        match step {
+            Step::Key(key) => text.push_str(&format!(".{key}")),
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text.extend(last.map(|key| format!(".{key}")));
+    text.trim_start_matches('.').to_owned()
+}
+
+/// Removes what is there, or the nearest thing above it that can be removed: elements stay, since those behind them would
+/// get other numbers.
+fn take_out(table: &mut toml::Table, mut at: Vec<Step>) -> bool {
+    while let Some(last) = at.pop() {
+        let Step::Key(last) = last else {
+            continue;
+        };
+        let mut here: Option<&mut toml::Value> = None;
+        for step in &at {
+            here = match (step, here) {
+                (Step::Key(key), None) => table.get_mut(key),
+                (Step::Key(key), Some(value)) => value.as_table_mut().and_then(|table| table.get_mut(key)),
+                (Step::Index(index), Some(value)) => {
+                    value.as_array_mut().and_then(|array| array.get_mut(*index))
+                }
+                (Step::Index(_), None) => None,
+            };
+            if here.is_none() {
+                break;
+            }
+        }
+        let parent = match here {
+            None if at.is_empty() => Some(&mut *table),
+            None => None,
+            Some(value) => value.as_table_mut(),
+        };
+        if parent.is_some_and(|parent| parent.remove(&last).is_some()) {
+            return true;
+        }
+    }
+    false
 }
 
 #[cfg(test)]
@@ -397,12 +441,23 @@ mod tests {
             rtmp = "nowhere"
             handshake_timeout = "10 parsecs"
             [cluster]
-            origins = [{ name = "o1", address = "o1" }, { name = "o1", address = "o1:1", colour = 1 }]
+            origins = [{ name = "o1", address = "o1" }, { name = "o1", address = "o1:1", colour = 1, size = 2 }]
+            shields = [{ name = "s1", address = 7 }, { name = "s/1", address = "s1:1" }]
             [origin]
             window = "1s"
             max_streams = -1
             [edge.limits]
             max_connections = "many"
+            [[edge.classes]]
+            name = "a"
+            ttl = 7
+            [[edge.classes]]
+            name = "b"
+            give_up = "1h"
+            stale = "1s"
+            [[edge.delivery]]
+            prefix = "live"
+            mode = "pull"
         "#;
         let Problems(problems) = Config::parse(text).unwrap_err();
         for key in [
@@ -411,7 +466,15 @@ mod tests {
             "node.name",
             "ingest.rtmp",
             "ingest.handshake_timeout",
-            "cluster.origins",
+            "cluster.origins[0].address",
+            "cluster.origins[1].colour",
+            "cluster.origins[1].size",
+            "cluster.origins[1].name",
+            "cluster.shields[0].address",
+            "edge.classes[0].ttl",
+            "edge.classes[1].stale",
+            "edge.classes[1].give_up",
+            "edge.delivery[0].prefix",
             "origin.window",
             "origin.max_streams",
             "edge.limits.max_connections",

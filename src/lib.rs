@@ -9,6 +9,7 @@ mod adapters;
 mod admin;
 pub mod cli;
 pub mod config;
+pub mod operator;
 mod secrets;
 mod telemetry;
 
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use config::{Config, Role};
+use operator::Operator;
 
 /// A node whose ports are bound, but which does not serve yet.
 pub struct Server {
@@ -39,6 +41,7 @@ pub struct Server {
     edge: Option<edge::Edge>,
     admin: admin::Admin,
     ready: Arc<AtomicBool>,
+    operator: Operator,
 }
 
 impl Server {
@@ -137,10 +140,18 @@ impl Server {
         };
 
         let ready = Arc::new(AtomicBool::new(false));
+        let tiers = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
+        let listen = config.admin.listen;
+        let operator = Operator::new(tiers, config);
         let admin =
-            admin::Admin::bind(config.admin.listen, registry, ready.clone()).await.context("admin")?;
+            admin::Admin::bind(listen, registry, ready.clone(), operator.clone()).await.context("admin")?;
         listeners.insert("admin", admin.addr());
-        Ok(Server { listeners, ingest, origin, shield, edge, admin, ready })
+        Ok(Server { listeners, ingest, origin, shield, edge, admin, ready, operator })
+    }
+
+    /// A handle to change policies with while it serves.
+    pub fn operator(&self) -> Operator {
+        self.operator.clone()
     }
 
     /// Serves until `shutdown`; then ends the roles one after the other in the direction of flow, each within its own

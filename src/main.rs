@@ -11,6 +11,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => rooftop::cli::serve::run(args),
         Command::CheckConfig(args) => rooftop::cli::check_config::run(args),
         Command::Stream(args) => rooftop::cli::stream::run(args),
+        Command::Policy(args) => rooftop::cli::admin::policy(args),
+        Command::Purge(args) => rooftop::cli::admin::purge(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rooftop: {error:#}");

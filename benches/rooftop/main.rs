@@ -23,6 +23,7 @@ mod origin;
 mod process;
 mod report;
 mod server;
+mod store;
 mod varnish;
 
 use std::path::{Path, PathBuf};
@@ -51,13 +52,14 @@ impl Drop for Folders {
 
 type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 6] = [
+const SCENARIOS: [(&str, Scenario); 7] = [
     ("ladder", ladder::run),
     ("latency", latency::run),
     ("edge_hits", edge_hits::run),
     ("idle", idle::run),
     ("fill", fill::run),
     ("herd", herd::run),
+    ("store", store::run),
 ];
 
 fn main() -> anyhow::Result<()> {

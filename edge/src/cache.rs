@@ -1,28 +1,35 @@
-//! What is there: complete objects in moka, by bytes, and the table of names in flight.
-//!
-//! moka evicts by LRU: with its default policy (TinyLFU) an object that nobody has asked for yet is refused by a full
-//! cache, and in live media every new object is one.
+//! What is there: complete objects on the [`Shelf`], and the table of names in flight.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use media::Object;
-use moka::policy::EvictionPolicy;
-use moka::sync::Cache;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::budget::{self, Budget, Charge, Full, Growing};
+use crate::encoding;
 use crate::form::Forms;
 use crate::freshness::Freshness;
 use crate::handover::{self, Table};
+use crate::metrics::ClassMetrics;
 use crate::push::Lease;
+use crate::shelf::{self, Shelf};
 
-/// What an entry costs besides its body and its name, in bytes: headers, table slots, allocations. Measured roughly.
+/// What an entry costs besides its body, its name and the text of its headers, in bytes: table slots, allocations.
+/// Measured by filling a shelf (`cargo bench --bench rooftop -- store`).
 const ENTRY_BYTES: u64 = 1024;
 
 /// How long an entry is kept that is current for as long as its push lasts: some are pushed once and never again.
 const LEASED_KEEP: Duration = Duration::from_secs(3600);
+
+/// What a header costs besides its text.
+const HEADER_BYTES: u64 = 128;
+
+/// Objects past their end that leave at once; some microseconds each.
+const SWEPT_AT_ONCE: usize = 1000;
 
 /// An answer that can be given to many.
 #[derive(Debug, Clone)]
@@ -39,6 +46,8 @@ pub(crate) struct Entry {
     pub(crate) grace_until: Option<Instant>,
     /// Its part of the account, once it is complete.
     pub(crate) charge: Option<Arc<Charge>>,
+    /// Those of its class when it was fetched.
+    pub(crate) counts: Arc<ClassMetrics>,
     /// Its body and headers, ready to be sent.
     pub(crate) forms: Forms,
     /// Current for as long as the push lasts that brought it: until its name is pushed again.
@@ -92,6 +101,12 @@ impl Entry {
         self.lease.as_ref().is_some_and(Lease::holds)
     }
 
+    /// When it is of no more use.
+    fn until(&self) -> Instant {
+        let keep = if self.lease.is_some() { LEASED_KEEP } else { self.freshness.keep() };
+        self.received + keep
+    }
+
     /// RFC 9111 section 4.2.3.
     pub(crate) fn age(&self, now: Instant) -> Duration {
         // The push that lasts says that it is current, as a validation would.
@@ -99,32 +114,6 @@ impl Entry {
             return Duration::ZERO;
         }
         self.freshness.age + now.saturating_duration_since(self.received)
-    }
-}
-
-/// Bytes on an account for as long as this lives.
-#[derive(Debug)]
-pub(crate) struct Charge {
-    account: Gauge,
-    bytes: u64,
-}
-
-impl Charge {
-    pub(crate) fn new(account: &Gauge, bytes: u64) -> Charge {
-        let mut charge = Charge { account: account.clone(), bytes: 0 };
-        charge.grow(bytes);
-        charge
-    }
-
-    pub(crate) fn grow(&mut self, bytes: u64) {
-        self.account.inc_by(bytes as i64);
-        self.bytes += bytes;
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.account.dec_by(self.bytes as i64);
     }
 }
 
@@ -158,33 +147,34 @@ pub(crate) type Joined = handover::Joined<Verdict, Arc<Entry>>;
 
 /// Both stores of one tier.
 pub(crate) struct Store {
-    complete: Cache<Arc<str>, Arc<Entry>>,
+    shelf: Shelf<Entry>,
+    budget: Arc<Budget>,
+    unkept: Counter,
     flights: Table<Verdict>,
-    max_bytes: u64,
-    bytes: Gauge,
 }
 
 impl Store {
-    /// With bounds in bytes and names, and the gauges that show them.
-    pub(crate) fn new(max_bytes: u64, max_flights: usize, bytes: Gauge, names: Gauge) -> Store {
-        let complete = Cache::builder()
-            .max_capacity(max_bytes)
-            .eviction_policy(EvictionPolicy::lru())
-            .weigher(|key: &Arc<str>, entry: &Arc<Entry>| weight(key, entry).try_into().unwrap_or(u32::MAX))
-            .expire_after(Expiry)
-            .build();
-        Store { complete, flights: Table::new(max_flights, names), max_bytes, bytes }
+    /// Within `budget` and a bound on names, and what counts them.
+    pub(crate) fn new(
+        budget: Arc<Budget>,
+        left: shelf::Counters,
+        unkept: Counter,
+        max_flights: usize,
+        names: Gauge,
+    ) -> Store {
+        let flights = Table::new(max_flights, names);
+        Store { shelf: Shelf::new(budget.clone(), left), budget, unkept, flights }
     }
 
     /// The complete object, however stale.
-    pub(crate) fn get(&self, key: &str) -> Option<Arc<Entry>> {
-        self.complete.get(key)
+    pub(crate) fn get(&self, key: &str, now: Instant) -> Option<Arc<Entry>> {
+        self.shelf.get(key, now)
     }
 
     /// Joins the flight of `key`, or begins one. A flight whose answer is no longer fresh is not joined but replaced.
     pub(crate) fn join(&self, key: &str, now: Instant) -> Joined {
         let is_fresh = |entry: &Entry| entry.state(now) == State::Fresh;
-        let complete = || self.complete.get(key).filter(|entry| is_fresh(entry));
+        let complete = || self.get(key, now).filter(|entry| is_fresh(entry));
         self.flights.join(key, |verdict| is_fresh(&verdict.entry), complete)
     }
 
@@ -194,71 +184,109 @@ impl Store {
         self.flights.seize(key)
     }
 
-    /// Keeps a complete object, unless its name was purged since its flight began or a newer one is there.
-    pub(crate) fn keep(&self, permit: &Permit, mut entry: Entry) -> Arc<Entry> {
-        entry.charge = Some(Arc::new(Charge::new(&self.bytes, weight(&permit.key, &entry))));
+    /// Keeps an object whose body is whole, unless its name was purged since its flight began, a newer one is there, or
+    /// readers of others hold all memory. Returns the entry to use from now on.
+    pub(crate) fn keep(&self, permit: &Permit, entry: Entry) -> Arc<Entry> {
+        let now = Instant::now();
+        let Some((entry, charge)) = self.own(&permit.key, &entry, now) else {
+            self.unkept.inc();
+            return Arc::new(entry);
+        };
+        let until = entry.until();
         let entry = Arc::new(entry);
-        let newer = self.complete.get(&permit.key).is_some_and(|other| other.received > entry.received);
-        if !newer && !permit.purged() {
-            self.complete.insert(permit.key.clone(), entry.clone());
+        if !permit.purged() {
+            let replaces = |other: &Entry| other.received <= entry.received;
+            self.shelf.insert(permit.key.clone(), entry.clone(), charge, until, now, replaces);
             // A purge that came in between has marked the flight before it looked here.
             if permit.purged() {
-                self.complete.invalidate(&permit.key);
+                self.shelf.take_away(&permit.key);
             }
-        }
-        // moka evicts now and then; a burst must not wait for that.
-        if self.bytes.get() > self.max_bytes as i64 {
-            self.complete.run_pending_tasks();
         }
         entry
     }
 
-    /// Forgets all names that begin with `prefix`; answers under way reach those who wait for them and are not kept.
-    pub(crate) fn purge(&self, prefix: &str) -> usize {
-        let mut count = self.flights.purge(prefix);
-        for (key, _) in self.complete.iter().filter(|(key, _)| key.starts_with(prefix)) {
-            self.complete.invalidate(key.as_ref());
-            count += 1;
+    /// An entry that holds no memory but what is on the account: bodies and headers as they came may be pieces of
+    /// connections' buffers. A body that was kept before stays as it is.
+    fn own(&self, key: &str, entry: &Entry, now: Instant) -> Option<(Entry, Arc<Charge>)> {
+        let weight = weight(key, entry);
+        let copied = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+        let headers = entry.headers.iter().filter_map(|(name, value)| Some((name.clone(), copied(value)?)));
+        let headers = headers.collect();
+        if let Some(charge) = entry.charge.as_ref().filter(|charge| charge.bytes() >= weight) {
+            return Some((Entry { headers, ..entry.clone() }, charge.clone()));
         }
-        count
+        let charge = self.shelf.reserve(weight, now)?;
+        let body = match &entry.body {
+            Content::Whole(bytes) => bytes.to_vec(),
+            Content::Growing { object, .. } => object.to_vec()?,
+        };
+        let body = Content::Whole(budget::charged(body, charge.clone()));
+        Some((Entry { headers, body, charge: Some(charge.clone()), ..entry.clone() }, charge))
+    }
+
+    /// An account for a body that is about to come.
+    pub(crate) fn growing(&self) -> Growing {
+        Growing::new(&self.budget)
+    }
+
+    /// Puts bytes of a growing body on the account; complete objects give way to it. `false`: there is no room.
+    pub(crate) fn grow(&self, body: &Growing, bytes: u64) -> bool {
+        loop {
+            match body.charge().grow(bytes) {
+                Ok(()) => return true,
+                Err(Full::Growing) => return false,
+                Err(Full::Total) if self.shelf.give_way(Instant::now()) => {}
+                Err(Full::Total) => return false,
+            }
+        }
+    }
+
+    /// Forgets all names that begin with `prefix`, but for those that begin with `except`; answers under way reach those
+    /// who wait for them and are not kept.
+    pub(crate) fn purge(&self, prefix: &str, except: Option<&str>) -> usize {
+        let doomed =
+            |key: &str| key.starts_with(prefix) && except.is_none_or(|except| !key.starts_with(except));
+        let count = self.flights.purge(doomed);
+        count + self.shelf.purge(doomed)
+    }
+
+    /// Gives kept objects another freshness where `revised` has one; returns how many. Those that come meanwhile may be
+    /// left out.
+    pub(crate) fn revise(&self, revised: impl Fn(&str, &Entry) -> Option<Freshness>) -> usize {
+        self.shelf.revise(|key, entry, _| {
+            let entry = Entry { freshness: revised(key, entry)?, ..entry.clone() };
+            let until = entry.until();
+            Some((entry, until))
+        })
+    }
+
+    /// Lets objects go that are past their end: a bounded number, so that nobody waits for it.
+    pub(crate) fn sweep(&self, now: Instant) {
+        self.shelf.sweep(now, SWEPT_AT_ONCE);
     }
 }
 
+/// What an entry takes once it is kept: besides what it is, the forms in which viewers get it ([`Forms`]), which may be made
+/// at any time.
 fn weight(key: &str, entry: &Entry) -> u64 {
     let body = match &entry.body {
         Content::Whole(bytes) => bytes.len() as u64,
         Content::Growing { object, .. } => object.progress().len,
     };
-    ENTRY_BYTES + 2 * key.len() as u64 + body
-}
-
-/// Entries leave when they are of no more use.
-struct Expiry;
-
-impl moka::Expiry<Arc<str>, Arc<Entry>> for Expiry {
-    fn expire_after_create(&self, _: &Arc<str>, entry: &Arc<Entry>, now: Instant) -> Option<Duration> {
-        Some(left(entry, now))
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &Arc<str>,
-        entry: &Arc<Entry>,
-        now: Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Some(left(entry, now))
-    }
-}
-
-fn left(entry: &Entry, now: Instant) -> Duration {
-    let keep = if entry.lease.is_some() { LEASED_KEEP } else { entry.freshness.keep() };
-    (entry.received + keep).saturating_duration_since(now)
+    let zipped = encoding::may_have(entry.status, &entry.headers) && body <= encoding::MAX_BYTES as u64;
+    let text = |(name, value): (&HeaderName, &HeaderValue)| (name.as_str().len() + value.len()) as u64;
+    let headers: u64 = entry.headers.iter().map(|header| HEADER_BYTES + text(header)).sum();
+    // gzip bytes are kept only if they are fewer.
+    ENTRY_BYTES
+        + 2 * key.len() as u64
+        + headers * if zipped { 3 } else { 2 }
+        + body * if zipped { 2 } else { 1 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Place;
 
     fn entry(received: Instant, fresh_ms: u64, body: usize) -> Entry {
         let ms = Duration::from_millis;
@@ -277,13 +305,19 @@ mod tests {
             failed: false,
             grace_until: None,
             charge: None,
+            counts: crate::Metrics::default().of("edge").class("other"),
             forms: Forms::default(),
             lease: None,
         }
     }
 
     fn store(max_bytes: u64) -> Arc<Store> {
-        Arc::new(Store::new(max_bytes, 2, Gauge::default(), Gauge::default()))
+        counted(max_bytes, Gauge::default())
+    }
+
+    fn counted(max_bytes: u64, names: Gauge) -> Arc<Store> {
+        let budget = Budget::new(max_bytes, 1 << 20, budget::Gauges::default());
+        Arc::new(Store::new(budget, shelf::Counters::default(), Counter::default(), 2, names))
     }
 
     fn permit(store: &Arc<Store>, key: &str) -> (Permit, Waiting) {
@@ -319,7 +353,7 @@ mod tests {
     #[test]
     fn one_permit_per_name_and_a_bound_on_names() {
         let names = Gauge::default();
-        let store = Arc::new(Store::new(1 << 20, 2, Gauge::default(), names.clone()));
+        let store = counted(1 << 20, names.clone());
         let (first, _) = permit(&store, "/a");
         assert!(matches!(store.join("/a", Instant::now()), Joined::Waiting(_)));
         let (second, _) = permit(&store, "/b");
@@ -349,39 +383,69 @@ mod tests {
         let newer = store.keep(&fresh, entry(Instant::now(), 1000, 2));
         fresh.leave();
         store.keep(&slow, entry(newer.received - Duration::from_millis(1), 60_000, 1));
-        assert!(Arc::ptr_eq(&store.get("/a").unwrap(), &newer), "the newer one stays");
+        assert!(Arc::ptr_eq(&store.get("/a", Instant::now()).unwrap(), &newer), "the newer one stays");
     }
 
     #[test]
     fn a_purge_reaches_flights_and_objects() {
         let names = Gauge::default();
-        let store = Arc::new(Store::new(1 << 20, 2, Gauge::default(), names.clone()));
+        let store = counted(1 << 20, names.clone());
         let (late, _) = permit(&store, "/live/a/2");
         let (other, _) = permit(&store, "/live/b/1");
         store.keep(&other, entry(Instant::now(), 60_000, 1));
-        assert_eq!(store.purge("/live/a/"), 1);
+        assert_eq!(store.purge("/live/a/", None), 1);
         store.keep(&late, entry(Instant::now(), 60_000, 1));
-        assert!(store.get("/live/a/2").is_none(), "purged while in flight");
-        assert!(store.get("/live/b/1").is_some());
-        assert_eq!(store.purge("/live/"), 2);
-        assert!(store.get("/live/b/1").is_none());
+        assert!(store.get("/live/a/2", Instant::now()).is_none(), "purged while in flight");
+        assert!(store.get("/live/b/1", Instant::now()).is_some());
+        assert_eq!(store.purge("/live/", Some("/live/b/")), 0);
+        assert_eq!(store.purge("/live/", None), 2);
+        assert!(store.get("/live/b/1", Instant::now()).is_none());
         assert_eq!(names.get(), 0);
     }
 
     #[test]
-    fn memory_stays_within_bounds_and_new_objects_get_in() {
+    fn memory_stays_within_its_bounds_and_new_objects_get_in() {
         let store = store(4 << 20);
-        let mut peak = 0;
-        for number in 0..2000 {
+        for number in 0..200 {
             let key = format!("/{number}");
             let (permit, _) = permit(&store, &key);
-            store.keep(&permit, entry(Instant::now(), 60_000, 64 << 10));
+            let body = store.growing();
+            let (mut writer, object) = Object::growing_with(body.charge().clone());
+            for _ in 0..4 {
+                assert!(store.grow(&body, 16 << 10));
+                writer.push(vec![0; 16 << 10].into());
+            }
+            let growing = Content::Growing { object, length: None };
+            writer.finish();
+            let entry = Entry { body: growing, ..entry(Instant::now(), 60_000, 0) };
+            let kept = store.keep(&permit, entry.clone());
+            assert!(matches!(&kept.body, Content::Whole(bytes) if bytes.len() == 64 << 10));
+            let bytes = |place| store.budget.bytes(place);
+            assert!(bytes(Place::Shelf) <= 4 << 20 && bytes(Place::Growing) == 64 << 10);
+            drop(body);
+            assert_eq!(bytes(Place::Held), 64 << 10, "someone may read it");
+            drop(entry);
+            assert_eq!((bytes(Place::Growing), bytes(Place::Held)), (0, 0));
             permit.leave();
-            assert!(store.get(&key).is_some(), "{key} was refused");
-            peak = peak.max(store.bytes.get());
+            assert!(store.get(&key, Instant::now()).is_some(), "{key} was refused");
         }
-        // moka frees what it evicts a little later (by epochs, a few dozen entries per thread at a time).
-        assert!(peak < (4 << 20) + 256 * (65 << 10), "{peak} bytes at worst");
+        let body = store.growing();
+        assert!(store.grow(&body, 1 << 20));
+        assert!(!store.grow(&body, 1), "the bound of what is on its way");
+    }
+
+    #[test]
+    fn kept_anew_it_weighs_what_it_did() {
+        let store = store(1 << 20);
+        let (permit, _) = permit(&store, "/a");
+        let kept = store.keep(&permit, entry(Instant::now(), 1000, 5000));
+        let weight = store.budget.total();
+        let again = store.keep(&permit, Entry { grace_until: Some(kept.received), ..Entry::clone(&kept) });
+        assert!(store.get("/a", Instant::now()).unwrap().grace_until.is_some());
+        drop((kept, again));
+        assert_eq!((store.budget.total(), store.budget.bytes(Place::Shelf)), (weight, weight));
+        store.purge("/", None);
+        assert_eq!(store.budget.total(), 0);
     }
 
     #[tokio::test]

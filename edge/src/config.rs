@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Class;
+use crate::policy::{Class, Delivery, Policy};
 
 /// Exempt networks: each is looked at for each connection.
 const MAX_EXEMPT: usize = 256;
@@ -49,6 +50,9 @@ pub struct Config {
     /// Classes of objects; the first that matches a name counts. Names that match none are of class "other" with its
     /// defaults. Default: `blocking-playlist`, `playlist`, `mpd`, `media`, `init`, `other`.
     pub classes: Vec<Class>,
+    /// How the objects below a path come from the tier above; the first whose prefix begins a path counts. Default: none,
+    /// so all are pushed where the tier above offers it. At most 256.
+    pub delivery: Vec<Delivery>,
 }
 
 /// What a client may use.
@@ -91,9 +95,6 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Push {
-    /// Whether streams are asked to be pushed, or every object is fetched. Default `push`; upstreams that do not push are
-    /// fetched from all the same.
-    pub delivery: Delivery,
     /// How long a stream goes on to be pushed after the last request for it, 1s to 1h. Default 30s.
     #[serde(with = "humantime_serde")]
     pub idle: Duration,
@@ -107,16 +108,6 @@ pub struct Push {
     /// Streams pushed at once, 1 or more. Default 1000. One more takes the place of the one that was not asked for for the
     /// longest, or is fetched if all are in use.
     pub max_streams: usize,
-}
-
-/// How objects come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Delivery {
-    /// As they are made, where the upstream offers that.
-    Push,
-    /// When they are asked for.
-    Pull,
 }
 
 /// Where objects come from.
@@ -158,6 +149,7 @@ impl Default for Config {
             playback: Playback::default(),
             push: Push::default(),
             classes: Class::defaults(),
+            delivery: Vec::new(),
         }
     }
 }
@@ -183,7 +175,6 @@ impl Default for Limits {
 impl Default for Push {
     fn default() -> Self {
         Self {
-            delivery: Delivery::Push,
             idle: Duration::from_secs(30),
             silence: Duration::from_secs(2),
             backoff_max: Duration::from_secs(15),
@@ -257,11 +248,16 @@ impl Config {
         require(within(push.silence, 1000, 60), "push.silence", "must be 1s to 60s");
         require(within(push.backoff_max, 1000, 600), "push.backoff_max", "must be 1s to 10min");
         require(push.max_streams > 0, "push.max_streams", "must be 1 or more");
-        require(self.classes.len() <= 64, "classes", "at most 64 classes");
-        for (index, class) in self.classes.iter().enumerate() {
-            problems.extend(class.problems(&format!("{path}.classes[{index}]")));
-        }
+        problems.extend(self.policy().problems(path));
         problems
+    }
+
+    /// The part that can be changed while it runs.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            classes: self.classes.iter().cloned().map(Arc::new).collect(),
+            delivery: self.delivery.clone(),
+        }
     }
 }
 

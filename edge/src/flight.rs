@@ -15,11 +15,13 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::cache::{Charge, Content, Entry, Kind, Permit, State, Verdict};
+use crate::budget::Growing;
+use crate::cache::{Content, Entry, Kind, Permit, State, Verdict};
 use crate::coalesce::{Action, Cause, Failure, FetchId, Flight, Refusal, Rules};
 use crate::fetch::{self, Answer, Ask, Failed};
 use crate::form::Forms;
 use crate::freshness::{self, Freshness};
+use crate::metrics::{ClassMetrics, Tally};
 use crate::policy::Class;
 use crate::resume::{Rest, Until, Version};
 use crate::tier::Tier;
@@ -36,6 +38,8 @@ const CHUNK_BYTES: u64 = 64;
 pub(crate) struct Job {
     pub(crate) permit: Permit,
     pub(crate) class: Arc<Class>,
+    /// Those of the class.
+    pub(crate) counts: Arc<ClassMetrics>,
     /// What is there already, past its freshness.
     pub(crate) stale: Option<Arc<Entry>>,
     /// The value of `CDN-Loop` to send.
@@ -57,7 +61,7 @@ pub(crate) struct Orphan {
     pub(crate) writer: Writer,
     /// Bytes so far.
     pub(crate) len: u64,
-    pub(crate) charge: Charge,
+    pub(crate) charge: Growing,
 }
 
 /// Fetches the rest of a body, so that its readers notice nothing; they see it break if that cannot be had.
@@ -65,7 +69,7 @@ pub(crate) async fn adopt(tier: Arc<Tier>, job: Job, orphan: Orphan) {
     let Orphan { entry, writer, len, charge } = orphan;
     // What cannot be told from another version cannot be gone on with.
     let Some(version) = Version::of(entry.status, &entry.headers) else {
-        return tier.metrics.broke(&job.class.name);
+        return tier.metrics.broke(&job.counts);
     };
     let Content::Growing { length, .. } = &entry.body else {
         return;
@@ -90,6 +94,7 @@ struct Shell {
     /// Those whose outcome is not counted yet.
     fetches: Vec<Fetch>,
     set: JoinSet<Result<Answer, Failed>>,
+    tally: Tally,
     body: Option<Body>,
 }
 
@@ -116,7 +121,7 @@ struct Body {
     version: Option<Version>,
     until: Until,
     len: u64,
-    charge: Charge,
+    charge: Growing,
 }
 
 type Joined = Option<Result<(tokio::task::Id, Result<Answer, Failed>), JoinError>>;
@@ -140,7 +145,21 @@ impl Shell {
         let flight = begin(Instant::now(), rules, candidates.len());
         let conditions = job.stale.as_ref().and_then(|stale| fetch::conditions(stale.status, &stale.headers));
         let (fetches, set) = (Vec::new(), JoinSet::new());
-        Shell { tier, job, hash_key, candidates, first, conditions, patience, flight, fetches, set, body }
+        let tally = tier.metrics.tally();
+        Shell {
+            tier,
+            job,
+            hash_key,
+            candidates,
+            first,
+            conditions,
+            patience,
+            flight,
+            fetches,
+            set,
+            tally,
+            body,
+        }
     }
 
     async fn run(mut self) {
@@ -207,7 +226,7 @@ impl Shell {
                 Action::Refuse(refusal) => self.refuse(refusal),
                 Action::Complete => self.complete(),
                 Action::Break => {
-                    self.tier.metrics.broke(&self.job.class.name);
+                    self.tier.metrics.broke(&self.job.counts);
                     // Its writer is dropped unfinished: readers see it break.
                     self.body = None;
                 }
@@ -221,7 +240,7 @@ impl Shell {
     fn start(&mut self, fetch: FetchId, candidate: usize, cause: Cause, ask: Ask) {
         let node = self.candidates[candidate].clone();
         if cause == Cause::Promoted {
-            self.tier.metrics.promoted(&self.job.class.name);
+            self.tier.metrics.promoted(&self.job.counts);
             let source = self.body.as_ref().and_then(|body| body.by.as_ref());
             for silent in self.fetches.iter().chain(source) {
                 self.tier.silent(&silent.node);
@@ -234,6 +253,7 @@ impl Shell {
             self.job.cdn_loop.clone(),
             ask,
         );
+        self.tally.started();
         let handle = self.set.spawn(get);
         self.fetches.push(Fetch { id: fetch, node, cause, began: Instant::now(), handle });
     }
@@ -266,7 +286,7 @@ impl Shell {
         if waited >= self.patience {
             self.tier.took(&self.job.class, waited);
         }
-        self.tier.metrics.fetched(&self.job.class.name, "cancelled");
+        self.tier.metrics.fetched(&self.job.counts, "cancelled");
     }
 
     /// The answer, for what the flight says next.
@@ -286,7 +306,7 @@ impl Shell {
                     Answer::NotModified(_) => "not_modified",
                     Answer::Rest { .. } | Answer::Nothing => "resumed",
                 };
-                self.tier.metrics.fetched(&self.job.class.name, outcome);
+                self.tier.metrics.fetched(&self.job.counts, outcome);
                 let first = self.first.as_ref() == Some(&by.node.name);
                 self.tier.took(&self.job.class, now - by.began);
                 self.tier.upstreams().handle_answer(now, &self.hash_key, &by.node.name, first);
@@ -322,7 +342,7 @@ impl Shell {
             Failure::Erred => "erred",
             Failure::Unavailable => "unavailable",
         };
-        self.tier.metrics.fetched(&self.job.class.name, outcome);
+        self.tier.metrics.fetched(&self.job.counts, outcome);
         self.tier.upstreams().handle_refusal(&self.hash_key, &node.name);
         if failed.unreachable {
             self.tier.unreachable(node);
@@ -347,7 +367,8 @@ impl Shell {
     fn serve(&mut self, by: Fetch, response: Response<Incoming>) {
         let (head, incoming) = response.into_parts();
         let wall = SystemTime::now();
-        let (writer, object) = Object::growing();
+        let charge = self.tier.store.growing();
+        let (writer, object) = Object::growing_with(charge.charge().clone());
         let announced = fetch::content_length(&head.headers);
         let version = Version::of(head.status, &head.headers);
         let entry = Arc::new(Entry {
@@ -359,6 +380,7 @@ impl Shell {
             failed: false,
             grace_until: None,
             charge: None,
+            counts: self.job.counts.clone(),
             forms: Forms::default(),
             lease: None,
         });
@@ -371,7 +393,6 @@ impl Shell {
             // Seized in this very moment.
             return self.flight.handle_superseded();
         }
-        let charge = Charge::new(&self.tier.metrics.inflight_bytes, 0);
         let (incoming, until) = (Some(incoming), announced.map_or(Until::End, Until::Total));
         self.body = Some(Body { by: Some(by), incoming, writer, entry, version, until, len: 0, charge });
     }
@@ -450,19 +471,15 @@ impl Shell {
     }
 
     fn complete(&mut self) {
-        let Some(Body { writer, entry, .. }) = self.body.take() else {
+        // Its bytes count as on their way until the copy is on the shelf.
+        let Some(Body { writer, entry, charge: _charge, .. }) = self.body.take() else {
             return;
         };
-        let object = writer.object().clone();
         writer.finish();
         if Instant::now() >= entry.received + entry.freshness.keep() {
             return;
         }
-        if let Some(bytes) = object.to_bytes() {
-            self.tier
-                .store
-                .keep(&self.job.permit, Entry { body: Content::Whole(bytes), ..Entry::clone(&entry) });
-        }
+        self.tier.store.keep(&self.job.permit, Entry::clone(&entry));
     }
 
     fn refuse(&mut self, refusal: Refusal) {
@@ -476,7 +493,10 @@ impl Shell {
             Some(stale) => {
                 (Entry { grace_until: Some(now + negative_ttl), ..Entry::clone(&stale) }, Kind::Stale)
             }
-            None => (failed_entry(self.tier.name, refusal, negative_ttl, now), Kind::Failed),
+            None => {
+                let counts = self.job.counts.clone();
+                (failed_entry(self.tier.name, counts, refusal, negative_ttl, now), Kind::Failed)
+            }
         };
         // Told first: if the name was seized, what came by the other way is not to be covered by this.
         let told = self.job.permit.tell(Verdict { entry: Arc::new(entry.clone()), kind });
@@ -496,7 +516,6 @@ impl Body {
     fn push(&mut self, data: Bytes, tier: &Tier) -> Result<(), String> {
         let max_object = tier.config.max_object.as_u64();
         self.len += data.len() as u64;
-        self.charge.grow(data.len() as u64 + CHUNK_BYTES);
         if let Until::Total(total) = self.until
             && self.len > total
         {
@@ -505,7 +524,7 @@ impl Body {
         if self.len > max_object {
             return Err(format!("it exceeds max_object = {max_object} bytes"));
         }
-        if tier.metrics.inflight_bytes.get() > tier.config.inflight_size.as_u64() as i64 {
+        if !tier.store.grow(&self.charge, data.len() as u64 + CHUNK_BYTES) {
             return Err("inflight_size is used up".into());
         }
         self.writer.push(data);
@@ -514,7 +533,13 @@ impl Body {
 }
 
 /// What viewers get when no upstream answers.
-fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Instant) -> Entry {
+fn failed_entry(
+    tier: &str,
+    counts: Arc<ClassMetrics>,
+    refusal: Refusal,
+    negative_ttl: Duration,
+    now: Instant,
+) -> Entry {
     let status = refusal.status();
     let (why, ttl) = match refusal {
         Refusal::NoUpstream => ("there is no upstream", negative_ttl),
@@ -544,6 +569,7 @@ fn failed_entry(tier: &str, refusal: Refusal, negative_ttl: Duration, now: Insta
         failed: true,
         grace_until: None,
         charge: None,
+        counts,
         forms: Forms::default(),
         lease: None,
     }

@@ -119,13 +119,13 @@ impl<V: Clone> Table<V> {
         Some(permit)
     }
 
-    /// Forgets all names that begin with `prefix`; returns how many. Those who wait are told all the same, and
+    /// Forgets all names that `doomed` picks; returns how many. Those who wait are told all the same, and
     /// [`Permit::purged`] says that it is not to be kept.
-    pub fn purge(&self, prefix: &str) -> usize {
+    pub fn purge(&self, doomed: impl Fn(&str) -> bool) -> usize {
         let mut slots = self.0.lock();
         let before = slots.len();
         slots.retain(|key, slot| {
-            let purged = key.starts_with(prefix);
+            let purged = doomed(key);
             if purged {
                 slot.lock().purged = true;
             }

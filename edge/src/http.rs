@@ -26,7 +26,7 @@ use crate::conditions;
 use crate::encoding;
 use crate::fetch::{self, CDN_LOOP};
 use crate::form::{CACHE_STATUS, Head};
-use crate::metrics::Answered;
+use crate::metrics::{Answered, Overload};
 use crate::policy::{self, MAX_KEY_BYTES};
 use crate::push;
 use crate::range::{self, Asked, Step};
@@ -70,6 +70,7 @@ pub(crate) fn serve(tier: &Arc<Tier>, request: Request<Incoming>, peer: SocketAd
                 let answer = match tier.find(&key, || loop_value(&head.headers, &tier.node_id)).await {
                     Ok((entry, answered)) => {
                         used(&tier, &key, &entry, &head, began);
+                        entry.counts.answered(answered);
                         respond(&tier, &entry, answered, &head).await
                     }
                     Err(denied) => denial(&tier, denied),
@@ -161,6 +162,7 @@ fn route<'a>(tier: &Arc<Tier>, head: &'a Parts, now: Instant) -> Route<'a> {
         && let Some(response) = whole(tier, &entry, bytes, answered, head, now)
     {
         used(tier, &key, &entry, head, now);
+        entry.counts.answered(answered);
         return Route::Done((response, answered));
     }
     Route::Find(key)
@@ -193,7 +195,15 @@ fn forbidden(tier: &Tier, why: &access::Refused) -> Response<Body> {
 
 fn denial(tier: &Tier, denied: Denied) -> Answer {
     let (why, answered) = match denied {
-        Denied::Overloaded => ("too many requests are waiting", Answered::Overloaded),
+        Denied::Overloaded(overload) => {
+            tier.metrics.overloaded(overload);
+            let why = match overload {
+                Overload::Names | Overload::Flights => "too many names are being fetched",
+                Overload::Memory => "too many bytes are on their way",
+                Overload::Waiters => "too many requests are waiting",
+            };
+            (why, Answered::Overloaded)
+        }
         Denied::Lost => ("the fetch was lost", Answered::Error),
     };
     let mut response = own(tier, StatusCode::SERVICE_UNAVAILABLE, why);
@@ -435,7 +445,7 @@ fn own(tier: &Tier, status: StatusCode, why: &str) -> Response<Body> {
     response
 }
 
-/// Any page may ask for anything with any header; credentials play no part.
+/// Any page may ask for anything with any header, a playback token as bearer among them; cookies play no part.
 fn preflight() -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -443,7 +453,8 @@ fn preflight() -> Response<Body> {
     fetch::cors(headers);
     headers.insert(header::ALLOW, HeaderValue::from_static(METHODS));
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*"));
+    // The star does not stand for this one (Fetch, section 4.8).
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*, authorization"));
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
     response
 }

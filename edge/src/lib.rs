@@ -9,6 +9,7 @@
 
 pub mod access;
 mod body;
+pub mod budget;
 mod cache;
 pub mod coalesce;
 pub mod conditions;
@@ -27,6 +28,7 @@ pub mod policy;
 mod protection;
 pub mod push;
 pub mod resume;
+pub mod shelf;
 mod tier;
 pub mod upstream;
 
@@ -44,7 +46,7 @@ pub use config::Config;
 pub use error::Error;
 pub use media::range;
 pub use metrics::Metrics;
-pub use policy::Class;
+pub use policy::{Class, Policy};
 
 /// What [`handover`] locks with; its model check brings others.
 mod sync {
@@ -156,6 +158,7 @@ impl Edge {
             biased;
             _ = async { tokio::join!(https, http, pushes) } => {}
             never = tier.probe() => match never {},
+            never = tier.keep_house() => match never {},
         }
         tier.stop.cancel();
         tier.tasks.close();
@@ -168,13 +171,39 @@ impl Edge {
 pub struct Control(Arc<Tier>);
 
 impl Control {
-    /// Forgets all objects whose path and query begin with `prefix`, here and in the tier below as far as their streams are
-    /// pushed there; returns how many here. Answers under way reach those who
-    /// wait for them and are not kept.
+    /// The tier's name: `edge` or `shield`.
+    pub fn tier(&self) -> &'static str {
+        self.0.name
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.0.policy()
+    }
+
+    /// Puts a policy in force: for the next request and for what is kept, where it says less than before. No connection
+    /// notices; fetches under way keep the rules they began with. Returns how many kept objects got less time. Takes
+    /// some microseconds per 10 of them. `Err`: all that is wrong with it, each with its key path; nothing has changed.
+    pub fn set_policy(&self, policy: Policy) -> Result<usize, Vec<String>> {
+        let problems = policy.problems(self.tier());
+        if problems.is_empty() { Ok(self.0.set_policy(policy)) } else { Err(problems) }
+    }
+
+    /// Forgets all objects whose path and query begin with `prefix`, here and in the tier below as far as their streams
+    /// are pushed there; returns how many here. They are gone when it returns. Answers under way reach those who wait
+    /// for them and are not kept.
     pub fn purge(&self, prefix: &str) -> usize {
-        let count = self.0.store.purge(prefix);
-        self.0.pushes.purge(prefix);
-        info!(tier = self.0.name, prefix, count, "purged");
+        self.purge_but(prefix, None)
+    }
+
+    /// [`Control::purge`], but those that begin with `except` stay: a stream's epochs that have ended go by the stream's
+    /// prefix, with the running epoch's as the exception.
+    pub fn purge_but(&self, prefix: &str, except: Option<&str>) -> usize {
+        let count = self.0.store.purge(prefix, except);
+        if except.is_none() {
+            self.0.pushes.purge(prefix);
+        }
+        info!(tier = self.0.name, prefix, except, count, "purged");
         count
     }
 }

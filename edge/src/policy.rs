@@ -1,11 +1,15 @@
-//! Classes of objects, and the names under which objects are kept. How long: [`crate::freshness`].
+//! What operators turn while it runs: classes of objects, and how streams are delivered; and the names under which
+//! objects are kept. How long: [`crate::freshness`].
 #![deny(clippy::disallowed_methods)]
 
 use std::borrow::Cow;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
 
+use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use crate::freshness::{self, Freshness};
 use crate::pace::Adaptive;
 
 /// Query parameters that say who asks or how playback goes, not what is asked for.
@@ -13,6 +17,109 @@ const NOT_IN_KEY: [&str; 2] = ["token", "CMCD"];
 
 /// Longest name that is accepted, in bytes of path and canonical query: names are kept in tables.
 pub const MAX_KEY_BYTES: usize = 2048;
+
+/// Most classes of a policy.
+pub const MAX_CLASSES: usize = 64;
+
+/// Most patterns of a class.
+const MAX_PATTERNS: usize = 64;
+
+/// Most prefixes with a delivery of their own: they are tried one after the other.
+pub const MAX_DELIVERIES: usize = 256;
+
+/// Longest of the times that only say how long something may be used.
+const MAX_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// All that operators may change without a restart. A request goes by the one that is in force when it comes, a fetch by
+/// the one in force when it began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// The first that matches a name counts. Names that match none are of class "other" with its defaults.
+    pub classes: Vec<Arc<Class>>,
+    /// The first whose prefix begins a path counts. Paths that none begins are pushed.
+    pub delivery: Vec<Delivery>,
+}
+
+/// How the objects below a path come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delivery {
+    /// What the path begins with, such as `/live/demo/`.
+    pub prefix: String,
+    /// How they come.
+    pub mode: Mode,
+}
+
+/// How objects come from the tier above.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// As they grow, over one request per stream, where the tier above offers it; else as with `pull`.
+    #[default]
+    Push,
+    /// Each by a request of its own, when a viewer asks.
+    Pull,
+}
+
+impl Policy {
+    /// The class of a name.
+    pub fn class(&self, path: &str, query: &str) -> &Arc<Class> {
+        static OTHER: LazyLock<Arc<Class>> = LazyLock::new(Arc::default);
+        self.classes.iter().find(|class| class.matches(path, query)).unwrap_or(&OTHER)
+    }
+
+    /// How objects below `path` come.
+    pub fn delivery(&self, path: &str) -> Mode {
+        let found = self.delivery.iter().find(|delivery| path.starts_with(&delivery.prefix));
+        found.map_or(Mode::default(), |delivery| delivery.mode)
+    }
+
+    /// What is wrong with it, each with the key path that `path` begins.
+    pub fn problems(&self, path: &str) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.classes.len() > MAX_CLASSES {
+            problems.push(format!("{path}.classes: at most {MAX_CLASSES} classes"));
+        }
+        for (index, class) in self.classes.iter().enumerate().take(MAX_CLASSES) {
+            problems.extend(class.problems(&format!("{path}.classes[{index}]")));
+        }
+        if self.delivery.len() > MAX_DELIVERIES {
+            problems.push(format!("{path}.delivery: at most {MAX_DELIVERIES} prefixes"));
+        }
+        for (index, delivery) in self.delivery.iter().enumerate().take(MAX_DELIVERIES) {
+            if !delivery.prefix.starts_with('/') || delivery.prefix.len() > MAX_KEY_BYTES {
+                let rule = format!("must begin with / and have at most {MAX_KEY_BYTES} bytes");
+                problems.push(format!("{path}.delivery[{index}].prefix: {rule}"));
+            }
+        }
+        problems
+    }
+}
+
+/// How much shorter an answer that was kept for `kept` may be used by the rules of `class` at `now`; `None`: no shorter.
+/// Never longer: what was promised to the upstream holds. `failed`: made here because the upstream gave no answer.
+pub fn shortened(
+    class: &Class,
+    status: StatusCode,
+    headers: &HeaderMap,
+    failed: bool,
+    kept: Freshness,
+    now: SystemTime,
+) -> Option<Freshness> {
+    let mut shorter = kept;
+    if failed {
+        shorter.fresh = kept.fresh.min(class.negative_ttl);
+    } else {
+        // The age on arrival is not among the headers that were kept.
+        let by_rules = freshness::freshness(class, status, headers, now);
+        shorter.fresh = kept.fresh.min(by_rules.fresh.saturating_sub(kept.age));
+        shorter.while_revalidate = kept.while_revalidate.min(by_rules.while_revalidate);
+        shorter.if_error = kept.if_error.min(by_rules.if_error);
+        shorter.confirm = kept.confirm.min(by_rules.confirm);
+    }
+    (shorter != kept).then_some(shorter)
+}
 
 /// A class of objects: which names belong to it and how they are fetched and kept. The first class that matches counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,14 +239,31 @@ impl Class {
     /// What is wrong with it, each with the key path that `path` begins.
     pub fn problems(&self, path: &str) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.name.is_empty() || self.name.len() > 64 {
-            problems.push(format!("{path}.name: must have 1 to 64 characters"));
+        let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if self.name.is_empty() || self.name.len() > 64 || !self.name.bytes().all(good) {
+            problems.push(format!("{path}.name: must be 1 to 64 of A-Z a-z 0-9 - _ ."));
         }
         if self.paths.is_empty() {
             problems.push(format!("{path}.paths: needs at least one pattern, such as \"*.m4s\""));
         }
+        if self.paths.len() > MAX_PATTERNS || self.paths.iter().any(|pattern| pattern.len() > MAX_KEY_BYTES) {
+            let rule = format!("at most {MAX_PATTERNS} patterns of {MAX_KEY_BYTES} bytes");
+            problems.push(format!("{path}.paths: {rule}"));
+        }
+        if self.query.as_ref().is_some_and(|query| query.is_empty() || query.len() > MAX_KEY_BYTES) {
+            problems.push(format!("{path}.query: must have 1 to {MAX_KEY_BYTES} bytes"));
+        }
         if self.negative_ttl > Duration::from_secs(60) {
             problems.push(format!("{path}.negative_ttl: must be 0s to 60s"));
+        }
+        for (key, value) in [
+            ("ttl", self.ttl.unwrap_or_default()),
+            ("stale_while_revalidate", self.stale_while_revalidate),
+            ("stale_if_error", self.stale_if_error),
+        ] {
+            if value > MAX_TTL {
+                problems.push(format!("{path}.{key}: must be 0s to 366days"));
+            }
         }
         for (key, value) in [("blocking_timeout", self.blocking_timeout), ("give_up", self.give_up)] {
             if !(Duration::from_millis(10)..=Duration::from_secs(300)).contains(&value) {
@@ -249,7 +373,8 @@ mod tests {
 
     #[test]
     fn names_find_their_class() {
-        let classes = Class::defaults();
+        let classes = Class::defaults().into_iter().map(Arc::new).collect();
+        let policy = Policy { classes, delivery: Vec::new() };
         for (path, query, expected) in [
             ("/live/a/v.m3u8", "_HLS_msn=3&_HLS_part=1", "blocking-playlist"),
             ("/live/a/v.m3u8", "x_HLS_msn=3", "playlist"),
@@ -258,10 +383,67 @@ mod tests {
             ("/live/a/1/v/init.mp4", "", "init"),
             ("/x", "_HLS_msn=3", "other"),
         ] {
-            let class = classes.iter().find(|class| class.matches(path, query)).unwrap();
-            assert_eq!(class.name, expected, "{path}?{query}");
+            assert_eq!(policy.class(path, query).name, expected, "{path}?{query}");
         }
-        assert!(classes.iter().flat_map(|class| class.problems("c")).next().is_none());
+        assert_eq!(policy.problems("edge"), Vec::<String>::new());
+        let none = Policy { classes: Vec::new(), delivery: Vec::new() };
+        assert_eq!(**none.class("/live/a/v.m3u8", ""), Class::default());
+    }
+
+    #[test]
+    fn the_first_prefix_says_how_a_stream_comes() {
+        let delivery = |prefix: &str, mode| Delivery { prefix: prefix.into(), mode };
+        let policy = Policy {
+            classes: Vec::new(),
+            delivery: vec![
+                delivery("/live/demo/", Mode::Push),
+                delivery("/live/", Mode::Pull),
+                delivery("nowhere", Mode::Pull),
+            ],
+        };
+        assert_eq!(policy.delivery("/live/demo/index.m3u8"), Mode::Push);
+        assert_eq!(policy.delivery("/live/demo2/index.m3u8"), Mode::Pull);
+        assert_eq!(policy.delivery("/vod/x"), Mode::Push);
+        let problems = policy.problems("edge");
+        assert!(problems.len() == 1 && problems[0].starts_with("edge.delivery[2].prefix: "), "{problems:?}");
+        let too_much = Policy {
+            classes: vec![Arc::default(); MAX_CLASSES + 1],
+            delivery: vec![delivery("/", Mode::Pull); MAX_DELIVERIES + 1],
+        };
+        assert_eq!(too_much.problems("edge").len(), 2);
+    }
+
+    #[test]
+    fn what_is_kept_is_shortened_and_never_prolonged() {
+        let seconds = Duration::from_secs;
+        let freshness = |fresh, stale| Freshness {
+            age: seconds(2),
+            fresh: seconds(fresh),
+            while_revalidate: seconds(stale),
+            if_error: seconds(stale),
+            confirm: Duration::ZERO,
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("cache-control", "max-age=100".parse().unwrap());
+        let check = |class: &Class, status, failed, kept, expected| {
+            let got = shortened(class, status, &headers, failed, kept, SystemTime::UNIX_EPOCH);
+            assert_eq!(got, expected, "{class:?}");
+        };
+        let class = |ttl: u64, stale| Class {
+            ttl: Some(seconds(ttl)),
+            stale_while_revalidate: seconds(stale),
+            stale_if_error: seconds(stale),
+            negative_ttl: seconds(1),
+            ..Class::default()
+        };
+        let ok = StatusCode::OK;
+        check(&class(10, 5), ok, false, freshness(98, 5), Some(freshness(8, 5)));
+        check(&class(1, 9), ok, false, freshness(98, 5), Some(freshness(0, 5)));
+        check(&class(100, 3), ok, false, freshness(98, 5), Some(freshness(98, 3)));
+        check(&class(1000, 9), ok, false, freshness(98, 5), None);
+        check(&Class::default(), ok, false, freshness(98, 0), None);
+        check(&class(9, 9), StatusCode::NOT_FOUND, true, freshness(30, 0), Some(freshness(1, 0)));
+        check(&class(9, 9), StatusCode::NOT_FOUND, true, freshness(1, 0), None);
     }
 
     #[test]
@@ -273,12 +455,13 @@ mod tests {
             adaptive: Some(Adaptive { factor: 0, least: Duration::MAX, most: Duration::MAX }),
             give_up: Duration::ZERO,
             negative_ttl: Duration::from_secs(3600),
+            ttl: Some(Duration::MAX),
+            query: Some(String::new()),
             ..Class::default()
         };
         let problems = bad.problems("edge.classes[2]");
-        for key in
-            ["name", "paths", "max_fetches", "adaptive.factor", "adaptive.least", "give_up", "negative_ttl"]
-        {
+        let keys = ["name", "paths", "query", "max_fetches", "adaptive.factor", "adaptive.least", "give_up"];
+        for key in keys.into_iter().chain(["negative_ttl", "ttl"]) {
             assert!(
                 problems.iter().any(|p| p.starts_with(&format!("edge.classes[2].{key}: "))),
                 "{key}: {problems:?}"

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use cluster::{Node, Ring};
 use http::HeaderValue;
@@ -15,13 +15,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::access::Access;
+use crate::budget::{self, Budget};
 use crate::cache::{Entry, Joined, Kind, State, Store, Waiting};
 use crate::config::Config;
 use crate::fetch::Client;
 use crate::flight::{self, Job};
-use crate::metrics::{Answered, TierMetrics};
+use crate::metrics::{Answered, Overload, TierMetrics};
 use crate::pace::Pace;
-use crate::policy::Class;
+use crate::policy::{self, Class, Policy};
 use crate::push::Pushes;
 use crate::upstream::Upstreams;
 use crate::{Deps, Pages};
@@ -32,11 +33,13 @@ const ATTEMPTS: u32 = 2;
 /// Classes whose pace is known, of all that operators have named.
 const MAX_PACES: usize = 256;
 
+/// How often memory is given back that nothing new asks for.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
 pub(crate) struct Tier {
     pub(crate) name: &'static str,
     pub(crate) config: Config,
-    classes: Vec<Arc<Class>>,
-    other: Arc<Class>,
+    policy: RwLock<Arc<Policy>>,
     pub(crate) store: Arc<Store>,
     pub(crate) client: Client,
     ring: Ring,
@@ -62,7 +65,7 @@ pub(crate) struct Tier {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denied {
     /// A bound of ours is reached.
-    Overloaded,
+    Overloaded(Overload),
     /// The fetch vanished: a fault of ours, or the end of this process.
     Lost,
 }
@@ -73,20 +76,22 @@ impl Tier {
         let metrics = deps.metrics.of(deps.tier);
         let max_object = config.max_object.as_u64();
         let client = Client::new(deps.client_tls, config.upstream.connect_timeout, max_object, deps.tier);
-        let store = Store::new(
-            config.cache_size.as_u64(),
-            config.max_inflight_names,
-            metrics.cache_bytes.clone(),
-            metrics.inflight_names.clone(),
-        );
+        let gauges = budget::Gauges {
+            shelf: metrics.cache_bytes.clone(),
+            growing: metrics.inflight_bytes.clone(),
+            held: metrics.held_bytes.clone(),
+        };
+        let budget = Budget::new(config.cache_size.as_u64(), config.inflight_size.as_u64(), gauges);
+        let (left, names) = (metrics.left.clone(), metrics.inflight_names.clone());
+        let unkept = metrics.unkept.clone();
+        let store = Store::new(budget, left, unkept, config.max_inflight_names, names);
         // The standard library's one source of randomness.
         let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
         let paths = config.playback.paths.clone();
         let access = deps.playback_keys.filter(|_| !paths.is_empty()).map(|keys| Access::new(keys, paths));
         Tier {
             name: deps.tier,
-            classes: config.classes.iter().cloned().map(Arc::new).collect(),
-            other: Arc::new(Class::default()),
+            policy: RwLock::new(Arc::new(config.policy())),
             store: Arc::new(store),
             client,
             ring: deps.upstreams,
@@ -112,7 +117,7 @@ impl Tier {
 
     /// The complete object of a name, if it is there and fresh, and how it answers.
     pub(crate) fn fresh(&self, key: &str, now: Instant) -> Option<(Arc<Entry>, Answered)> {
-        let entry = self.store.get(key).filter(|entry| entry.state(now) == State::Fresh)?;
+        let entry = self.store.get(key, now).filter(|entry| entry.state(now) == State::Fresh)?;
         let answered = answered_by(&entry);
         Some((entry, answered))
     }
@@ -125,7 +130,7 @@ impl Tier {
     ) -> Result<(Arc<Entry>, Answered), Denied> {
         for _ in 0..ATTEMPTS {
             let now = Instant::now();
-            let there = self.store.get(key);
+            let there = self.store.get(key, now);
             if let Some(entry) = &there {
                 match entry.state(now) {
                     State::Fresh => return Ok((entry.clone(), answered_by(entry))),
@@ -144,6 +149,7 @@ impl Tier {
             };
             let _waiter = self.waiter()?;
             if let Some(verdict) = waiting.await {
+                verdict.entry.counts.waited(now.elapsed());
                 let answered = match verdict.kind {
                     Kind::Failed => Answered::Error,
                     Kind::Stale => Answered::Stale,
@@ -159,11 +165,34 @@ impl Tier {
         Err(Denied::Lost)
     }
 
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts a policy without [`Policy::problems`] in force: for requests from now on, and for what is kept where it says
+    /// less than before. Fetches under way go on by the rules they began with. Returns how many kept objects it made
+    /// shorter.
+    pub(crate) fn set_policy(&self, policy: Policy) -> usize {
+        let policy = Arc::new(policy);
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy.clone();
+        let wall = SystemTime::now();
+        self.store.revise(|key, entry| {
+            let (path, query) = key.split_once('?').unwrap_or((key, ""));
+            let Entry { status, headers, failed, freshness, .. } = entry;
+            policy::shortened(policy.class(path, query), *status, headers, *failed, *freshness, wall)
+        })
+    }
+
     /// A place among those who wait.
     pub(crate) fn waiter(&self) -> Result<Waiter, Denied> {
         let waiter = Waiter(self.metrics.waiters.clone());
         // Counted first, so that no two can take the last place.
-        if waiter.0.inc() >= self.config.max_waiters as i64 { Err(Denied::Overloaded) } else { Ok(waiter) }
+        if waiter.0.inc() >= self.config.max_waiters as i64 {
+            Err(Denied::Overloaded(Overload::Waiters))
+        } else {
+            Ok(waiter)
+        }
     }
 
     /// The upstreams for a key in the order in which to ask them, and the name of the ring's own first.
@@ -252,15 +281,26 @@ impl Tier {
     }
 
     /// The class that a name belongs to.
-    pub(crate) fn class(&self, key: &str) -> &Arc<Class> {
+    pub(crate) fn class(&self, key: &str) -> Arc<Class> {
         let (path, query) = key.split_once('?').unwrap_or((key, ""));
-        self.classes.iter().find(|class| class.matches(path, query)).unwrap_or(&self.other)
+        self.policy().class(path, query).clone()
     }
 
     /// Random enough to spread what should not happen at once.
     pub(crate) fn random(&self) -> u64 {
         use std::hash::{BuildHasher, Hasher};
         std::collections::hash_map::RandomState::new().build_hasher().finish()
+    }
+
+    /// Once a second: what nobody can be given any more leaves. Never ends; dropping it is fine at any time.
+    pub(crate) async fn keep_house(&self) -> Infallible {
+        let mut ticks = tokio::time::interval(HOUSEKEEPING);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.store.sweep(Instant::now());
+            self.metrics.tick();
+        }
     }
 
     fn join(
@@ -276,17 +316,18 @@ impl Tier {
         match self.store.join(key, now) {
             Joined::There(entry) => Ok(Found::Complete(entry)),
             Joined::Waiting(waiting) => Ok(Found::Waiting { waiting, own: false }),
-            Joined::Full => Err(Denied::Overloaded),
+            Joined::Full => Err(Denied::Overloaded(Overload::Names)),
+            Joined::Yours(..) if self.metrics.inflight_bytes.get() > budget as i64 => {
+                Err(Denied::Overloaded(Overload::Memory))
+            }
             // Answers that are not to be kept leave the table of names at once, but count until their bodies end.
-            Joined::Yours(..)
-                if self.metrics.inflight_bytes.get() > budget as i64
-                    || self.tasks.len() >= self.config.max_inflight_names =>
-            {
-                Err(Denied::Overloaded)
+            Joined::Yours(..) if self.tasks.len() >= self.config.max_inflight_names => {
+                Err(Denied::Overloaded(Overload::Flights))
             }
             Joined::Yours(permit, waiting) => {
-                let class = self.class(key).clone();
-                let job = Job { permit, class, stale, cdn_loop: cdn_loop(), promised };
+                let class = self.class(key);
+                let counts = self.metrics.class(&class.name);
+                let job = Job { permit, class, counts, stale, cdn_loop: cdn_loop(), promised };
                 self.tasks.spawn(flight::fly(self.clone(), job));
                 Ok(Found::Waiting { waiting, own: true })
             }

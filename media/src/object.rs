@@ -46,6 +46,8 @@ pub struct Broken {
 pub struct Object(Arc<Mutex<State>>);
 
 struct State {
+    /// Goes when the last handle on the object does.
+    _attached: Option<Arc<dyn Send + Sync>>,
     /// Each chunk with the offset of its first byte.
     chunks: Vec<(u64, Bytes)>,
     progress: Progress,
@@ -62,7 +64,14 @@ pub struct Writer(Object);
 impl Object {
     /// An empty object that grows, and its writer.
     pub fn growing() -> (Writer, Object) {
-        let object = Self::with(Vec::new(), Progress { len: 0, end: End::Growing });
+        let object = Self::with(Vec::new(), Progress { len: 0, end: End::Growing }, None);
+        (Writer(object.clone()), object)
+    }
+
+    /// As [`Object::growing`]; `attached` is dropped when the writer, every reader and every handle have gone: for those
+    /// who keep account of what bodies hold.
+    pub fn growing_with(attached: Arc<dyn Send + Sync>) -> (Writer, Object) {
+        let object = Self::with(Vec::new(), Progress { len: 0, end: End::Growing }, Some(attached));
         (Writer(object.clone()), object)
     }
 
@@ -70,11 +79,12 @@ impl Object {
     pub fn complete(body: Bytes) -> Object {
         let len = body.len() as u64;
         let chunks = if body.is_empty() { Vec::new() } else { vec![(0, body)] };
-        Self::with(chunks, Progress { len, end: End::Complete })
+        Self::with(chunks, Progress { len, end: End::Complete }, None)
     }
 
-    fn with(chunks: Vec<(u64, Bytes)>, progress: Progress) -> Object {
-        Object(Arc::new(Mutex::new(State { chunks, progress, waiting: Vec::new(), generation: 0 })))
+    fn with(chunks: Vec<(u64, Bytes)>, progress: Progress, attached: Option<Arc<dyn Send + Sync>>) -> Object {
+        let state = State { _attached: attached, chunks, progress, waiting: Vec::new(), generation: 0 };
+        Object(Arc::new(Mutex::new(state)))
     }
 
     /// How far it has come.
@@ -102,11 +112,14 @@ impl Object {
         if let [(_, only)] = state.chunks.as_slice() {
             return Some(only.clone());
         }
-        let mut whole = Vec::with_capacity(state.progress.len as usize);
-        for (_, chunk) in &state.chunks {
-            whole.extend_from_slice(chunk);
-        }
-        Some(whole.into())
+        Some(state.whole().into())
+    }
+
+    /// A copy of the whole body of a complete object, which holds no memory but its own: chunks may be pieces of larger
+    /// buffers.
+    pub fn to_vec(&self) -> Option<Vec<u8>> {
+        let state = self.lock();
+        (state.progress.end == End::Complete).then(|| state.whole())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -171,6 +184,14 @@ impl Drop for Writer {
 type Slot = Option<(u64, usize)>;
 
 impl State {
+    fn whole(&self) -> Vec<u8> {
+        let mut whole = Vec::with_capacity(self.progress.len as usize);
+        for (_, chunk) in &self.chunks {
+            whole.extend_from_slice(chunk);
+        }
+        whole
+    }
+
     fn wait(&mut self, slot: &mut Slot, waker: &Waker) {
         match *slot {
             Some((generation, index)) if generation == self.generation => {
@@ -325,6 +346,22 @@ mod tests {
         writer.finish();
         assert_eq!(poll(&mut reader, &count), Poll::Ready(None));
         assert_eq!(object.to_bytes().unwrap(), "hello world");
+    }
+
+    #[test]
+    fn what_is_attached_goes_with_the_last_handle() {
+        let attached = Arc::new(Count::default());
+        let (mut writer, object) = Object::growing_with(attached.clone());
+        writer.push(Bytes::from_static(b"ab"));
+        writer.push(Bytes::from_static(b"c"));
+        assert_eq!(object.to_vec(), None);
+        let reader = object.read(0..1);
+        writer.finish();
+        assert_eq!(object.to_vec().unwrap(), b"abc");
+        drop(object);
+        assert_eq!(Arc::strong_count(&attached), 2);
+        drop(reader);
+        assert_eq!(Arc::strong_count(&attached), 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+pub mod admin;
 pub mod check_config;
 pub mod serve;
 pub mod stream;
@@ -26,6 +27,10 @@ pub enum Command {
     CheckConfig(CheckConfigArgs),
     /// Stream keys and playback URLs
     Stream(stream::StreamArgs),
+    /// The cache policy of a running node
+    Policy(admin::PolicyArgs),
+    /// Make the caches of a running node forget what begins with a prefix
+    Purge(admin::PurgeArgs),
 }
 
 /// Arguments of `check-config`.

@@ -24,7 +24,7 @@ pub struct ServeArgs {
     pub log: Option<String>,
 }
 
-/// Serves until SIGTERM or SIGINT. Once all ports are bound, one line of JSON on standard output tells them.
+/// Serves until SIGTERM or SIGINT; SIGHUP reloads the policies from the file. Once all ports are bound, one line of JSON on standard output tells them.
 pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let Some(config) = load(&args.config) else {
         return Ok(ExitCode::from(EXIT_BAD_CONFIG));
@@ -34,14 +34,24 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+        let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
         let server = Server::bind(config).await?;
+        let operator = server.operator();
         println!("{}", serde_json::json!({ "listeners": server.listeners }));
         let shutdown = CancellationToken::new();
         let mut serving = tokio::spawn(server.serve(shutdown.clone()));
-        let signal = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            ended = &mut serving => return ended?.map(|()| ExitCode::SUCCESS),
+        let signal = loop {
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                ended = &mut serving => return ended?.map(|()| ExitCode::SUCCESS),
+                _ = hangup.recv() => {
+                    info!(signal = "SIGHUP", file = %args.config.display(), "reloading the configuration");
+                    // It reads a file and goes through all names that are kept.
+                    let (operator, file) = (operator.clone(), args.config.clone());
+                    tokio::task::spawn_blocking(move || operator.reload(&file)).await?;
+                }
+            }
         };
         info!(signal, "shutting down");
         shutdown.cancel();

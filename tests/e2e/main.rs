@@ -13,6 +13,7 @@ mod frames;
 mod herd;
 mod kit;
 mod players;
+mod policy;
 mod push;
 mod reconnect;
 mod soak;

@@ -31,7 +31,7 @@ fn players_at_the_live_edge_cause_no_requests_upstream() {
         &format!(
             "[node]\nroles = [\"edge\"]\nstate_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n\
              [cluster]\norigins = {shield}\nshields = {shield}\n\
-             [edge]\nhttp = \"127.0.0.1:0\"\npush.delivery = \"pull\"\n",
+             [edge]\nhttp = \"127.0.0.1:0\"\ndelivery = [{{ prefix = \"/\", mode = \"pull\" }}]\n",
             state.display()
         ),
     );

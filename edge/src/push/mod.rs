@@ -24,7 +24,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::config::{Delivery, Push};
+use crate::config::Push;
+use crate::policy::Mode;
 use crate::tier::Tier;
 use crate::upstream;
 use metrics::TierMetrics;
@@ -219,8 +220,8 @@ pub(crate) fn used(tier: &Arc<Tier>, key: &str, now: Instant, cdn_loop: impl FnO
 }
 
 /// Whether a stream is to be pushed here at all. Asked when a push begins, and now and then while it lasts.
-fn wanted(tier: &Tier, _prefix: &str) -> bool {
-    tier.pushes.config.delivery == Delivery::Push
+fn wanted(tier: &Tier, prefix: &str) -> bool {
+    tier.policy().delivery(&format!("{prefix}/")) == Mode::Push
 }
 
 /// `None`: it is to be pulled, or there are too many.

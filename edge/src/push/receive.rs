@@ -18,7 +18,8 @@ use tracing::{debug, info};
 
 use super::session::{Backoff, Event, Fault, Session};
 use super::{Lease, Promise, Status, Subscription};
-use crate::cache::{Charge, Content, Entry, Kind, Permit, Verdict};
+use crate::budget::Growing;
+use crate::cache::{Content, Entry, Kind, Permit, Verdict};
 use crate::flight::{self, Job, Orphan};
 use crate::form::Forms;
 use crate::tier::Tier;
@@ -215,7 +216,7 @@ struct Coming {
     writer: Writer,
     announced: Option<u64>,
     len: u64,
-    charge: Charge,
+    charge: Growing,
     /// The names that this push has; others are being fetched and stay with that.
     names: Vec<(Permit, Arc<Entry>)>,
 }
@@ -246,8 +247,7 @@ impl Receiver {
                     let config = &self.tier.config;
                     if let Some(into) = coming {
                         into.len += bytes.len() as u64;
-                        into.charge.grow(bytes.len() as u64 + CHUNK_BYTES);
-                        if self.tier.metrics.inflight_bytes.get() > config.inflight_size.as_u64() as i64 {
+                        if !self.tier.store.grow(&into.charge, bytes.len() as u64 + CHUNK_BYTES) {
                             return Err(End::Overloaded);
                         }
                         // Too large to be had by a fetch as well: readers see it break.
@@ -274,7 +274,7 @@ impl Receiver {
                 self.pass_on(|hub| hub.promise(slot, keys));
             }
             Event::Purge { prefix } => {
-                let count = self.tier.store.purge(&prefix);
+                let count = self.tier.store.purge(&prefix, None);
                 debug!(tier = self.tier.name, prefix, count, "purged by push");
                 self.pass_on(|hub| hub.purge(&prefix));
             }
@@ -304,15 +304,17 @@ impl Receiver {
             if let Ok(control) = HeaderValue::from_str(&name.control) {
                 headers.insert(header::CACHE_CONTROL, control);
             }
+            let class = tier.class(&name.key);
             let entry = Arc::new(Entry {
                 status: StatusCode::OK,
                 body: Content::Growing { object: object.clone(), length: head.length },
                 received: now,
-                freshness: freshness::freshness(tier.class(&name.key), StatusCode::OK, &headers, wall),
+                freshness: freshness::freshness(&class, StatusCode::OK, &headers, wall),
                 headers,
                 failed: false,
                 grace_until: None,
                 charge: None,
+                counts: tier.metrics.class(&class.name),
                 forms: forms.clone(),
                 lease: name.live.then(|| self.lease.clone()),
             });
@@ -327,7 +329,7 @@ impl Receiver {
             }
         }
         self.publish(head, &headers, object);
-        let charge = Charge::new(&tier.metrics.inflight_bytes, 0);
+        let charge = tier.store.growing();
         Some(Coming { writer, announced, len: 0, charge, names })
     }
 
@@ -382,9 +384,10 @@ impl Receiver {
         let Coming { writer, len, charge, names, .. } = coming;
         // Its other names are asked for anew.
         if let Some((permit, entry)) = names.into_iter().next() {
-            let class = self.tier.class(&permit.key).clone();
+            let class = self.tier.class(&permit.key);
+            let counts = entry.counts.clone();
             let cdn_loop = self.subscription.cdn_loop.clone();
-            let job = Job { permit, class, stale: None, cdn_loop, promised: None };
+            let job = Job { permit, class, counts, stale: None, cdn_loop, promised: None };
             let orphan = Orphan { entry, writer, len, charge };
             self.tier.tasks.spawn(flight::adopt(self.tier.clone(), job, orphan));
         }

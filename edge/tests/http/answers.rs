@@ -244,6 +244,7 @@ async fn other_methods() {
     assert_eq!(preflight.status(), 204);
     assert_eq!(header(&preflight, "access-control-allow-methods"), "GET, HEAD, OPTIONS");
     assert_eq!(header(&preflight, "access-control-allow-origin"), "*");
+    assert_eq!(header(&preflight, "access-control-allow-headers"), "*, authorization");
     let post = tier.ask(1, "POST", "/x", &[]).await.unwrap();
     assert_eq!((post.status().as_u16(), header(&post, "allow")), (405, "GET, HEAD, OPTIONS".into()));
     let long = format!("/{}", "x".repeat(3000));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::{Node, Ring};
-use edge::config::{Delivery, Push};
+use edge::policy::{Delivery, Mode};
 use edge::{Class, Config, Control, Deps, Edge, Metrics};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::Frame;
@@ -192,11 +192,11 @@ pub(crate) fn patient() -> Class {
 
 pub(crate) fn config(class: Class) -> Config {
     // Nothing is asked for that a test does not ask for.
-    let push = Push { delivery: Delivery::Pull, ..Push::default() };
+    let delivery = vec![Delivery { prefix: "/".into(), mode: Mode::Pull }];
     Config {
         http: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         classes: vec![class],
-        push,
+        delivery,
         ..Config::default()
     }
 }

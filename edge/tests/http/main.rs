@@ -4,6 +4,7 @@ mod answers;
 mod confirm;
 mod herd;
 mod kit;
+mod policy;
 mod push;
 mod ranges;
 mod resume;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use edge::Config;
-use edge::config::{Delivery, Push};
+use edge::config::Push;
 use media::push::{Frame, Head, MEDIA_TYPE, Name};
 
 use crate::kit::{Asked, Chunks, Tier, Upstream, body, config, header, next, patient, until, within};
@@ -15,7 +15,7 @@ const BLOCKING: &str = "/live/a/v.m3u8?_HLS_msn=7&_HLS_part=0";
 const SEGMENT: &str = "/live/a/7.m4s";
 
 fn pushed() -> Config {
-    Config { push: Push::default(), ..config(patient()) }
+    Config { delivery: Vec::new(), ..config(patient()) }
 }
 
 async fn over(upstreams: &[&Upstream], config: Config) -> Tier {
@@ -353,8 +353,7 @@ async fn the_owner_is_found_behind_those_that_do_not_have_the_stream() {
 #[tokio::test]
 async fn with_delivery_by_pull_nothing_is_asked_for() {
     let mut upstream = Upstream::start("origin").await;
-    let push = Push { delivery: Delivery::Pull, ..Push::default() };
-    let tier = over(&[&upstream], Config { push, ..pushed() }).await;
+    let tier = over(&[&upstream], config(patient())).await;
     for name in ["/live/a/1", "/live/a/2"] {
         let viewer = tier.ask(1, "GET", name, &[]);
         let asked = upstream.asked().await;

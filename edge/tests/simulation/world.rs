@@ -240,7 +240,7 @@ impl World {
             }
             Event::Pushed { name, whole } => self.pushed(name, whole),
             Event::Purge => {
-                self.table.purge("/");
+                self.table.purge(|_| true);
                 self.shelf.clear();
             }
             Event::Reply { flight, fetch, reply } => self.reply(flight, fetch, reply),
