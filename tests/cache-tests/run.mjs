@@ -10,15 +10,19 @@
 // edge does not pass on: here it is done directly. And the suite's server learns from a request header (Req-Num) which
 // request of a test it has before it; an edge passes no header of a viewer's on, so the client tells the server, which
 // runs in the same process.
+import { readFileSync } from 'node:fs'
 import http from 'node:http'
 import readline from 'node:readline'
 
 import fetch from 'node-fetch'
-import { getResults, runTests } from 'http-cache-tests/client/runner.mjs'
+import * as config from 'http-cache-tests/client/config.mjs'
+import { makeCacheTest, testResults } from 'http-cache-tests/client/test.mjs'
 import handleConfig from 'http-cache-tests/server/handle-config.mjs'
 import handleState from 'http-cache-tests/server/handle-state.mjs'
 import handleTest from 'http-cache-tests/server/handle-test.mjs'
 import suites from 'http-cache-tests/tests/index.mjs'
+
+const ROUNDS = 3
 
 // The suite's server reports oddities with this; standard output is for the results.
 console.log = console.error
@@ -52,13 +56,23 @@ function ask (url, init) {
   return fetch(cache + path, init)
 }
 
-// All at once: most of the time goes by in waiting for answers to become stale.
-await runTests(suites, ask, false, 'base:', 1000)
-const results = getResults()
-const report = {}
-for (const suite of suites) {
-  for (const { id, kind = 'required', name } of suite.tests) {
-    if (id in results) report[id] = { kind, name, result: results[id] }
-  }
+config.setFetch(ask)
+config.setBaseUrl('base:')
+config.setUseBrowserCache(false)
+
+// All at once: most of the time goes by in waiting for answers to become stale. A test that fails and is no exception is
+// run again, since its times are short: where a machine stands still for seconds what should be fresh is stale.
+const tests = suites.flatMap((suite) => suite.tests).filter((test) => test.browser_only !== true)
+const excepted = new Set(
+  [...readFileSync(new URL('exceptions.toml', import.meta.url), 'utf8').matchAll(/^ *"([^"]+)",$/gm)].map(([, id]) => id)
+)
+let left = tests
+for (let round = 0; round < ROUNDS && left.length > 0; round++) {
+  for (const { id } of left) delete testResults[id]
+  // A run changes what it is given.
+  await Promise.all(left.map((test) => makeCacheTest(structuredClone(test))))
+  left = left.filter(({ id, kind }) => kind !== 'check' && testResults[id] !== true && !excepted.has(id))
 }
+const report = {}
+for (const { id, kind = 'required', name } of tests) report[id] = { kind, name, result: testResults[id] }
 process.stdout.write(JSON.stringify(report) + '\n', () => process.exit(0))
