@@ -371,7 +371,7 @@ impl TierMetrics {
 
     /// Once a second: what is said of the last minute.
     pub(crate) fn tick(&self) {
-        let not_for_objects = [Answered::Local, Answered::Refused, Answered::Loop];
+        let not_for_objects = [Answered::Local, Answered::Refused, Answered::Loop, Answered::Forbidden];
         let asked = Answered::ALL.iter().filter(|answered| !not_for_objects.contains(answered));
         let asked = asked.map(|answered| self.requests[*answered as usize].get()).sum();
         let mut leak = self.leak.lock().unwrap_or_else(PoisonError::into_inner);

@@ -106,8 +106,9 @@ impl<T> Shelf<T> {
 
     /// Lets one object go; `false` if there is none. Its bytes are free once nobody reads them.
     pub fn give_way(&self, now: Instant) -> bool {
-        let mut order = self.order();
-        self.drop_one(&mut order, now)
+        // Its memory is given back when nobody waits for the lock any more.
+        let gone = self.drop_one(&mut self.order(), now);
+        gone.is_some()
     }
 
     /// Puts an object there, in place of one that `replaces` agrees to replace. Its bytes must be on the account
@@ -122,25 +123,24 @@ impl<T> Shelf<T> {
         replaces: impl FnOnce(&T) -> bool,
     ) -> bool {
         let hash = self.hasher.hash_one(&*key);
+        // Given back behind the lock.
+        let mut gone = Vec::new();
         let mut order = self.order();
         if let Some(old) = self.find(hash, &key) {
             if !replaces(&old.value) {
                 return false;
             }
-            self.remove(&mut order, &old);
+            gone.extend(self.remove(&mut order, &old));
         }
-        for _ in 0..SWEPT_PER_INSERT {
-            if !self.drop_expired(&mut order, now) {
-                break;
-            }
-        }
+        gone.extend((0..SWEPT_PER_INSERT).map_while(|_| self.drop_expired(&mut order, now)));
         let bytes = charge.bytes();
         if now >= until || bytes > self.budget.max_shelf() {
             return false;
         }
         while self.budget.bytes(Place::Shelf) + bytes > self.budget.max_shelf() {
-            if !self.drop_one(&mut order, now) {
-                return false;
+            match self.drop_one(&mut order, now) {
+                Some(slot) => gone.push(slot),
+                None => return false,
             }
         }
         let node = order.reserve();
@@ -155,9 +155,9 @@ impl<T> Shelf<T> {
 
     /// Takes an object away.
     pub fn take_away(&self, key: &str) -> bool {
-        let mut order = self.order();
         let found = self.find(self.hasher.hash_one(key), key);
-        found.is_some_and(|slot| self.remove(&mut order, &slot))
+        let gone = found.and_then(|slot| self.remove(&mut self.order(), &slot));
+        gone.is_some()
     }
 
     /// Takes all objects away whose name `doomed` picks, and returns how many. All that were there when it began are gone
@@ -170,7 +170,9 @@ impl<T> Shelf<T> {
                 shard.iter().filter(|slot| doomed(&slot.key)).cloned().collect()
             };
             let mut order = self.order();
-            count += found.into_iter().filter(|slot| self.remove(&mut order, slot)).count();
+            let gone: Vec<_> = found.iter().filter_map(|slot| self.remove(&mut order, slot)).collect();
+            drop(order);
+            count += gone.len();
         }
         self.counters.purged.inc_by(count as u64);
         count
@@ -204,7 +206,9 @@ impl<T> Shelf<T> {
     /// Takes away what is past its end, up to `at_most`; returns how many.
     pub fn sweep(&self, now: Instant, at_most: usize) -> usize {
         let mut order = self.order();
-        (0..at_most).take_while(|_| self.drop_expired(&mut order, now)).count()
+        let gone: Vec<_> = (0..at_most).map_while(|_| self.drop_expired(&mut order, now)).collect();
+        drop(order);
+        gone.len()
     }
 
     /// How many there are, those past their end that have not left yet included.
@@ -217,39 +221,32 @@ impl<T> Shelf<T> {
         self.len() == 0
     }
 
-    fn drop_one(&self, order: &mut Order<T>, now: Instant) -> bool {
-        if self.drop_expired(order, now) {
-            return true;
+    fn drop_one(&self, order: &mut Order<T>, now: Instant) -> Option<Arc<Slot<T>>> {
+        if let Some(gone) = self.drop_expired(order, now) {
+            return Some(gone);
         }
-        let probation = self.budget.max_shelf() / PROBATION_SHARE;
-        let Some(slot) = order.victim(probation) else {
-            return false;
-        };
+        let slot = order.victim(self.budget.max_shelf() / PROBATION_SHARE)?;
         self.counters.evicted.inc();
         self.remove(order, &slot)
     }
 
-    fn drop_expired(&self, order: &mut Order<T>, now: Instant) -> bool {
-        let Some(slot) = order.expired(now) else {
-            return false;
-        };
+    fn drop_expired(&self, order: &mut Order<T>, now: Instant) -> Option<Arc<Slot<T>>> {
+        let slot = order.expired(now)?;
         self.counters.expired.inc();
         self.remove(order, &slot)
     }
 
-    /// Takes this very slot out of the table and the order, if it is still there.
-    fn remove(&self, order: &mut Order<T>, slot: &Arc<Slot<T>>) -> bool {
+    /// Takes this very slot out of the table and the order, if it is still there. Its bytes are free when it is dropped,
+    /// which is for the caller to do once the order is unlocked.
+    fn remove(&self, order: &mut Order<T>, slot: &Arc<Slot<T>>) -> Option<Arc<Slot<T>>> {
         let mut shard = self.shard(slot.hash).write().unwrap_or_else(PoisonError::into_inner);
         // Revised slots have another address, but keep their node.
-        let Ok(found) = shard.find_entry(slot.hash, |other| other.node == slot.node && other.key == slot.key)
-        else {
-            return false;
-        };
-        let (slot, _) = found.remove();
+        let found = shard.find_entry(slot.hash, |other| other.node == slot.node && other.key == slot.key);
+        let (slot, _) = found.ok()?.remove();
         drop(shard);
         order.leave(&slot);
         slot.charge.move_to(Place::Held);
-        true
+        Some(slot)
     }
 
     fn find(&self, hash: u64, key: &str) -> Option<Arc<Slot<T>>> {
