@@ -10,7 +10,12 @@ fn five_hundred_viewers_are_one_request_to_the_origin() {
         Recipe { size: "640x360", rate: "30", seconds: 10, extra: &["-tune", "zerolatency"] },
     );
     let folder = Folder::new("herd");
-    let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let mut config = all_in_one(&folder.path().join("state"));
+    // By push the segment would be here already.
+    for tier in ["shield", "edge"] {
+        config.get_mut(tier).unwrap().push_str("push.delivery = \"pull\"\n");
+    }
+    let node = Node::start(&folder, "node", &toml(&config));
     let _broadcaster = Broadcaster::send(&clip, &node.publish_url("rtmp", "show"), -1);
     live(&node, "show");
     let playlist = eventually("three segments", || {
