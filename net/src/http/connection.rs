@@ -273,7 +273,8 @@ where
         // However this ends, nothing of it goes on.
         let _aborts = Aborts(streams.clone());
         let service = self.service(peer, visit, vitals, Some(streams.clone()));
-        let cork = Corked::new(io);
+        let gathers = io.stream().is_tls();
+        let cork = Corked::new(io, gathers);
         let connection =
             self.h2_builder(streams.clone()).serve_connection(TokioIo::new(cork.clone()), service);
         let mut connection = pin!(connection);

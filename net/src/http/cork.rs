@@ -16,7 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes held back at most: four full TLS records, as many as rustls takes in one write by default.
 const MAX_GATHERED: usize = 64 << 10;
 
-/// A stream whose writes are gathered. Clones are handles on the same stream: one for the connection, one to drive it.
+/// A stream whose writes are gathered, where that pays: over TLS. Without it they go straight through, since the kernel
+/// takes many pieces at once without a copy of ours. Clones are handles on the same stream: one for the connection, one to drive it.
 pub(crate) struct Corked<S>(Arc<Mutex<Inner<S>>>);
 
 impl<S> Clone for Corked<S> {
@@ -27,12 +28,13 @@ impl<S> Clone for Corked<S> {
 
 struct Inner<S> {
     stream: S,
+    gathers: bool,
     gathered: BytesMut,
 }
 
 impl<S: AsyncWrite + Unpin> Corked<S> {
-    pub(crate) fn new(stream: S) -> Self {
-        Self(Arc::new(Mutex::new(Inner { stream, gathered: BytesMut::new() })))
+    pub(crate) fn new(stream: S, gathers: bool) -> Self {
+        Self(Arc::new(Mutex::new(Inner { stream, gathers, gathered: BytesMut::new() })))
     }
 
     /// Polls `connection`, which must have a clone of this stream, and sends what it has written. An error is that of the
@@ -96,6 +98,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.lock();
+        if !inner.gathers {
+            return Pin::new(&mut inner.stream).poll_write_vectored(cx, bufs);
+        }
         if inner.gathered.len() >= MAX_GATHERED {
             ready!(inner.poll_empty(cx))?;
         }
@@ -108,12 +113,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        let inner = self.lock();
+        inner.gathers || inner.stream.is_write_vectored()
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.lock();
         // What is gathered is sent by `poll_drive`.
-        Poll::Ready(Ok(()))
+        if inner.gathers { Poll::Ready(Ok(())) } else { Pin::new(&mut inner.stream).poll_flush(cx) }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -155,10 +162,10 @@ mod tests {
     }
 
     /// What the peer gets of `frames` flushed one by one, and in how many writes.
-    async fn check(frames: usize, frame_bytes: usize, pipe_bytes: usize) -> usize {
+    async fn check(gathers: bool, frames: usize, frame_bytes: usize, pipe_bytes: usize) -> usize {
         let (near, mut far) = tokio::io::duplex(pipe_bytes);
         let writes = Arc::default();
-        let cork = Corked::new(Counting(near, Arc::clone(&writes)));
+        let cork = Corked::new(Counting(near, Arc::clone(&writes)), gathers);
         let mut io = cork.clone();
         let connection = async move {
             for number in 0..frames {
@@ -182,18 +189,19 @@ mod tests {
 
     #[tokio::test]
     async fn frames_leave_together_and_none_stays_behind() {
-        assert_eq!(check(10, 1000, 1 << 20).await, 1);
-        assert_eq!(check(100, 16393, 8 << 20).await, 26, "in pieces of 64 KiB");
+        assert_eq!(check(true, 10, 1000, 1 << 20).await, 1);
+        assert_eq!(check(false, 10, 1000, 1 << 20).await, 10);
+        assert_eq!(check(true, 100, 16393, 8 << 20).await, 26, "in pieces of 64 KiB");
         // A peer that takes little at a time.
         for pipe_bytes in [1, 7, 1000, 70_000] {
-            check(20, 9000, pipe_bytes).await;
+            check(true, 20, 9000, pipe_bytes).await;
         }
     }
 
     #[tokio::test]
     async fn what_is_gathered_leaves_before_the_end_and_errors_are_heard() {
         let (near, mut far) = tokio::io::duplex(100);
-        let cork = Corked::new(near);
+        let cork = Corked::new(near, true);
         let mut io = cork.clone();
         let connection = async move {
             io.write_all(&[7; 1000]).await?;
@@ -207,7 +215,7 @@ mod tests {
 
         let (near, far) = tokio::io::duplex(100);
         drop(far);
-        let cork = Corked::new(near);
+        let cork = Corked::new(near, true);
         let mut io = cork.clone();
         let connection = async move {
             io.write_all(&[7; 1000]).await?;

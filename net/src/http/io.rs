@@ -21,6 +21,8 @@ pub(super) struct Vitals {
     taken: AtomicU64,
     /// The last write found no room.
     blocked: AtomicBool,
+    /// The last flush did not get rid of all: a TLS layer takes what it is given first.
+    stuck: AtomicBool,
     /// Something was written and not yet flushed.
     unflushed: AtomicBool,
     /// The last read found nothing, so nothing hides in the TLS layer's buffer.
@@ -51,7 +53,7 @@ impl Vitals {
         Signs {
             busy: self.busy.load(Relaxed) > 0 || self.unflushed.load(Relaxed),
             requests: self.requests.load(Relaxed),
-            blocked: self.blocked.load(Relaxed),
+            blocked: self.blocked.load(Relaxed) || self.stuck.load(Relaxed),
             taken: self.taken.load(Relaxed),
         }
     }
@@ -168,8 +170,7 @@ impl AsyncWrite for Io {
         if polled.is_ready() {
             self.vitals.unflushed.store(false, Relaxed);
         }
-        // A TLS layer takes what it is given at first, and finds out here that the socket does not.
-        self.vitals.blocked.store(polled.is_pending(), Relaxed);
+        self.vitals.stuck.store(polled.is_pending(), Relaxed);
         polled
     }
 

@@ -78,7 +78,7 @@ impl Patience {
     /// To be called at the time that the verdict before said, or at any other.
     pub(crate) fn handle_timeout(&mut self, now: Instant, signs: Signs) -> Verdict {
         self.handle(signs, || now);
-        if self.pace.handle(now, self.rules.reading, signs.blocked, signs.taken) {
+        if self.pace.handle(now, self.rules.reading, signs.busy && signs.blocked, signs.taken) {
             return Verdict::Slow;
         }
         let tick = now + TICK.min(self.rules.reading.timeout / 4);

@@ -1,6 +1,5 @@
 //! The streams of one h2 connection: [`Turns`] with the tasks that wait for theirs.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -22,9 +21,8 @@ pub(super) struct Streams(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    turns: Turns,
+    turns: Turns<Task>,
     last: Id,
-    tasks: BTreeMap<Id, Task>,
 }
 
 /// What runs a stream.
@@ -42,7 +40,6 @@ impl Streams {
         state.last += 1;
         let id = state.last;
         state.turns.open(id, priority);
-        state.tasks.insert(id, Task::default());
         Place { streams: self.clone(), id, priority }
     }
 
@@ -51,7 +48,7 @@ impl Streams {
         let mut state = self.lock();
         let last = state.last;
         // It may have ended already.
-        if let Some(opened) = state.tasks.get_mut(&last) {
+        if let Some(opened) = state.turns.shell(last) {
             opened.handle = Some(task);
         }
     }
@@ -67,7 +64,7 @@ impl Streams {
         let stalled = state.turns.stalled(now, floor);
         let mut all = true;
         for (id, alone) in &stalled {
-            match state.tasks.get(id).and_then(|task| task.handle.as_ref()) {
+            match state.turns.shell(*id).and_then(|task| task.handle.as_ref()) {
                 Some(handle) if *alone => handle.abort(),
                 _ => all = false,
             }
@@ -77,7 +74,7 @@ impl Streams {
 
     /// Ends all: their connection is gone.
     pub(super) fn abort(&self) {
-        self.lock().tasks.values().filter_map(|task| task.handle.as_ref()).for_each(AbortHandle::abort);
+        self.lock().turns.shells().filter_map(|task| task.handle.as_ref()).for_each(AbortHandle::abort);
     }
 
     fn sent(&self, id: Id, bytes: u64) {
@@ -95,7 +92,7 @@ impl State {
     /// Wakes whose turn it is. Waking only puts a task into a queue.
     fn call(&mut self) {
         while let Some(id) = self.turns.poll() {
-            if let Some(waker) = self.tasks.get_mut(&id).and_then(|task| task.waker.take()) {
+            if let Some(waker) = self.turns.shell(id).and_then(|task| task.waker.take()) {
                 waker.wake();
             }
         }
@@ -124,7 +121,7 @@ impl Place {
         let piece = bytes.len().min(PIECE_BYTES);
         let mut state = self.streams.lock();
         let granted = state.turns.ask(self.id, piece as u64);
-        if !granted && let Some(task) = state.tasks.get_mut(&self.id) {
+        if !granted && let Some(task) = state.turns.shell(self.id) {
             task.waker = Some(waker.clone());
         }
         // There may be room for another.
@@ -142,7 +139,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.streams.lock();
         state.turns.leave(self.id);
-        state.tasks.remove(&self.id);
         state.call();
     }
 }

@@ -18,18 +18,21 @@ pub(crate) const BUDGET: u64 = 128 << 10;
 /// A stream, numbered in the order in which they came.
 pub(crate) type Id = u64;
 
-/// The streams of one connection.
+/// The streams of one connection, each with what its shell keeps for it.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
-    streams: BTreeMap<Id, Stream>,
+pub(crate) struct Turns<T> {
+    streams: BTreeMap<Id, Stream<T>>,
     queues: [Queue; URGENCIES],
+    /// Streams in the queues.
+    waiting: usize,
     handed: [u64; URGENCIES],
     /// Who was named by `poll` last and has not asked since.
     called: Option<Id>,
 }
 
 #[derive(Debug)]
-struct Stream {
+struct Stream<T> {
+    shell: T,
     priority: Priority,
     waits: bool,
     /// Bytes in the h2 layer's hands.
@@ -59,12 +62,29 @@ impl Queue {
     }
 }
 
-impl Turns {
+impl<T: Default> Turns<T> {
     /// A new stream.
     pub(crate) fn open(&mut self, id: Id, priority: Priority) {
-        let stream =
-            Stream { priority, waits: false, handed: 0, sent: 0, pace: Pace::default(), gone: false };
+        let stream = Stream {
+            shell: T::default(),
+            priority,
+            waits: false,
+            handed: 0,
+            sent: 0,
+            pace: Pace::default(),
+            gone: false,
+        };
         self.streams.insert(id, stream);
+    }
+
+    /// What the shell keeps for a stream that has not left.
+    pub(crate) fn shell(&mut self, id: Id) -> Option<&mut T> {
+        self.streams.get_mut(&id).filter(|stream| !stream.gone).map(|stream| &mut stream.shell)
+    }
+
+    /// The same of all.
+    pub(crate) fn shells(&self) -> impl Iterator<Item = &T> {
+        self.streams.values().map(|stream| &stream.shell)
     }
 
     /// Its priority, which counts from here on; before it asks for the first time.
@@ -79,9 +99,15 @@ impl Turns {
         let Some(stream) = self.streams.get_mut(&id) else { return true };
         let priority = stream.priority;
         let urgency = usize::from(priority.urgency);
+        if self.waiting == 0 && self.handed[..=urgency].iter().sum::<u64>() < BUDGET {
+            stream.handed += bytes;
+            self.handed[urgency] += bytes;
+            return true;
+        }
         let queue = &mut self.queues[urgency];
         if !stream.waits {
             stream.waits = true;
+            self.waiting += 1;
             if priority.incremental {
                 queue.incremental.push_back(id);
             } else {
@@ -118,9 +144,11 @@ impl Turns {
     /// It will ask no more: its answer is complete, or was given up.
     pub(crate) fn leave(&mut self, id: Id) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        (stream.gone, stream.waits) = (true, false);
+        stream.gone = true;
         let (priority, done) = (stream.priority, stream.handed == 0);
-        self.unqueue(id, priority);
+        if std::mem::take(&mut stream.waits) {
+            self.unqueue(id, priority);
+        }
         if self.called == Some(id) {
             self.called = None;
         }
@@ -154,6 +182,9 @@ impl Turns {
 
     /// The most urgent one that waits, if there is room for it. If not, there is none for the less urgent.
     fn next(&self) -> Option<Id> {
+        if self.waiting == 0 {
+            return None;
+        }
         let mut handed = 0;
         for (queue, more) in self.queues.iter().zip(self.handed) {
             handed += more;
@@ -165,6 +196,7 @@ impl Turns {
     }
 
     fn unqueue(&mut self, id: Id, priority: Priority) {
+        self.waiting -= 1;
         let queue = &mut self.queues[usize::from(priority.urgency)];
         if !priority.incremental {
             queue.whole.remove(&id);
@@ -187,7 +219,7 @@ mod tests {
     /// Streams with so many pieces each; what the h2 layer is handed leaves at once, in order. Who was served, piece by
     /// piece.
     fn order(streams: &[(u8, bool, u64)]) -> Vec<Id> {
-        let mut turns = Turns::default();
+        let mut turns = Turns::<()>::default();
         let mut left: BTreeMap<Id, u64> = BTreeMap::new();
         // The budget is full when they come.
         turns.open(1000, Priority { urgency: 0, incremental: false });
@@ -231,7 +263,7 @@ mod tests {
 
     #[test]
     fn room_is_counted_by_urgency_and_nobody_is_forgotten() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::<()>::default();
         let at = |urgency| Priority { urgency, incremental: false };
         turns.open(1, at(3));
         turns.open(2, at(3));
@@ -268,7 +300,7 @@ mod tests {
         let begin = Instant::now();
         let at = |s| begin + Duration::from_secs(s);
         let floor = Floor { timeout: Duration::from_secs(10), bytes: 100 };
-        let mut turns = Turns::default();
+        let mut turns = Turns::<()>::default();
         for id in 0..4 {
             turns.open(id, Priority::default());
         }
