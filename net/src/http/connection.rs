@@ -55,7 +55,7 @@ const MAX_CANCELLED: u32 = 256;
 /// Streams that were reset before they were looked at, on an h2 connection at once. More is an attack (rapid reset).
 const MAX_UNSEEN_RESETS: usize = 20;
 
-/// Resets that faults of the peer may cost us on one h2 connection.
+/// Resets that faults of a viewer may cost us on one h2 connection.
 const MAX_FAULT_RESETS: usize = 256;
 
 /// Bytes of a viewer's connection beyond what its requests and window updates explain.
@@ -382,10 +382,13 @@ where
             .initial_stream_window_size(h2_stream_window)
             .initial_connection_window_size(h2_stream_window.saturating_mul(16).min(1 << 30))
             .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
-            .max_local_error_reset_streams(MAX_FAULT_RESETS)
             .max_send_buf_size(H2_SEND_BUFFER)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(PING_TIMEOUT);
+        if self.options.viewers {
+            // Counted over a connection's life, and the fleet's live for months.
+            builder.max_local_error_reset_streams(MAX_FAULT_RESETS);
+        }
         builder
     }
 

@@ -72,7 +72,7 @@ async fn too_many_requests_are_told_when_to_come_back() {
 
 #[tokio::test]
 async fn who_takes_nothing_is_cut_off() {
-    let options = Options { send_timeout: Duration::from_millis(200), ..patient() };
+    let options = Options { send_timeout: Duration::from_secs(1), ..patient() };
     let mut server = Server::start(options, PerAddress::default()).await;
     let mut socket = server.connect().await;
     // More than the kernel's buffers hold.
@@ -83,7 +83,7 @@ async fn who_takes_nothing_is_cut_off() {
 
 #[tokio::test]
 async fn a_header_must_come_to_its_end() {
-    let options = Options { header_timeout: Duration::from_millis(200), ..patient() };
+    let options = Options { header_timeout: Duration::from_secs(1), ..patient() };
     let mut server = Server::start(options, PerAddress::default()).await;
     let mut silent = server.connect().await;
     closed(&mut silent).await;
