@@ -292,7 +292,8 @@ impl Receiver {
         if head.length.is_some_and(|length| length > tier.config.max_object.as_u64()) {
             return None;
         }
-        let (announced, (writer, object)) = (head.length, Object::growing());
+        let (announced, charge) = (head.length, tier.store.growing());
+        let (writer, object) = Object::growing_with(charge.charge().clone());
         let (now, wall) = (Instant::now(), SystemTime::now());
         let headers = fetch::for_viewers(self.version, &fields(&head), tier.name, wall);
         // One gzip form for all its names.
@@ -329,7 +330,6 @@ impl Receiver {
             }
         }
         self.publish(head, &headers, object);
-        let charge = tier.store.growing();
         Some(Coming { writer, announced, len: 0, charge, names })
     }
 
@@ -357,14 +357,10 @@ impl Receiver {
             debug!(tier = self.tier.name, prefix = %self.subscription.prefix, len, ?announced, "pushed body is cut short");
             return;
         }
-        let object = writer.object().clone();
         writer.finish();
-        let Some(bytes) = object.to_bytes() else { return };
         for (permit, entry) in names {
             if entry.lease.is_some() || !entry.freshness.keep().is_zero() {
-                self.tier
-                    .store
-                    .keep(&permit, Entry { body: Content::Whole(bytes.clone()), ..Entry::clone(&entry) });
+                self.tier.store.keep(&permit, Entry::clone(&entry));
             }
         }
     }
