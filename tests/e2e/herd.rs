@@ -13,7 +13,7 @@ fn five_hundred_viewers_are_one_request_to_the_origin() {
     let mut config = all_in_one(&folder.path().join("state"));
     // By push the segment would be here already.
     for tier in ["shield", "edge"] {
-        config.get_mut(tier).unwrap().push_str("push.delivery = \"pull\"\n");
+        config.get_mut(tier).unwrap().push_str("delivery = [{ prefix = \"/\", mode = \"pull\" }]\n");
     }
     let node = Node::start(&folder, "node", &toml(&config));
     let _broadcaster = Broadcaster::send(&clip, &node.publish_url("rtmp", "show"), -1);
