@@ -44,7 +44,10 @@ fn a_thousand_players_leave_nothing_behind() {
     );
     let folder = Folder::new("soak");
     let mut sections = all_in_one(&folder.path().join("state"));
-    let tier = format!("cache_size = \"{CACHE}B\"\ninflight_size = \"{INFLIGHT}B\"\nmax_object = \"4MiB\"\n");
+    // A push that outlives its viewers for long would look like something left behind.
+    let tier = format!(
+        "cache_size = \"{CACHE}B\"\ninflight_size = \"{INFLIGHT}B\"\nmax_object = \"4MiB\"\npush.idle = \"1s\"\n"
+    );
     for role in ["edge", "shield"] {
         sections.entry(role).or_default().push_str(&tier);
     }
