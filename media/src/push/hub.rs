@@ -61,6 +61,7 @@ struct Slot {
 #[derive(Clone)]
 struct Item {
     id: u32,
+    keys: Arc<[Box<str>]>,
     begin: Bytes,
     body: Object,
 }
@@ -111,9 +112,10 @@ impl Hub {
         self.change(|state| {
             state.next_object = state.next_object.wrapping_add(1);
             let (id, slot, keep) = (state.next_object, head.slot, usize::from(head.keep.max(1)));
+            let keys = head.names.iter().map(|name| name.key.clone()).collect();
             let mut begin = BytesMut::new();
             Frame::Begin { id, head }.encode(&mut begin)?;
-            let item = Item { id, begin: begin.freeze(), body };
+            let item = Item { id, keys, begin: begin.freeze(), body };
             state.tell(|| Event::Item(item.clone()));
             if state.slots.len() < MAX_SLOTS || state.slots.contains_key(&slot) {
                 let slot = state.slots.entry(slot).or_default();
@@ -141,12 +143,17 @@ impl Hub {
         Ok(())
     }
 
-    /// Has everybody forget all names that begin with `prefix`.
+    /// Has everybody forget all names that begin with `prefix`; who comes later is not told of them.
     pub fn purge(&self, prefix: &str) -> Result<(), Fault> {
         let mut said = BytesMut::new();
         Frame::Purge { prefix: prefix.into() }.encode(&mut said)?;
         let said = said.freeze();
-        self.change(|state| state.tell(|| Event::Said(said.clone())));
+        self.change(|state| {
+            state.tell(|| Event::Said(said.clone()));
+            for slot in state.slots.values_mut() {
+                slot.items.retain(|item| !item.keys.iter().all(|key| key.starts_with(prefix)));
+            }
+        });
         Ok(())
     }
 
@@ -295,7 +302,7 @@ impl Queue {
         {
             match event {
                 Event::Said(said) => out.extend_from_slice(&said),
-                Event::Item(Item { id, begin, body }) => {
+                Event::Item(Item { id, begin, body, .. }) => {
                     out.extend_from_slice(&begin);
                     let reader = body.read(0..u64::MAX);
                     self.open.push_back(Open { id, body, reader, rest: Bytes::new(), told: 0 });
@@ -472,6 +479,15 @@ mod tests {
         hub.end();
         assert_eq!(told(&mut early, &count), ("purge /live/ 3! gone".into(), true));
         assert!(hub.subscribe().is_none(), "nothing to hear any more");
+    }
+
+    #[test]
+    fn what_is_purged_is_not_told_to_who_comes_later() {
+        let (hub, count) = (Hub::new(), Arc::new(Count::default()));
+        hub.publish(head(1, &["/live/a/1", "/live/a/1?x"]), whole("x")).unwrap();
+        hub.publish(head(2, &["/live/a/1", "/live/b/1"]), whole("y")).unwrap();
+        hub.purge("/live/a/").unwrap();
+        assert_eq!(told(&mut hub.subscribe().unwrap(), &count).0, "2=/live/a/1 2:y 2.");
     }
 
     #[test]
