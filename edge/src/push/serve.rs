@@ -36,8 +36,9 @@ pub(crate) async fn serve(
     if method != Method::GET {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "a push is asked for with GET"));
     }
+    let closed = (StatusCode::SERVICE_UNAVAILABLE, "this node is shutting down");
     if pushes.closed.load(Ordering::SeqCst) {
-        return Err((StatusCode::SERVICE_UNAVAILABLE, "this node is shutting down"));
+        return Err(closed);
     }
     let full = (StatusCode::SERVICE_UNAVAILABLE, "too many pushes");
     let subscription = super::subscribe(tier, prefix, Instant::now(), cdn_loop).ok_or(full)?;
@@ -51,6 +52,10 @@ pub(crate) async fn serve(
         _ => return Err((StatusCode::SERVICE_UNAVAILABLE, "the tier above does not answer")),
     };
     let subscriber = hub.subscribe().ok_or(full)?;
+    // Looked at again: what is subscribed to behind this look is ended by who closes.
+    if pushes.closed.load(Ordering::SeqCst) {
+        return Err(closed);
+    }
     let told = Told::new(subscriber, &pushes.metrics.subscribers);
     let mut response = Response::new(Body::push(told, &tier.metrics.served_bytes));
     let headers = response.headers_mut();
