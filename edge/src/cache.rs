@@ -191,6 +191,10 @@ impl Store {
         let now = Instant::now();
         let Some((entry, charge)) = self.own(&permit.key, &entry, now) else {
             self.unkept.inc();
+            if entry.is_leased() {
+                // The one before, which its push calls current, is that no more.
+                self.forget(&permit.key);
+            }
             return Arc::new(entry);
         };
         let until = entry.until();
@@ -249,6 +253,11 @@ impl Store {
             |key: &str| key.starts_with(prefix) && except.is_none_or(|except| !key.starts_with(except));
         let count = self.flights.purge(doomed);
         count + self.shelf.purge(doomed)
+    }
+
+    /// Takes one object away; a flight of its name goes on.
+    pub(crate) fn forget(&self, key: &str) {
+        self.shelf.take_away(key);
     }
 
     /// Gives kept objects another freshness where `revised` has one; returns how many. Those that come meanwhile may be
@@ -402,6 +411,17 @@ mod tests {
         assert_eq!(store.purge("/live/", None), 2);
         assert!(store.get("/live/b/1", Instant::now()).is_none());
         assert_eq!(names.get(), 0);
+    }
+
+    #[test]
+    fn what_a_push_calls_current_is_not_when_there_is_no_room_for_the_newer_one() {
+        let store = store(1 << 20);
+        let leased = |body| Entry { lease: Some(Lease::default()), ..entry(Instant::now(), 0, body) };
+        let (permit, _) = permit(&store, "/a");
+        store.keep(&permit, leased(1));
+        assert!(store.get("/a", Instant::now()).is_some());
+        store.keep(&permit, leased(2 << 20));
+        assert!(store.get("/a", Instant::now()).is_none());
     }
 
     #[test]

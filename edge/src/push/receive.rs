@@ -246,12 +246,15 @@ impl Receiver {
                     self.tier.pushes.metrics.bytes.inc_by(bytes.len() as u64);
                     let config = &self.tier.config;
                     if let Some(into) = coming {
-                        into.len += bytes.len() as u64;
                         if !self.tier.store.grow(&into.charge, bytes.len() as u64 + CHUNK_BYTES) {
                             return Err(End::Overloaded);
                         }
-                        // Too large to be had by a fetch as well: readers see it break.
-                        if into.len > config.max_object.as_u64() {
+                        // Only what is there: a fetch may have to go on behind it.
+                        into.len += bytes.len() as u64;
+                        // Too large to be had by a fetch as well, or not what was announced: readers see it break.
+                        let most = into.announced.unwrap_or(u64::MAX).min(config.max_object.as_u64());
+                        if into.len > most {
+                            outdate(&self.tier, &into.names);
                             *coming = None;
                         } else {
                             into.writer.push(bytes);
@@ -287,9 +290,10 @@ impl Receiver {
     }
 
     fn begin(&mut self, head: Head) -> Option<Coming> {
-        let tier = &self.tier;
+        let tier = self.tier.clone();
         tier.pushes.metrics.objects.inc();
         if head.length.is_some_and(|length| length > tier.config.max_object.as_u64()) {
+            self.refuse(&head);
             return None;
         }
         let (announced, charge) = (head.length, tier.store.growing());
@@ -319,10 +323,13 @@ impl Receiver {
                 forms: forms.clone(),
                 lease: name.live.then(|| self.lease.clone()),
             });
-            if let Some(permit) = tier.store.seize(&name.key)
+            let permit = tier.store.seize(&name.key).or_else(|| self.succeed(&name.key));
+            if let Some(permit) = permit
                 && permit.tell(Verdict { entry: entry.clone(), kind: Kind::Pushed })
             {
                 names.push((permit, entry));
+            } else if name.live {
+                tier.store.forget(&name.key);
             }
             // Only now: who asks in between finds it promised or finds it there.
             if self.subscription.promises().remove(&name.key).is_some_and(|promise| promise.awaited) {
@@ -331,6 +338,28 @@ impl Receiver {
         }
         self.publish(head, &headers, object);
         Some(Coming { writer, announced, len: 0, charge, names })
+    }
+
+    /// Takes a name over from an older version of it that this push has not ended yet: who reads that one reads on.
+    fn succeed(&mut self, key: &str) -> Option<Permit> {
+        let mut found = false;
+        for older in self.open.values_mut().flatten() {
+            let before = older.names.len();
+            older.names.retain(|(permit, _)| *permit.key != *key);
+            found |= older.names.len() < before;
+        }
+        if found { self.tier.store.seize(key) } else { None }
+    }
+
+    /// Leaves an object to pull before any of it is here.
+    fn refuse(&self, head: &Head) {
+        for name in &head.names {
+            if name.live {
+                self.tier.store.forget(&name.key);
+            }
+            let promise = self.subscription.promises().remove(&name.key);
+            self.lost(promise.into_iter().collect());
+        }
     }
 
     fn publish(&self, head: Head, headers: &HeaderMap, object: Object) {
@@ -355,6 +384,7 @@ impl Receiver {
         let Coming { writer, announced, len, names, .. } = coming;
         if announced.is_some_and(|announced| announced != len) {
             debug!(tier = self.tier.name, prefix = %self.subscription.prefix, len, ?announced, "pushed body is cut short");
+            outdate(&self.tier, &names);
             return;
         }
         writer.finish();
@@ -378,6 +408,7 @@ impl Receiver {
     /// Someone may be reading it.
     fn leave_to_pull(&self, coming: Coming) {
         let Coming { writer, len, charge, names, .. } = coming;
+        outdate(&self.tier, &names);
         // Its other names are asked for anew.
         if let Some((permit, entry)) = names.into_iter().next() {
             let class = self.tier.class(&permit.key);
@@ -412,6 +443,14 @@ impl Drop for Receiver {
         for coming in std::mem::take(&mut self.open).into_values().flatten() {
             self.leave_to_pull(coming);
         }
+    }
+}
+
+/// What was pushed before under these names is current no more, though what was to take its place did not come. Without
+/// the push it is as old as it is anyway, and may be served stale.
+fn outdate(tier: &Tier, names: &[(Permit, Arc<Entry>)]) {
+    for (permit, _) in names.iter().filter(|(_, entry)| entry.is_leased()) {
+        tier.store.forget(&permit.key);
     }
 }
 

@@ -318,6 +318,101 @@ async fn memory_for_what_is_on_its_way_is_bounded() {
 }
 
 #[tokio::test]
+async fn a_body_that_found_no_room_goes_on_behind_its_last_byte() {
+    let mut upstream = Upstream::start("origin").await;
+    let inflight_size = bytesize::ByteSize::kib(64);
+    let tier = over(&[&upstream], Config { inflight_size, ..pushed() }).await;
+    let push = begun(&tier, &mut upstream).await;
+    let piece = |id, bytes| Frame::Data { id, bytes: vec![b'p'; bytes].into() };
+    say(&push, &[begin(2, &[fixed(SEGMENT)]), piece(2, 4000)]);
+    until("the segment", || objects(&tier) == 2).await;
+    let follower = tier.get(SEGMENT, &[]).await;
+    say(&push, &[piece(2, 60_000), piece(2, 10_000)]);
+    let rest = asked_for(&mut upstream, SEGMENT, 404).await;
+    let from: usize = rest.headers["range"].to_str().unwrap()[6..].trim_end_matches('-').parse().unwrap();
+    let (range, bytes) = (format!("bytes {from}-64009/64010"), vec![b'f'; 64_010 - from]);
+    rest.answer(206, &[("content-range", &range), ("etag", "\"2\"")], &bytes);
+    let body = body(follower).await.unwrap();
+    assert_eq!(body.iter().position(|byte| *byte == b'f'), Some(from), "no hole where it was taken over");
+    assert_eq!(body.len(), 64_010);
+}
+
+#[tokio::test]
+async fn a_promised_object_that_is_announced_too_large_is_left_to_pull_at_once() {
+    let mut upstream = Upstream::start("origin").await;
+    let max_object = bytesize::ByteSize::kib(1);
+    // Or it would be lost in the end, and with it what it promised.
+    let push = Push { silence: Duration::from_secs(600), ..Push::default() };
+    let tier = over(&[&upstream], Config { max_object, push, ..pushed() }).await;
+    let push = begun(&tier, &mut upstream).await;
+    assert_eq!(body(tier.get(PLAYLIST, &[]).await).await.unwrap(), "one");
+    let waiting = tier.ask(1, "GET", SEGMENT, &[]);
+    tier.until_waiting(1).await;
+    let Frame::Begin { id, head } = begin(2, &[fixed(SEGMENT), live(PLAYLIST)]) else { unreachable!() };
+    say(&push, &[Frame::Begin { id, head: Head { length: Some(2000), ..head } }]);
+    asked_for(&mut upstream, SEGMENT, 404).await.answer(200, &[], b"fetched");
+    assert_eq!(body(waiting.await.unwrap()).await.unwrap(), "fetched");
+    // What it was to replace is not current either.
+    let viewer = tier.ask(1, "GET", PLAYLIST, &[]);
+    asked_for(&mut upstream, PLAYLIST, 404).await.answer(200, &[], b"newer");
+    assert_eq!(body(viewer.await.unwrap()).await.unwrap(), "newer");
+    assert_eq!(tier.metric("edge_push_promises_missed_total{tier=\"edge\"}"), 1);
+}
+
+#[tokio::test]
+async fn more_than_was_announced_breaks() {
+    let mut upstream = Upstream::start("origin").await;
+    let tier = over(&[&upstream], pushed()).await;
+    let push = begun(&tier, &mut upstream).await;
+    let Frame::Begin { id, head } = begin(2, &[fixed(SEGMENT)]) else { unreachable!() };
+    say(&push, &[Frame::Begin { id, head: Head { length: Some(3), ..head } }, data(2, "ab")]);
+    until("the segment", || objects(&tier) == 2).await;
+    let reader = tier.get(SEGMENT, &[]).await;
+    say(&push, &[data(2, "cd"), Frame::End { id: 2 }]);
+    assert_eq!(body(reader).await, None);
+}
+
+#[tokio::test]
+async fn a_newer_version_may_begin_before_the_older_one_has_ended() {
+    let mut upstream = Upstream::start("origin").await;
+    let tier = over(&[&upstream], pushed()).await;
+    let push = begun(&tier, &mut upstream).await;
+    // As a subscriber is told that was busy when both were published.
+    say(
+        &push,
+        &[
+            begin(2, &[live(PLAYLIST)]),
+            begin(3, &[live(PLAYLIST)]),
+            data(2, "two"),
+            Frame::End { id: 2 },
+            data(3, "three"),
+            Frame::End { id: 3 },
+            begin(4, &[fixed(SEGMENT)]),
+        ],
+    );
+    until("all of it", || objects(&tier) == 4).await;
+    assert_eq!(body(tier.get(PLAYLIST, &[]).await).await.unwrap(), "three");
+}
+
+#[tokio::test]
+async fn a_push_that_is_granted_during_shutdown_does_not_hold_it_up() {
+    let mut upstream = Upstream::start("origin").await;
+    let drain = Duration::from_secs(3600);
+    let shield = Tier::start(Config { drain, ..pushed() }, vec![upstream.node.clone()], |deps| {
+        (deps.tier, deps.pushes_on) = ("shield", true);
+    })
+    .await;
+    let address = shield.url.strip_prefix("http://").unwrap().to_owned();
+    let subscriber = shield.ask(2, "GET", "/push/live/a", &[]);
+    let asked = upstream.asked().await;
+    let ended = shield.stop();
+    until("the port is closed", || std::net::TcpStream::connect(&address).is_err()).await;
+    let _push = asked.begin(200, &[("content-type", MEDIA_TYPE)]);
+    assert_eq!(subscriber.await.unwrap().status(), 503);
+    within("the shield's end", ended).await.unwrap();
+}
+
+#[tokio::test]
 async fn upstreams_that_do_not_push_are_asked_again_later_and_fetched_from_meanwhile() {
     let mut upstream = Upstream::start("origin").await;
     let tier = over(&[&upstream], pushed()).await;
