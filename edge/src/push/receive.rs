@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use media::Object;
 use media::object::Writer;
 use media::push::{Head, Hub, MEDIA_TYPE, PATH_PREFIX};
+use tokio::time::MissedTickBehavior;
 use tracing::{debug, info};
 
 use super::session::{Backoff, Event, Fault, Session};
@@ -138,9 +139,15 @@ async fn attempt(tier: &Arc<Tier>, subscription: &Arc<Subscription>) -> End {
     let prefix = format!("{}/", subscription.prefix);
     let mut session = Session::new(Instant::now(), prefix, tier.pushes.config.silence);
     let mut receiver = Receiver::new(tier.clone(), subscription.clone(), version);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let frame = tokio::select! {
             biased;
+            _ = looks.tick() => {
+                receiver.give_up(Instant::now());
+                continue;
+            }
             frame = body.frame() => frame,
             () = tokio::time::sleep_until(session.poll_timeout().into()) => {
                 match session.handle_timeout(Instant::now()) {
@@ -207,7 +214,7 @@ struct Receiver {
     version: Version,
     lease: Lease,
     hub: Hub,
-    /// `None`: not wanted, its bytes are let pass.
+    /// `None`: not wanted any more, its bytes are let pass.
     open: HashMap<u32, Option<Coming>>,
 }
 
@@ -217,6 +224,9 @@ struct Coming {
     announced: Option<u64>,
     len: u64,
     charge: Growing,
+    /// What its readers wait for the next byte at most, and until when.
+    patience: Duration,
+    silent_until: Instant,
     /// The names that this push has; others are being fetched and stay with that.
     names: Vec<(Permit, Arc<Entry>)>,
 }
@@ -251,6 +261,7 @@ impl Receiver {
                         }
                         // Only what is there: a fetch may have to go on behind it.
                         into.len += bytes.len() as u64;
+                        into.silent_until = Instant::now() + into.patience;
                         // Too large to be had by a fetch as well, or not what was announced: readers see it break.
                         let most = into.announced.unwrap_or(u64::MAX).min(config.max_object.as_u64());
                         if into.len > most {
@@ -303,6 +314,7 @@ impl Receiver {
         // One gzip form for all its names.
         let forms = Forms::default();
         let mut names = Vec::with_capacity(head.names.len());
+        let mut patience = Duration::ZERO;
         for name in &head.names {
             // Its name says how long it may be used.
             let mut headers = headers.clone();
@@ -310,6 +322,7 @@ impl Receiver {
                 headers.insert(header::CACHE_CONTROL, control);
             }
             let class = tier.class(&name.key);
+            patience = patience.max(class.give_up);
             let entry = Arc::new(Entry {
                 status: StatusCode::OK,
                 body: Content::Growing { object: object.clone(), length: head.length },
@@ -337,7 +350,18 @@ impl Receiver {
             }
         }
         self.publish(head, &headers, object);
-        Some(Coming { writer, announced, len: 0, charge, names })
+        let silent_until = now + patience;
+        Some(Coming { writer, announced, len: 0, charge, patience, silent_until, names })
+    }
+
+    /// Breaks bodies that have been silent for too long, as a fetch would: the push itself may well be alive.
+    fn give_up(&mut self, now: Instant) {
+        for coming in self.open.values_mut() {
+            if let Some(silent) = coming.take_if(|coming| coming.silent_until <= now) {
+                debug!(tier = self.tier.name, prefix = %self.subscription.prefix, silent.len, "pushed body fell silent");
+                outdate(&self.tier, &silent.names);
+            }
+        }
     }
 
     /// Takes a name over from an older version of it that this push has not ended yet: who reads that one reads on.

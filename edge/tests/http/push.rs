@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use edge::Config;
+use edge::Policy;
 use edge::config::Push;
+use edge::policy::{Delivery, Mode};
 use media::push::{Frame, Head, MEDIA_TYPE, Name};
 
 use crate::kit::{Asked, Chunks, Tier, Upstream, body, config, header, next, patient, until, within};
@@ -373,6 +375,25 @@ async fn more_than_was_announced_breaks() {
 }
 
 #[tokio::test]
+async fn a_body_that_falls_silent_breaks_though_the_push_is_alive() {
+    let mut upstream = Upstream::start("origin").await;
+    let mut config = pushed();
+    config.classes[0].give_up = Duration::from_secs(2);
+    config.push.silence = Duration::from_secs(600);
+    let tier = over(&[&upstream], config).await;
+    let push = begun(&tier, &mut upstream).await;
+    say(&push, &[begin(2, &[fixed(SEGMENT)]), data(2, "half")]);
+    until("the segment", || objects(&tier) == 2).await;
+    let reader = tier.get(SEGMENT, &[]).await;
+    assert_eq!(body(reader).await, None);
+    say(&push, &[data(2, "more"), Frame::End { id: 2 }, begin(3, &[live(PLAYLIST)]), data(3, "two")]);
+    say(&push, &[Frame::End { id: 3 }]);
+    until("the playlist", || objects(&tier) == 3).await;
+    assert_eq!(body(tier.get(PLAYLIST, &[]).await).await.unwrap(), "two");
+    assert_eq!(tier.metric("edge_inflight_bytes{tier=\"edge\"}"), 0);
+}
+
+#[tokio::test]
 async fn a_newer_version_may_begin_before_the_older_one_has_ended() {
     let mut upstream = Upstream::start("origin").await;
     let tier = over(&[&upstream], pushed()).await;
@@ -457,6 +478,38 @@ async fn with_delivery_by_pull_nothing_is_asked_for() {
         viewer.await.unwrap();
     }
     assert_eq!(upstream.requests(), 2);
+}
+
+#[tokio::test]
+async fn what_is_pushed_is_pulled_once_the_policy_says_so() {
+    let mut upstream = Upstream::start("origin").await;
+    let tier = over(&[&upstream], pushed()).await;
+    let push = begun(&tier, &mut upstream).await;
+    say(&push, &[begin(2, &[fixed("/live/a/6.m4s")]), data(2, "half")]);
+    until("the segment", || objects(&tier) == 2).await;
+    let reader = tier.get("/live/a/6.m4s", &[]).await;
+    let waiting = tier.ask(1, "GET", BLOCKING, &[]);
+    tier.until_waiting(1).await;
+    let delivery = vec![Delivery { prefix: "/live/a/".into(), mode: Mode::Pull }];
+    tier.control.set_policy(Policy { delivery, ..Policy::clone(&tier.control.policy()) }).unwrap();
+    push.gone().await;
+    for _ in 0..2 {
+        let asked = upstream.asked().await;
+        if asked.target == BLOCKING {
+            asked.answer(200, &[], b"by pull");
+        } else {
+            assert_eq!(asked.headers["range"], "bytes=4-");
+            asked.answer(206, &[("content-range", "bytes 4-8/9"), ("etag", "\"2\"")], b"whole");
+        }
+    }
+    assert_eq!(body(reader).await.unwrap(), "halfwhole");
+    assert_eq!(body(waiting.await.unwrap()).await.unwrap(), "by pull");
+    let viewer = tier.ask(1, "GET", PLAYLIST, &[]);
+    let asked = upstream.asked().await;
+    assert_eq!(asked.target, PLAYLIST, "not current any more, and nobody asks for a push");
+    asked.answer(200, &[], b"fetched");
+    assert_eq!(body(viewer.await.unwrap()).await.unwrap(), "fetched");
+    assert_eq!(tier.metric("edge_pushes{tier=\"edge\"}"), 0);
 }
 
 #[tokio::test]
