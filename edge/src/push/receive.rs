@@ -75,13 +75,15 @@ impl End {
 /// Has a stream pushed here for as long as it is needed.
 pub(super) async fn run(tier: Arc<Tier>, subscription: Arc<Subscription>) {
     let mut backoff = Backoff::new(FIRST_BACKOFF, tier.pushes.config.backoff_max);
+    // One for all attempts: they may be shorter than it takes to look.
+    let mut unused = std::pin::pin!(unused(&tier, &subscription));
     loop {
         let began = Instant::now();
         let end = tokio::select! {
             biased;
             () = tier.stop.cancelled() => End::Stopped,
             () = subscription.stop.cancelled() => End::Stopped,
-            () = unused(&tier, &subscription) => End::Unused,
+            () = &mut unused => End::Unused,
             end = attempt(&tier, &subscription) => end,
         };
         tier.pushes.metrics.ended(end.reason());
@@ -101,7 +103,7 @@ pub(super) async fn run(tier: Arc<Tier>, subscription: Arc<Subscription>) {
             biased;
             () = tier.stop.cancelled() => break,
             () = subscription.stop.cancelled() => break,
-            () = unused(&tier, &subscription) => break,
+            () = &mut unused => break,
             () = tokio::time::sleep(wait) => {}
         }
         subscription.status.send_replace(Status::Asking);

@@ -234,6 +234,23 @@ async fn a_push_ends_after_the_last_viewer() {
 }
 
 #[tokio::test]
+async fn a_push_that_is_never_granted_is_not_asked_for_without_viewers() {
+    let mut upstream = Upstream::start("origin").await;
+    let push = Push { idle: Duration::ZERO, backoff_max: Duration::from_secs(1), ..Push::default() };
+    let tier = over(&[&upstream], Config { push, ..pushed() }).await;
+    let viewer = tier.ask(1, "GET", "/live/a/index.m3u8", &[]);
+    upstream.asked().await.answer(200, &[], b"index");
+    viewer.await.unwrap();
+    let mut attempts = 0;
+    while let Ok(asked) = tokio::time::timeout(Duration::from_secs(2), upstream.asked()).await {
+        attempts += 1;
+        assert!(attempts < 10);
+        asked.answer(404, &[], b"not pushed");
+    }
+    assert!(attempts > 0);
+}
+
+#[tokio::test]
 async fn a_silent_push_is_lost() {
     let mut upstream = Upstream::start("origin").await;
     let push = Push { silence: Duration::from_millis(50), ..Push::default() };
