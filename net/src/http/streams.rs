@@ -62,6 +62,7 @@ impl Streams {
     pub(super) fn cut_stalled(&self, now: Instant, floor: Floor) -> (usize, bool) {
         let mut state = self.lock();
         let stalled = state.turns.stalled(now, floor);
+        state.call();
         let mut all = true;
         for (id, alone) in &stalled {
             match state.turns.shell(*id).and_then(|task| task.handle.as_ref()) {

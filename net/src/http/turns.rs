@@ -6,7 +6,7 @@
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::patience::{Floor, Pace};
 use super::priority::{Priority, URGENCIES};
@@ -14,6 +14,10 @@ use super::priority::{Priority, URGENCIES};
 /// Bytes in the h2 layer's hands and not yet on their way, of streams as urgent as the one that asks or more. Enough for it
 /// to fill what is gathered for one write twice over; at 10 Mbit/s it takes a tenth of a second to leave.
 pub(crate) const BUDGET: u64 = 128 << 10;
+
+/// What a stream was handed takes no room once its peer has taken nothing of it for so long: its window is closed, and the
+/// others' need not be. Longer than what stands before it on a slow line takes.
+const STANDS: Floor = Floor { timeout: Duration::from_secs(2), bytes: 1 };
 
 /// A stream, numbered in the order in which they came.
 pub(crate) type Id = u64;
@@ -40,6 +44,9 @@ struct Stream<T> {
     /// Bytes that have left it.
     sent: u64,
     pace: Pace,
+    progress: Pace,
+    /// Its bytes stand still, and are not counted by urgency until some leave.
+    stands: bool,
     /// It will ask no more.
     gone: bool,
 }
@@ -72,6 +79,8 @@ impl<T: Default> Turns<T> {
             handed: 0,
             sent: 0,
             pace: Pace::default(),
+            progress: Pace::default(),
+            stands: false,
             gone: false,
         };
         self.streams.insert(id, stream);
@@ -100,8 +109,7 @@ impl<T: Default> Turns<T> {
         let priority = stream.priority;
         let urgency = usize::from(priority.urgency);
         if self.waiting == 0 && self.handed[..=urgency].iter().sum::<u64>() < BUDGET {
-            stream.handed += bytes;
-            self.handed[urgency] += bytes;
+            self.hand(id, bytes);
             return true;
         }
         let queue = &mut self.queues[urgency];
@@ -122,20 +130,29 @@ impl<T: Default> Turns<T> {
         }
         self.unqueue(id, priority);
         self.queues[urgency].incremental_next = !priority.incremental;
-        self.handed[urgency] += bytes;
-        if let Some(stream) = self.streams.get_mut(&id) {
-            stream.waits = false;
-            stream.handed += bytes;
-        }
+        self.hand(id, bytes);
         true
+    }
+
+    fn hand(&mut self, id: Id, bytes: u64) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        stream.waits = false;
+        stream.handed += bytes;
+        if !stream.stands {
+            self.handed[usize::from(stream.priority.urgency)] += bytes;
+        }
     }
 
     /// `bytes` of it have left.
     pub(crate) fn sent(&mut self, id: Id, bytes: u64) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
+        let handed = &mut self.handed[usize::from(stream.priority.urgency)];
+        if std::mem::take(&mut stream.stands) {
+            *handed += stream.handed;
+        }
+        *handed -= bytes;
         stream.handed -= bytes;
         stream.sent += bytes;
-        self.handed[usize::from(stream.priority.urgency)] -= bytes;
         if stream.gone && stream.handed == 0 {
             self.streams.remove(&id);
         }
@@ -171,10 +188,15 @@ impl<T: Default> Turns<T> {
 
     /// Streams whose peer takes too little of what was handed over for them, and whether they could still be ended by
     /// themselves: the h2 layer alone has what is left of the others. To be called from time to time while the socket
-    /// takes what it is given.
+    /// takes what it is given; `poll` may name someone then.
     pub(crate) fn stalled(&mut self, now: Instant, floor: Floor) -> Vec<(Id, bool)> {
         let slow = self.streams.iter_mut().filter_map(|(id, stream)| {
-            let slow = stream.pace.handle(now, floor, stream.handed > 0, stream.sent);
+            let waits = stream.handed > 0;
+            if stream.progress.handle(now, STANDS, waits, stream.sent) && !stream.stands {
+                stream.stands = true;
+                self.handed[usize::from(stream.priority.urgency)] -= stream.handed;
+            }
+            let slow = stream.pace.handle(now, floor, waits, stream.sent);
             slow.then_some((*id, !stream.gone))
         });
         slow.collect()
@@ -316,5 +338,34 @@ mod tests {
         turns.sent(1, 1000);
         turns.sent(2, 1000);
         assert_eq!(turns.stalled(at(20), floor), [(0, true)]);
+    }
+
+    #[test]
+    fn what_stands_still_takes_no_room() {
+        let begin = Instant::now();
+        let at = |s| begin + Duration::from_secs(s);
+        let floor = Floor { timeout: Duration::from_secs(60), bytes: 100 };
+        let mut turns = Turns::<()>::default();
+        for id in 0..3 {
+            turns.open(id, Priority::default());
+        }
+        assert!(turns.ask(0, BUDGET - 1) && turns.ask(1, 1));
+        assert!(!turns.ask(2, 10));
+        for second in 0..2 {
+            assert_eq!(turns.stalled(at(second), floor), []);
+            assert_eq!(turns.poll(), None, "it may yet go on");
+        }
+        assert_eq!(turns.stalled(at(2), floor), []);
+        assert_eq!(turns.poll(), Some(2));
+        assert!(turns.ask(2, 10));
+        // Of one more is there, which does not count either; the other goes on, and counts again.
+        assert!(turns.ask(1, BUDGET));
+        turns.sent(0, 1);
+        assert_eq!(turns.handed[3], BUDGET - 2 + 10);
+        for (id, bytes) in [(0, BUDGET - 2), (1, BUDGET + 1), (2, 10)] {
+            turns.leave(id);
+            turns.sent(id, bytes);
+        }
+        assert!(turns.is_empty() && turns.handed == [0; URGENCIES]);
     }
 }

@@ -57,6 +57,27 @@ async fn a_stream_whose_window_stays_closed_is_reset_alone() {
 }
 
 #[tokio::test]
+async fn streams_that_stand_still_do_not_hold_up_the_others() {
+    let server = Server::start(patient(), PerAddress::default()).await;
+    let mut h2 = H2::begin(server.connect().await, &[(WINDOW, 1000)]).await;
+    for stream in (1..17).step_by(2) {
+        assert!(h2.get(stream, "/1000000", None).await);
+    }
+    let mut bytes = 0;
+    while bytes < 2000 {
+        let frame = h2.next().await.expect("the connection stays");
+        bytes += if frame.kind == frame::DATA { frame.payload.len() } else { 0 };
+    }
+    assert!(h2.get(17, "/500", None).await);
+    loop {
+        let frame = h2.next().await.expect("the connection stays");
+        if frame.stream == 17 && frame.flags & frame::END_STREAM != 0 {
+            break assert_eq!(frame.payload.len(), 500);
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_end_of_an_answer_must_be_taken_too() {
     let mut server = Server::start(quick(), PerAddress::default()).await;
     let mut h2 = H2::begin(server.connect().await, &[(WINDOW, 10)]).await;
