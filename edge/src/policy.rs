@@ -114,8 +114,10 @@ pub fn shortened(
         // The age on arrival is not among the headers that were kept.
         let by_rules = freshness::freshness(class, status, headers, now);
         shorter.fresh = kept.fresh.min(by_rules.fresh.saturating_sub(kept.age));
-        shorter.while_revalidate = kept.while_revalidate.min(by_rules.while_revalidate);
-        shorter.if_error = kept.if_error.min(by_rules.if_error);
+        // Past its freshness already when it came: so much of what may follow it was over.
+        let past = kept.age.saturating_sub(by_rules.fresh);
+        shorter.while_revalidate = kept.while_revalidate.min(by_rules.while_revalidate.saturating_sub(past));
+        shorter.if_error = kept.if_error.min(by_rules.if_error.saturating_sub(past));
         shorter.confirm = kept.confirm.min(by_rules.confirm);
     }
     (shorter != kept).then_some(shorter)
@@ -439,6 +441,7 @@ mod tests {
         let ok = StatusCode::OK;
         check(&class(10, 5), ok, false, freshness(98, 5), Some(freshness(8, 5)));
         check(&class(1, 9), ok, false, freshness(98, 5), Some(freshness(0, 5)));
+        check(&class(1, 3), ok, false, freshness(98, 5), Some(freshness(0, 2)));
         check(&class(100, 3), ok, false, freshness(98, 5), Some(freshness(98, 3)));
         check(&class(1000, 9), ok, false, freshness(98, 5), None);
         check(&Class::default(), ok, false, freshness(98, 0), None);
