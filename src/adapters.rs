@@ -39,7 +39,7 @@ fn serve(&(_, content_type, body, gzip, etag): &'static Asset, headers: &HeaderM
     let has = |name, wanted: &str| {
         headers.get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(wanted))
     };
-    let zipped = has(http::header::ACCEPT_ENCODING, "gzip");
+    let zipped = edge::encoding::wants_gzip(headers);
     // Two forms of one page are two entities (RFC 9110, 8.8.3).
     let etag = if zipped { format!("{}-gz\"", etag.trim_end_matches('"')) } else { etag.to_owned() };
     let mut response = Response::new(Bytes::new());
@@ -110,5 +110,8 @@ mod tests {
         let second = WatchPages.page("/watch/demo", &headers).unwrap();
         assert_eq!(second.status(), StatusCode::NOT_MODIFIED);
         assert!(second.body().is_empty());
+        headers.insert(http::header::ACCEPT_ENCODING, HeaderValue::from_static("gzip;q=0"));
+        let plain = WatchPages.page("/watch/demo", &headers).unwrap();
+        assert_eq!((plain.status(), plain.headers().get(CONTENT_ENCODING)), (StatusCode::OK, None));
     }
 }

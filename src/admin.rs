@@ -29,7 +29,7 @@ const LIMITS: net::Limits = net::Limits { max_connections: 256, handshake_timeou
 /// A scrape takes milliseconds.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Largest request body, in bytes: a policy with every class and prefix that is allowed has less.
+/// Largest request body, in bytes: 64 classes and 256 prefixes of ordinary length have some 60 KiB.
 const MAX_BODY_BYTES: usize = 256 << 10;
 
 /// For a request body to come.
