@@ -86,12 +86,16 @@ impl Origin {
         Ok(Origin { https: https_addr, http: http_addr, _shutdown: shutdown.drop_guard() })
     }
 
-    /// Serves [`path_of`] any size, cacheable for long. The counter says how often it was asked.
+    /// Serves [`path_of`] any size, cacheable for long. The counter says how often it was asked
+    /// for objects.
     pub(crate) async fn of_sizes(tls_folder: &Path) -> anyhow::Result<(Origin, Arc<AtomicUsize>)> {
         let requests = Arc::new(AtomicUsize::new(0));
         let counter = requests.clone();
         let answer = move |request: Request<Incoming>| {
-            counter.fetch_add(1, Ordering::Relaxed);
+            // An edge may also ask to be pushed the stream.
+            if request.uri().path().starts_with("/live/") {
+                counter.fetch_add(1, Ordering::Relaxed);
+            }
             std::future::ready(sized(request.uri().path()))
         };
         Ok((Origin::start(tls_folder, answer).await?, requests))

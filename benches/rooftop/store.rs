@@ -149,7 +149,10 @@ impl Cache for TwoMokas {
         let slot = match self.protected.get(key) {
             Some(slot) => slot,
             None => {
-                let slot = self.probation.get(key)?;
+                // Another thread may move it just now.
+                let Some(slot) = self.probation.get(key) else {
+                    return self.protected.get(key)?.body.lock().unwrap().clone();
+                };
                 if slot.asked.swap(true, Ordering::Relaxed) {
                     self.protected.insert(key.into(), slot.clone());
                     self.probation.invalidate(key);
