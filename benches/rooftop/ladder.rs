@@ -229,7 +229,8 @@ fn rungs_of(clip: &Path) -> anyhow::Result<Vec<Rung>> {
 fn video_source(avcc: Bytes) -> anyhow::Result<VideoSource> {
     let AvcConfig { width, height, sar, .. } = AvcConfig::parse(avcc.clone())?;
     let frame_rate = Some(FrameRate { num: Recipe::FPS, den: 1 });
-    Ok(VideoSource { avcc, width, height, sar, frame_rate })
+    let (codec, record) = (media::codec::VideoCodec::Avc, avcc);
+    Ok(VideoSource { codec, record, width, height, sar, frame_rate })
 }
 
 /// What an FLV file holds, on the timeline that `origin` would put it on.
@@ -257,15 +258,16 @@ impl Source {
             while let Some(tag) = self.flv.poll()? {
                 let item = match tag.kind {
                     TagKind::Video => match tag.video()? {
-                        Video::Config(avcc) => Item::Video(avcc),
-                        Video::Frame { key, composition_ms, data } => {
+                        Video::Config { record, .. } => Item::Video(record),
+                        Video::Frame { key, composition_ms, data, .. } => {
                             Item::Picture(picture(tag.timestamp_ms, key, composition_ms, data))
                         }
                         Video::Nothing => continue,
                     },
                     TagKind::Audio => match tag.audio()? {
-                        Audio::Config(record) => Item::Audio(AacConfig::parse(record)?),
-                        Audio::Frame(data) => Item::Sound(data),
+                        Audio::Config { record, .. } => Item::Audio(AacConfig::parse(record)?),
+                        Audio::Frame { data, .. } => Item::Sound(data),
+                        Audio::Nothing => continue,
                     },
                     _ => continue,
                 };

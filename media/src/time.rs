@@ -11,6 +11,8 @@ pub struct Timescale(u32);
 impl Timescale {
     /// Video and FLV-derived times: 90 kHz divides by every usual frame rate, 1001-based ones included.
     pub const VIDEO: Timescale = Timescale(90_000);
+    /// Opus, whatever rate it was made from (RFC 7845, 4).
+    pub const OPUS: Timescale = Timescale(48_000);
     /// RTMP and FLV timestamps.
     pub const MILLIS: Timescale = Timescale(1_000);
 

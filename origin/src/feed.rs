@@ -2,12 +2,11 @@
 //! says when a run must end because time or codec configuration broke.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use media::codec::aac::AacConfig;
-use media::codec::avc::AvcConfig;
+use media::codec::{AudioCodec, AudioConfig, VideoCodec, VideoConfig};
 use media::flv::{Audio, Tag, TagKind, Video};
 use media::time::FrameRate;
 use rml_amf0::Amf0Value;
@@ -45,10 +44,10 @@ pub struct Rules {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// The video track.
-    pub video: Option<AvcConfig>,
+    pub video: Option<VideoConfig>,
     /// The audio track.
-    pub audio: Option<AacConfig>,
-    /// From the SPS, else from `onMetaData`.
+    pub audio: Option<AudioConfig>,
+    /// From the video itself, else from `onMetaData`.
     pub frame_rate: Option<FrameRate>,
     /// Presentation time of the first keyframe (audio-only: of the first frame), in unwrapped milliseconds.
     pub first_ms: i64,
@@ -63,8 +62,12 @@ pub struct Frame {
     pub dts_ms: i64,
     /// Presentation time.
     pub pts_ms: i64,
+    /// What it is shown later than that, below a millisecond.
+    pub pts_nanos: u32,
     /// Decoding can start here.
     pub key: bool,
+    /// How long audio lasts, in samples of its timescale; 0 for video.
+    pub samples: u32,
     /// The coded bytes.
     pub data: Bytes,
 }
@@ -78,8 +81,33 @@ pub enum Event {
     Video(Frame),
     /// An audio frame of the run.
     Audio(Frame),
-    /// The run ends here; the reason is fit for a log line.
-    Restart(&'static str),
+    /// The run ends here.
+    Restart(Break),
+}
+
+/// Why a run ends and another begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Break {
+    /// The video track has another configuration, or began after the audio.
+    Video,
+    /// The audio track has another configuration, or began after the video.
+    Audio,
+    /// Timestamps jumped, forwards or backwards.
+    Jump,
+    /// Timestamps do not get on.
+    Stall,
+}
+
+impl Break {
+    /// Fit for a label and a log line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Break::Video => "video_configuration",
+            Break::Audio => "audio_configuration",
+            Break::Jump => "timestamps_jumped",
+            Break::Stall => "timestamps_stalled",
+        }
+    }
 }
 
 /// The broadcaster sent what cannot be served: the session is over.
@@ -97,6 +125,11 @@ pub enum Rejected {
     /// Media without a configuration cannot be decoded.
     #[error("no codec configuration within {0:?} of media")]
     NoConfig(Duration),
+    /// All media is numbered, and none is number 0.
+    #[error(
+        "only tracks with other numbers than 0 came within {0:?} of media: the first track must be number 0"
+    )]
+    NoFirstTrack(Duration),
     /// More came than may be held while waiting for a start.
     #[error("more than {MAX_PROBE_BYTES} bytes came before the stream could start")]
     ProbeOverflow,
@@ -107,8 +140,10 @@ pub enum Rejected {
 pub struct Feed {
     rules: Rules,
     clock: Unwrap,
-    video: Option<AvcConfig>,
-    audio: Option<AacConfig>,
+    video: Option<VideoConfig>,
+    /// The configuration record in force, if its first keyframe has yet to say how large pictures are.
+    unsized_video: Option<(VideoCodec, Bytes)>,
+    audio: Option<AudioConfig>,
     meta_rate: Option<FrameRate>,
     running: bool,
     /// Frames that wait for a start, video ones from the first keyframe on.
@@ -123,6 +158,24 @@ pub struct Feed {
     events: VecDeque<Event>,
     /// Frames dropped because they came before a configuration or a keyframe, or cannot be what they claim.
     skipped: u64,
+    damaged_times: u64,
+    other_tracks: BTreeSet<OtherTrack>,
+    other_messages: u64,
+}
+
+/// A track that is not taken: the first of its kind is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OtherTrack {
+    /// Video, else audio.
+    pub video: bool,
+    /// Its number, not 0.
+    pub number: u8,
+}
+
+impl std::fmt::Display for OtherTrack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", if self.video { "video" } else { "audio" }, self.number)
+    }
 }
 
 impl Feed {
@@ -132,6 +185,7 @@ impl Feed {
             rules,
             clock: Unwrap::default(),
             video: None,
+            unsized_video: None,
             audio: None,
             meta_rate: None,
             running: false,
@@ -144,6 +198,9 @@ impl Feed {
             stalled_frames: 0,
             events: VecDeque::new(),
             skipped: 0,
+            damaged_times: 0,
+            other_tracks: BTreeSet::new(),
+            other_messages: 0,
         }
     }
 
@@ -152,26 +209,34 @@ impl Feed {
         match tag.kind {
             TagKind::Script => self.meta_rate = frame_rate_of(&tag.data).or(self.meta_rate),
             TagKind::Video => match tag.video()? {
-                Video::Config(record) => self.video_config(record)?,
-                Video::Frame { key, composition_ms, data } => {
+                Video::Config { codec, record } => self.video_config(codec, record)?,
+                Video::Frame { codec, key, composition_ms, nanos, data } => {
+                    self.size_video(codec, key, &data)?;
                     let dts_ms = self.clock.extend(tag.timestamp_ms);
                     let sane = composition_ms.abs() <= MAX_COMPOSITION_MS;
+                    self.damaged_times += u64::from(!sane);
                     let pts_ms = dts_ms + if sane { i64::from(composition_ms) } else { 0 };
-                    self.frame(TagKind::Video, Frame { dts_ms, pts_ms, key, data })?;
+                    let known = self.video.as_ref().is_some_and(|config| config.codec == codec);
+                    let frame = Frame { dts_ms, pts_ms, pts_nanos: nanos, key, samples: 0, data };
+                    self.frame(TagKind::Video, known, frame)?;
                 }
                 Video::Nothing => {}
             },
             TagKind::Audio => match tag.audio()? {
-                Audio::Config(record) => self.audio_config(record)?,
-                Audio::Frame(data) if data.is_empty() => {}
-                Audio::Frame(data) if data.len() > MAX_AUDIO_FRAME_BYTES => self.skipped += 1,
-                Audio::Frame(data) => {
+                Audio::Config { codec, record } => self.audio_config(codec, record)?,
+                Audio::Frame { data, .. } if data.is_empty() => {}
+                Audio::Frame { data, .. } if data.len() > MAX_AUDIO_FRAME_BYTES => self.skipped += 1,
+                Audio::Frame { codec, data } => {
                     let dts_ms = self.clock.extend(tag.timestamp_ms);
-                    self.frame(TagKind::Audio, Frame { dts_ms, pts_ms: dts_ms, key: true, data })?;
+                    let config = self.audio.as_ref().filter(|config| config.codec() == codec);
+                    let samples = config.map_or(0, |config| config.frame_samples(&data));
+                    let frame = Frame { dts_ms, pts_ms: dts_ms, pts_nanos: 0, key: true, samples, data };
+                    self.frame(TagKind::Audio, samples > 0, frame)?;
                 }
+                Audio::Nothing => {}
             },
         }
-        Ok(())
+        self.note_other_tracks(tag)
     }
 
     /// No more tags come: starts with what there is, if that is enough.
@@ -191,30 +256,84 @@ impl Feed {
         self.skipped
     }
 
-    fn video_config(&mut self, record: Bytes) -> Result<(), Rejected> {
-        if self.video.as_ref().is_none_or(|config| config.record != record) {
-            let config = AvcConfig::parse(record)?;
-            let known = self.video.replace(config).is_some();
-            self.restart(if known { "video configuration changed" } else { "video began" });
+    /// Video frames whose composition time was beyond belief.
+    pub fn damaged_times(&self) -> u64 {
+        self.damaged_times
+    }
+
+    /// Tracks that came and are not taken, at most 510.
+    pub fn other_tracks(&self) -> &BTreeSet<OtherTrack> {
+        &self.other_tracks
+    }
+
+    /// Messages that held such tracks.
+    pub fn other_messages(&self) -> u64 {
+        self.other_messages
+    }
+
+    fn video_config(&mut self, codec: VideoCodec, record: Bytes) -> Result<(), Rejected> {
+        let sized =
+            self.video.as_ref().is_some_and(|config| (config.codec, &config.record) == (codec, &record));
+        let waits =
+            self.unsized_video.as_ref().is_some_and(|(of, waiting)| (*of, waiting) == (codec, &record));
+        // An empty one says nothing: some encoders send it at the end.
+        if !sized && !waits && !record.is_empty() {
+            self.video = VideoConfig::parse(codec, record.clone())?;
+            self.unsized_video = self.video.is_none().then_some((codec, record));
+            self.restart(Break::Video);
         }
         Ok(())
     }
 
-    fn audio_config(&mut self, record: Bytes) -> Result<(), Rejected> {
-        if self.audio.as_ref().is_none_or(|config| config.record != record) {
-            let config = AacConfig::parse(record)?;
-            let known = self.audio.replace(config).is_some();
-            self.restart(if known { "audio configuration changed" } else { "audio began" });
+    /// Completes a configuration that leaves the size of pictures to their first keyframe.
+    fn size_video(&mut self, codec: VideoCodec, key: bool, data: &Bytes) -> Result<(), Rejected> {
+        if key && let Some((_, record)) = self.unsized_video.take_if(|(of, _)| *of == codec) {
+            self.video = Some(VideoConfig::from_keyframe(codec, record, data)?);
         }
         Ok(())
     }
 
-    fn frame(&mut self, kind: TagKind, frame: Frame) -> Result<(), Rejected> {
+    fn audio_config(&mut self, codec: AudioCodec, record: Bytes) -> Result<(), Rejected> {
+        let known = |config: &AudioConfig| (config.codec(), config.record()) == (codec, &record);
+        if !self.audio.as_ref().is_some_and(known) && !record.is_empty() {
+            self.audio = Some(AudioConfig::parse(codec, record)?);
+            self.restart(Break::Audio);
+        }
+        Ok(())
+    }
+
+    /// Video is there, or will be once its first keyframe comes.
+    fn has_video(&self) -> bool {
+        self.video.is_some() || self.unsized_video.is_some()
+    }
+
+    /// Remembers the tracks beside the first, and that there is nothing else.
+    fn note_other_tracks(&mut self, tag: &Tag) -> Result<(), Rejected> {
+        let others = tag.other_tracks();
+        if others.is_empty() {
+            return Ok(());
+        }
+        self.other_messages += 1;
+        let video = tag.kind == TagKind::Video;
+        self.other_tracks.extend(others.into_iter().map(|number| OtherTrack { video, number }));
+        if self.running || self.has_video() || self.audio.is_some() {
+            return Ok(());
+        }
+        let now_ms = self.clock.extend(tag.timestamp_ms);
+        let since_ms = *self.probing_since_ms.get_or_insert(now_ms);
+        if now_ms - since_ms >= self.rules.keyframe_timeout.as_millis() as i64 {
+            return Err(Rejected::NoFirstTrack(self.rules.keyframe_timeout));
+        }
+        Ok(())
+    }
+
+    /// `known`: there is a configuration for it, and the frame is understood.
+    fn frame(&mut self, kind: TagKind, known: bool, frame: Frame) -> Result<(), Rejected> {
         if self.breaks(kind, frame.dts_ms) {
-            self.restart("timestamps jumped");
+            self.restart(Break::Jump);
         }
         if kind == TagKind::Video && self.stalls(frame.dts_ms) {
-            self.restart("timestamps stand still");
+            self.restart(Break::Stall);
         }
         if kind == TagKind::Audio && self.strays(frame.dts_ms) {
             self.skipped += 1;
@@ -224,14 +343,18 @@ impl Feed {
             TagKind::Video => self.last_video_ms = Some(frame.dts_ms),
             _ => self.last_audio_ms = Some(frame.dts_ms),
         }
-        if self.running {
-            self.events.push_back(match kind {
-                TagKind::Video => Event::Video(frame),
-                _ => Event::Audio(frame),
-            });
+        if !self.running {
+            return self.probe(kind, known, frame);
+        }
+        if !known {
+            self.skipped += 1;
             return Ok(());
         }
-        self.probe(kind, frame)
+        self.events.push_back(match kind {
+            TagKind::Video => Event::Video(frame),
+            _ => Event::Audio(frame),
+        });
+        Ok(())
     }
 
     /// Whether `ms` cannot be on the same timeline as what came before on this track.
@@ -241,7 +364,7 @@ impl Feed {
         match kind {
             TagKind::Video => jump(self.last_video_ms),
             // Audio may pause while video goes on; it leaves video's neighbourhood only when time starts anew.
-            _ if self.video.is_some() => {
+            _ if self.has_video() => {
                 jump(self.last_audio_ms)
                     && self.last_video_ms.is_some_and(|video| (ms - video).abs() > MAX_SKEW_MS)
             }
@@ -263,12 +386,12 @@ impl Feed {
     /// Whether the first audio of a run cannot belong to its video: a straggler from before the time jumped. Taken in, it
     /// would have all audio wait for its time.
     fn strays(&self, ms: i64) -> bool {
-        self.video.is_some()
+        self.has_video()
             && self.last_audio_ms.is_none()
             && self.last_video_ms.is_some_and(|video| (ms - video).abs() > MAX_SKEW_MS)
     }
 
-    fn restart(&mut self, why: &'static str) {
+    fn restart(&mut self, why: Break) {
         if self.running {
             self.running = false;
             self.events.push_back(Event::Restart(why));
@@ -282,10 +405,9 @@ impl Feed {
         self.stalled_frames = 0;
     }
 
-    fn probe(&mut self, kind: TagKind, frame: Frame) -> Result<(), Rejected> {
+    fn probe(&mut self, kind: TagKind, known: bool, frame: Frame) -> Result<(), Rejected> {
         let now_ms = frame.dts_ms;
         let since_ms = *self.probing_since_ms.get_or_insert(now_ms);
-        let known = if kind == TagKind::Video { self.video.is_some() } else { self.audio.is_some() };
         let after_key = self.held.iter().any(|(kind, _)| *kind == TagKind::Video);
         if !known || (kind == TagKind::Video && !frame.key && !after_key) {
             self.skipped += 1;
@@ -301,9 +423,9 @@ impl Feed {
         {
             self.start();
         } else if waited >= self.rules.keyframe_timeout {
-            return Err(match self.video {
-                Some(_) => Rejected::NoKeyframe(self.rules.keyframe_timeout),
-                None => Rejected::NoConfig(self.rules.keyframe_timeout),
+            return Err(match self.has_video() {
+                true => Rejected::NoKeyframe(self.rules.keyframe_timeout),
+                false => Rejected::NoConfig(self.rules.keyframe_timeout),
             });
         }
         Ok(())
@@ -311,7 +433,7 @@ impl Feed {
 
     /// Whether there is something to start with: a keyframe, or audio where no video was announced.
     fn startable(&self) -> bool {
-        let wanted = if self.video.is_some() { TagKind::Video } else { TagKind::Audio };
+        let wanted = if self.has_video() { TagKind::Video } else { TagKind::Audio };
         self.held.iter().any(|(kind, _)| *kind == wanted)
     }
 
@@ -454,8 +576,11 @@ mod tests {
         assert_eq!(error.to_string(), "no video keyframe within 10s of media");
         let no_config = (0..400).map(|i| video(i * 33, i == 0));
         assert_eq!(said(no_config).unwrap_err(), Rejected::NoConfig(Duration::from_secs(10)));
-        let hevc = tag(TagKind::Video, 0, b"\x90hvc1", b"");
-        assert_eq!(said([hevc]).unwrap_err().to_string(), "unsupported video codec hvc1");
+        let vvc = tag(TagKind::Video, 0, b"\x90vvc1", b"");
+        let error = said([vvc]).unwrap_err().to_string();
+        assert!(error.starts_with("unsupported video codec VVC (vvc1)"), "{error}");
+        let second_only = (0..400).map(|i| tag(TagKind::Video, i * 33, b"\x96\x01hvc1\x01", b"x"));
+        assert_eq!(said(second_only).unwrap_err(), Rejected::NoFirstTrack(Duration::from_secs(10)));
     }
 
     #[test]
@@ -494,7 +619,69 @@ mod tests {
         }
         let frames: Vec<_> = std::iter::from_fn(|| feed.poll()).skip(1).collect();
         let [Event::Video(_), Event::Video(far)] = frames.as_slice() else { panic!("{frames:?}") };
-        assert_eq!((far.pts_ms, feed.skipped()), (far.dts_ms, 1));
+        assert_eq!((far.pts_ms, feed.skipped(), feed.damaged_times()), (far.dts_ms, 1, 1));
+    }
+
+    #[test]
+    fn the_first_keyframe_says_what_a_record_does_not() {
+        // VP9: a record without a size, a frame between keyframes, a keyframe of 352x288.
+        let record = tag(TagKind::Video, 0, b"\x90vp09", &[0, 31, 0x82, 1, 1, 1, 0, 0]);
+        let vp9 = |ms, key: bool, data: &[u8]| {
+            tag(TagKind::Video, ms, if key { b"\x91vp09" } else { b"\xA1vp09" }, data)
+        };
+        let key = [0x82, 0x49, 0x83, 0x42, 0x00, 0x15, 0xF0, 0x11, 0xF0, 0x00];
+        let mut feed = Feed::new(rules());
+        for tag in
+            [record.clone(), audio_config(), audio(0), vp9(0, false, &[0x86]), vp9(33, true, &key), record]
+        {
+            feed.push(&tag).unwrap();
+        }
+        let Some(Event::Start(source)) = feed.poll() else { panic!("no start") };
+        let video = source.video.unwrap();
+        assert_eq!((video.codec, video.width, video.height), (VideoCodec::Vp9, 352, 288));
+        assert!(source.audio.is_some() && matches!(feed.poll(), Some(Event::Audio(_))));
+        assert!(
+            matches!(feed.poll(), Some(Event::Video(_))) && feed.poll().is_none(),
+            "the record said nothing new"
+        );
+        let damaged = [vp9(0, true, &[0x82]), vp9(0, true, &[])];
+        for damaged in damaged {
+            let record = tag(TagKind::Video, 0, b"\x90vp09", &[0, 31, 0x82, 1, 1, 1, 0, 0]);
+            let error = said([record, damaged]).unwrap_err().to_string();
+            assert_eq!(error, "keyframe: it has no VP9 header");
+        }
+    }
+
+    #[test]
+    fn a_change_of_codec_begins_a_run_and_strangers_are_left_out() {
+        let opus = tag(TagKind::Audio, 40, b"\x90Opus", b"OpusHead\x01\x02\x38\x01\x80\xBB\0\0\0\0\0");
+        let packet = |ms| tag(TagKind::Audio, ms, b"\x91Opus", &[0xFC, 1, 2]);
+        let tags = [
+            video_config(),
+            audio_config(),
+            video(0, true),
+            audio(0),
+            packet(20),
+            opus,
+            packet(40),
+            video(66, true),
+            packet(60),
+        ];
+        assert_eq!(said(tags).unwrap(), "SvaRSava");
+    }
+
+    #[test]
+    fn tracks_beside_the_first_are_noted() {
+        let second = tag(TagKind::Video, 40, b"\x96\x01hvc1\x01", b"x");
+        let both = tag(TagKind::Audio, 40, b"\x95\x11mp4a\x00\0\0\x01a\x03\0\0\x01", b"b");
+        let mut feed = Feed::new(rules());
+        for tag in [video_config(), audio_config(), video(0, true), second.clone(), both, second] {
+            feed.push(&tag).unwrap();
+        }
+        let named: Vec<_> = feed.other_tracks().iter().map(ToString::to_string).collect();
+        assert_eq!((named, feed.other_messages()), (vec!["audio 3".to_string(), "video 1".to_string()], 3));
+        let events: Vec<_> = std::iter::from_fn(|| feed.poll()).collect();
+        assert!(matches!(events[..], [Event::Start(_), Event::Video(_), Event::Audio(_)]), "{events:?}");
     }
 
     #[test]

@@ -1,8 +1,27 @@
 //! What this origin has done.
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+/// What was repaired: one of the names of [`crate::repair::Repairs::kinds`], or `composition`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Kind {
+    /// The label.
+    pub kind: &'static str,
+}
+
+/// Why a timeline broke: one of the names of [`crate::feed::Break`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// The label.
+    pub reason: &'static str,
+}
+
+type Repaired = Family<Kind, Counter>;
+type Breaks = Family<Reason, Counter>;
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ident,)+) => {
@@ -44,8 +63,12 @@ metrics! {
     runs: Counter,
     /// Source frames that came before they could be used.
     frames_skipped: Counter,
-    /// Frames that were moved in time by repair.
-    frames_repaired: Counter,
+    /// Frames that were moved in time by repair, or left out for their time, by kind.
+    frames_repaired: Repaired,
+    /// Runs that ended because their timeline broke, by reason.
+    timeline_breaks: Breaks,
+    /// Messages with tracks beside the first of their kind, which are not taken.
+    tracks_ignored: Counter,
     /// Audio frames that came after their segment had been given up.
     frames_late: Counter,
     /// Segments given up because nothing came for them.

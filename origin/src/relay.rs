@@ -7,6 +7,7 @@ use bytes::Bytes;
 use cluster::lease::Grant;
 use http_body::Body;
 use http_body_util::BodyExt;
+use media::codec::AudioConfig;
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Sample, SegmentNumber};
@@ -22,8 +23,9 @@ use crate::error::{Error, Fault};
 use crate::feed::{self, Feed, Frame, Rules, Source};
 use crate::hls::Targets;
 use crate::live::Live;
+use crate::metrics::{Kind, Reason};
 use crate::packager::{Packager, Plan, Published, part_target};
-use crate::repair::{Repair, Times};
+use crate::repair::{Repair, Repairs, Times};
 
 /// Lines that wait for the POP to read them: one a second and run; a POP that is this far behind is gone.
 pub(crate) const LINE_QUEUE: usize = 64;
@@ -89,6 +91,7 @@ pub(crate) async fn session<B>(
         published: None,
         received_bytes: 0,
         media_came: false,
+        counted: Counted::default(),
     };
     info!(epoch = session.grant.epoch, resume = session.request.resume_ms.is_some(), "session began");
     let ended = session.relay(body, &shutdown).await;
@@ -125,6 +128,17 @@ struct Session<'a> {
     published: Option<i64>,
     received_bytes: u64,
     media_came: bool,
+    counted: Counted,
+}
+
+/// What of the feed and the run's repair is in the metrics already.
+#[derive(Default)]
+struct Counted {
+    repairs: Repairs,
+    skipped: u64,
+    damaged_times: u64,
+    other_messages: u64,
+    other_tracks: usize,
 }
 
 impl Session<'_> {
@@ -158,7 +172,7 @@ impl Session<'_> {
         let finished = self.finish_run().await;
         writer.published = self.published.map(|published| (self.request.session.clone(), published));
         writer.grant = Some(self.grant.clone());
-        self.shared.metrics.frames_skipped.inc_by(feed.skipped());
+        self.count(&feed);
         fed.and(finished)
     }
 
@@ -201,7 +215,33 @@ impl Session<'_> {
                 feed.push(&tag)?;
                 self.feed_on(feed).await?;
             }
+            self.count(feed);
         }
+    }
+
+    /// Puts what was repaired, skipped and left aside into the metrics, as it happens.
+    fn count(&mut self, feed: &Feed) {
+        let (metrics, counted) = (&self.shared.metrics, &mut self.counted);
+        if let Some(run) = &self.run {
+            count_repairs(metrics, &mut counted.repairs, run.repair.repairs());
+        }
+        let add = |counter: &prometheus_client::metrics::counter::Counter, counted: &mut u64, now: u64| {
+            counter.inc_by(now - std::mem::replace(counted, now));
+        };
+        add(&metrics.frames_skipped, &mut counted.skipped, feed.skipped());
+        let damaged = metrics.frames_repaired.get_or_create(&Kind { kind: "composition" });
+        add(&damaged, &mut counted.damaged_times, feed.damaged_times());
+        drop(damaged);
+        add(&metrics.tracks_ignored, &mut counted.other_messages, feed.other_messages());
+        let tracks = feed.other_tracks();
+        if counted.other_tracks == 0 && !tracks.is_empty() {
+            let named = tracks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            warn!(
+                tracks = named,
+                "the broadcaster sends several tracks: only the first video and audio are taken"
+            );
+        }
+        counted.other_tracks = tracks.len();
     }
 
     async fn feed_on(&mut self, feed: &mut Feed) -> Result<(), Error> {
@@ -215,10 +255,12 @@ impl Session<'_> {
                 }
                 feed::Event::Audio(frame) => {
                     if let Some(run) = &mut self.run {
-                        run.audio(frame);
+                        run.audio(frame).await?;
                     }
                 }
                 feed::Event::Restart(why) => {
+                    let why = why.as_str();
+                    self.shared.metrics.timeline_breaks.get_or_create(&Reason { reason: why }).inc();
                     info!(why, "the timeline breaks: a new run begins");
                     self.finish_run().await?;
                     self.request.resume_ms = None;
@@ -249,7 +291,8 @@ impl Session<'_> {
         let after = self.request.published;
         let place = self.live.place(unix_ms, self.request.resume_ms.is_some(), after, wanted);
         let video = source.video.as_ref().map(|config| VideoSource {
-            avcc: config.record.clone(),
+            codec: config.codec,
+            record: config.record.clone(),
             width: config.width,
             height: config.height,
             sar: config.sar,
@@ -258,12 +301,23 @@ impl Session<'_> {
         let rungs = video
             .as_ref()
             .map_or_else(Vec::new, |video| transcode::ladder::derive(&self.shared.transcode, video));
-        let audio = source.audio.as_ref().map(|audio| (audio.timescale(), audio.frame_samples));
+        let timescale = source.audio.as_ref().map(AudioConfig::timescale);
+        let (audio, recoder) = match source.audio {
+            None => (None, None),
+            Some(AudioConfig::Aac(config)) => (Some(config), None),
+            Some(AudioConfig::Opus(config)) => {
+                let metrics = self.shared.transcode_metrics.clone();
+                let (config, input, output) =
+                    transcode::audio::start(&config, metrics).map_err(source_error)?;
+                (Some(config), Some((input, output)))
+            }
+        };
         info!(
             epoch = self.grant.epoch,
-            video = video.as_ref().map(|video| format!("{}x{}", video.width, video.height)),
+            video = video.as_ref().map(|video| format!("{} {}x{}", video.codec, video.width, video.height)),
             fps = source.frame_rate.map(media::time::FrameRate::fps),
-            audio = source.audio.as_ref().map(media::codec::aac::AacConfig::codec_string),
+            audio = audio.as_ref().map(media::codec::AacConfig::codec_string),
+            recoded = recoder.is_some(),
             rungs = rungs.iter().map(|rung| rung.id.as_str()).collect::<Vec<_>>().join(" "),
             first_segment = place.first.0,
             "run began"
@@ -276,32 +330,35 @@ impl Session<'_> {
             listed: ticks(config.window),
             rungs: rungs.clone(),
             frame_rate: source.frame_rate,
-            audio: source.audio,
+            audio,
             metrics: self.shared.metrics.clone(),
         })));
-        let frame_ms = match (&video, audio, source.frame_rate) {
-            (None, Some((timescale, samples)), _) => timescale.rescale(samples.into(), Timescale::MILLIS),
-            (.., rate) => rate.map_or(1, |rate| (1000.0 / rate.fps()).round() as i64),
-        };
+        let frame_ms = source.frame_rate.map_or(1, |rate| (1000.0 / rate.fps()).round() as i64);
         let encoder = match video {
             None => None,
             Some(source) => {
                 let Targets { segment_duration, .. } = place.targets;
                 let job = Job { source, rungs, start: place.start, segment_duration };
                 let started = transcode::start(job, self.shared.transcode_metrics.clone());
-                let (input, output) = started.map_err(|error| match error {
-                    transcode::Error::Job { .. } | transcode::Error::Libav(_) => Error::Source(error),
-                    error => Error::Transcode(error),
-                })?;
+                let (input, output) = started.map_err(source_error)?;
                 let publisher = tokio::spawn(publish(output, packager.clone(), self.lines.clone()));
                 Some(Encoder { input, publisher })
             }
         };
+        let recoder = recoder.map(|(input, output)| {
+            let start = Timescale::VIDEO.rescale(place.start, Timescale::OPUS);
+            let source_ms = move |pts| zero_ms + Timescale::OPUS.rescale(pts - start, Timescale::MILLIS);
+            let publisher = publish_audio(output, source_ms, packager.clone(), self.lines.clone());
+            Recoder { input, publisher: tokio::spawn(publisher) }
+        });
         self.shared.metrics.runs.inc();
+        self.counted.repairs = Repairs::default();
         self.run = Some(Run {
             packager,
             encoder,
-            repair: Repair::new(place.start, zero_ms, source.frame_rate, audio),
+            recoder,
+            repair: Repair::new(place.start, zero_ms, source.frame_rate, timescale),
+            timescale,
             lines: self.lines.clone(),
             frame_ms,
             fed_until_ms: None,
@@ -312,9 +369,8 @@ impl Session<'_> {
     async fn finish_run(&mut self) -> Result<(), Error> {
         let Some(run) = self.run.take() else { return Ok(()) };
         let repairs = run.repair.repairs();
-        let repaired = repairs.grid_shifts + repairs.audio_shifts + repairs.collisions;
-        self.shared.metrics.frames_repaired.inc_by(repaired);
-        if repaired > 0 {
+        count_repairs(&self.shared.metrics, &mut self.counted.repairs, repairs);
+        if repairs != Repairs::default() {
             debug!(?repairs, "frames were moved in time");
         }
         self.published = run.fed_until_ms.or(self.published);
@@ -335,9 +391,12 @@ impl Session<'_> {
 struct Run {
     packager: Arc<Mutex<Packager>>,
     encoder: Option<Encoder>,
+    recoder: Option<Recoder>,
     repair: Repair,
+    /// Of the source's audio.
+    timescale: Option<Timescale>,
     lines: mpsc::Sender<Bytes>,
-    /// Duration of a frame of video, or of audio where there is no video.
+    /// Duration of a frame of video.
     frame_ms: i64,
     /// Where the next frame of the source would be shown.
     fed_until_ms: Option<i64>,
@@ -348,11 +407,17 @@ struct Encoder {
     publisher: JoinHandle<Result<(), Error>>,
 }
 
+/// Turns the source's audio into AAC.
+struct Recoder {
+    input: transcode::audio::AudioInput,
+    publisher: JoinHandle<Result<(), Error>>,
+}
+
 impl Run {
     /// Waits while the encoders are behind.
     async fn video(&mut self, frame: Frame) -> Result<(), Error> {
         let Some(encoder) = &mut self.encoder else { return Ok(()) };
-        let Times { dts, pts, duration } = self.repair.video(frame.dts_ms, frame.pts_ms);
+        let Times { dts, pts, duration } = self.repair.video(frame.dts_ms, frame.pts_ms, frame.pts_nanos);
         self.fed_until_ms = self.fed_until_ms.max(Some(frame.pts_ms + self.frame_ms));
         with(&self.packager, |packager| packager.source_video(pts, frame.pts_ms));
         let sample = Sample { dts, pts, duration, key: frame.key, data: frame.data };
@@ -366,21 +431,42 @@ impl Run {
         Ok(())
     }
 
-    fn audio(&mut self, frame: Frame) {
-        let Some(Times { dts, pts, duration }) = self.repair.audio(frame.dts_ms) else { return };
-        let sample = Sample { dts, pts, duration, key: true, data: frame.data };
-        let published = with(&self.packager, |packager| {
-            packager.audio(sample, frame.pts_ms);
-            packager.poll_published()
-        });
-        acknowledge(&self.lines, published);
+    /// Waits while the audio encoder is behind, if there is one.
+    async fn audio(&mut self, frame: Frame) -> Result<(), Error> {
+        let Some(timescale) = self.timescale else { return Ok(()) };
+        let Some(times) = self.repair.audio(frame.dts_ms, frame.samples) else { return Ok(()) };
+        let Times { dts, pts, duration } = times;
         if self.encoder.is_none() {
-            self.fed_until_ms = self.fed_until_ms.max(Some(frame.pts_ms + self.frame_ms));
+            let lasts = timescale.rescale(duration, Timescale::MILLIS);
+            self.fed_until_ms = self.fed_until_ms.max(Some(frame.pts_ms + lasts));
         }
+        let sample = Sample { dts, pts, duration, key: true, data: frame.data };
+        let Some(recoder) = &mut self.recoder else {
+            let published = with(&self.packager, |packager| {
+                packager.audio(sample, frame.pts_ms);
+                packager.poll_published()
+            });
+            acknowledge(&self.lines, published);
+            return Ok(());
+        };
+        if recoder.input.send(sample).await.is_err() {
+            return match self.recoder.take() {
+                Some(recoder) => recoder.publisher.await?,
+                None => Ok(()),
+            };
+        }
+        Ok(())
     }
 
     /// Publishes what is still in the encoders, then completes the open segments.
     async fn finish(self) -> Result<(), Error> {
+        let recoded = match self.recoder {
+            Some(Recoder { input, publisher, .. }) => {
+                drop(input);
+                publisher.await?
+            }
+            None => Ok(()),
+        };
         let encoded = match self.encoder {
             Some(Encoder { input, publisher }) => {
                 drop(input);
@@ -389,7 +475,7 @@ impl Run {
             None => Ok(()),
         };
         with(&self.packager, Packager::finish);
-        encoded
+        encoded.and(recoded)
     }
 }
 
@@ -416,6 +502,41 @@ async fn publish(
         }
     }
     Ok(())
+}
+
+/// Takes what the audio encoder gives until it ends. `source_ms` says when in the source a frame is heard, as near as
+/// repair lets them differ.
+async fn publish_audio(
+    mut output: transcode::audio::AudioOutput,
+    source_ms: impl Fn(Ticks) -> i64,
+    packager: Arc<Mutex<Packager>>,
+    lines: mpsc::Sender<Bytes>,
+) -> Result<(), Error> {
+    while let Some(frame) = output.next().await {
+        let sample = frame?;
+        let source_ms = source_ms(sample.pts);
+        let published = with(&packager, |packager| {
+            packager.audio(sample, source_ms);
+            packager.poll_published()
+        });
+        acknowledge(&lines, published);
+    }
+    Ok(())
+}
+
+/// What cannot be decoded is the broadcaster's fault.
+fn source_error(error: transcode::Error) -> Error {
+    match error {
+        transcode::Error::Job { .. } | transcode::Error::Libav(_) => Error::Source(error),
+        error => Error::Transcode(error),
+    }
+}
+
+fn count_repairs(metrics: &crate::Metrics, counted: &mut Repairs, now: Repairs) {
+    for ((kind, count), (_, before)) in now.kinds().into_iter().zip(counted.kinds()) {
+        metrics.frames_repaired.get_or_create(&Kind { kind }).inc_by(count - before);
+    }
+    *counted = now;
 }
 
 fn with<T>(packager: &Mutex<Packager>, act: impl FnOnce(&mut Packager) -> T) -> T {

@@ -33,8 +33,25 @@ pub struct Repairs {
     pub grid_shifts: u64,
     /// Audio was moved because its times and its sample count disagreed.
     pub audio_shifts: u64,
-    /// Two frames claimed the same time.
+    /// Audio was left out because what came before covered its time.
+    pub audio_overlaps: u64,
+    /// Two frames claimed the same presentation time: the second was moved by a tick.
     pub collisions: u64,
+    /// A frame's decoding time was not later than the one before.
+    pub regressions: u64,
+}
+
+impl Repairs {
+    /// Each kind's name and count.
+    pub fn kinds(&self) -> [(&'static str, u64); 5] {
+        [
+            ("grid", self.grid_shifts),
+            ("audio_shift", self.audio_shifts),
+            ("audio_overlap", self.audio_overlaps),
+            ("presentation_collision", self.collisions),
+            ("decoding_regression", self.regressions),
+        ]
+    }
 }
 
 /// The clock of one run: `zero_ms` of the source is `base` on the stream timeline (90 kHz).
@@ -53,17 +70,15 @@ pub struct Repair {
 #[derive(Debug)]
 struct AudioClock {
     timescale: Timescale,
-    frame_samples: Ticks,
     base: Ticks,
     next: Option<Ticks>,
 }
 
 impl Repair {
-    /// A clock that maps source time `zero_ms` to `base`. `audio` is its timescale and the samples of a frame.
-    pub fn new(base: Ticks, zero_ms: i64, rate: Option<FrameRate>, audio: Option<(Timescale, u32)>) -> Self {
-        let audio = audio.map(|(timescale, frame_samples)| AudioClock {
+    /// A clock that maps source time `zero_ms` to `base`. `audio` is its timescale.
+    pub fn new(base: Ticks, zero_ms: i64, rate: Option<FrameRate>, audio: Option<Timescale>) -> Self {
+        let audio = audio.map(|timescale| AudioClock {
             timescale,
-            frame_samples: Ticks::from(frame_samples),
             base: Timescale::VIDEO.rescale(base, timescale),
             next: None,
         });
@@ -72,9 +87,9 @@ impl Repair {
         Self { base, zero_ms, rate, grid_zero: base, recent, last_dts: None, audio, repairs }
     }
 
-    /// Times of a video frame, 90 kHz.
-    pub fn video(&mut self, dts_ms: i64, pts_ms: i64) -> Times {
-        let raw = self.base + (pts_ms - self.zero_ms) * 90;
+    /// Times of a video frame, 90 kHz. `pts_nanos` is what it is shown later than the milliseconds say.
+    pub fn video(&mut self, dts_ms: i64, pts_ms: i64, pts_nanos: u32) -> Times {
+        let raw = self.base + (pts_ms - self.zero_ms) * 90 + Ticks::from(pts_nanos) * 90 / 1_000_000;
         let (mut pts, duration) = match self.rate {
             Some(rate) => self.on_grid(raw, rate),
             None => (raw, 0),
@@ -89,30 +104,32 @@ impl Repair {
         // Decoding order is what counts for a decoder; the exact decoding time only has to grow.
         let raw_dts = self.base + (dts_ms - self.zero_ms) * 90;
         let dts = self.last_dts.map_or(raw_dts, |last| raw_dts.max(last + 1));
+        self.repairs.regressions += u64::from(dts != raw_dts);
         self.last_dts = Some(dts);
         Times { dts, pts, duration }
     }
 
-    /// Times of an audio frame in the audio timescale; `None` for a frame that lies wholly in what was already
+    /// Times of an audio frame of so many samples in the audio timescale; `None` for a frame that lies wholly in what was already
     /// covered.
-    pub fn audio(&mut self, ms: i64) -> Option<Times> {
+    pub fn audio(&mut self, ms: i64, samples: u32) -> Option<Times> {
         let clock = self.audio.as_mut()?;
+        let duration = Ticks::from(samples);
         let raw = clock.base + Timescale::MILLIS.rescale(ms - self.zero_ms, clock.timescale);
-        let tolerance =
-            Timescale::MILLIS.rescale(AUDIO_TOLERANCE_MS, clock.timescale).max(clock.frame_samples);
+        let tolerance = Timescale::MILLIS.rescale(AUDIO_TOLERANCE_MS, clock.timescale).max(duration);
         let pts = match clock.next {
             None => raw,
             Some(next) if (raw - next).abs() <= tolerance => next,
             Some(next) => {
-                self.repairs.audio_shifts += 1;
-                if raw + clock.frame_samples <= next - tolerance {
+                if raw + duration <= next - tolerance {
+                    self.repairs.audio_overlaps += 1;
                     return None;
                 }
+                self.repairs.audio_shifts += 1;
                 raw.max(next)
             }
         };
-        clock.next = Some(pts + clock.frame_samples);
-        Some(Times { dts: pts, pts, duration: clock.frame_samples })
+        clock.next = Some(pts + duration);
+        Some(Times { dts: pts, pts, duration })
     }
 
     /// What was repaired so far.
@@ -149,7 +166,7 @@ mod tests {
             let mut repair = Repair::new(900_000, 5_000, Some(rate), None);
             for index in (0..rate.num as i64 * 86_400 / rate.den as i64).step_by(997) {
                 let ms = 5_000 + rate.frame_start(index, Timescale::MILLIS);
-                let times = repair.video(ms, ms);
+                let times = repair.video(ms, ms, 0);
                 assert_eq!(
                     times.pts,
                     900_000 + rate.frame_start(index, Timescale::VIDEO),
@@ -171,7 +188,7 @@ mod tests {
         let mut last_dts = -1;
         // Jitter, a doubled time, a step back of decoding time.
         for ms in [0, 33, 70, 70, 69, 140, 141, 171, 900] {
-            let times = repair.video(ms, ms);
+            let times = repair.video(ms, ms, 0);
             assert!(seen.insert(times.pts) && times.dts > last_dts, "{ms}");
             last_dts = times.dts;
         }
@@ -181,18 +198,18 @@ mod tests {
     #[test]
     fn audio_is_timed_by_its_samples() {
         let rate = Timescale::new(44_100).unwrap();
-        let mut repair = Repair::new(900_000, 100, None, Some((rate, 1024)));
+        let mut repair = Repair::new(900_000, 100, None, Some(rate));
         let mut expected = 441_000;
         for index in 0..100_000i64 {
             let ms = 100 + index * 1024 * 1000 / 44_100;
-            assert_eq!(repair.audio(ms).unwrap().pts, expected, "frame {index}");
+            assert_eq!(repair.audio(ms, 1024).unwrap().pts, expected, "frame {index}");
             expected += 1024;
         }
         // Half a second is missing: later frames move on by as much.
         let ms = 100 + 100_000 * 1024 * 1000 / 44_100 + 500;
-        let moved = repair.audio(ms).unwrap().pts - expected;
+        let moved = repair.audio(ms, 1024).unwrap().pts - expected;
         assert!((22_000..22_100).contains(&moved), "{moved}");
-        assert_eq!(repair.audio(ms - 400), None, "a frame of the past");
-        assert_eq!(repair.repairs().audio_shifts, 2);
+        assert_eq!(repair.audio(ms - 400, 1024), None, "a frame of the past");
+        assert_eq!((repair.repairs().audio_shifts, repair.repairs().audio_overlaps), (1, 1));
     }
 }

@@ -16,7 +16,7 @@ const MAX_ACCESS_UNIT_BYTES: usize = 1 << 24;
 pub(crate) struct AccessUnit {
     pub(crate) sample: Sample,
     /// Parameter sets that hold from here on.
-    pub(crate) avcc: Option<Bytes>,
+    pub(crate) record: Option<Bytes>,
 }
 
 /// Decodes until the input ends or nobody wants the result.
@@ -27,12 +27,12 @@ pub(crate) fn run(
     pictures: Pictures,
     events: Events,
 ) -> Result<(), Stop> {
-    let mut stage = Stage { decoder, timeline, pictures, events, avcc: None, last: None, damaged: 0 };
-    while let Some(AccessUnit { sample, avcc }) = input.blocking_recv() {
+    let mut stage = Stage { decoder, timeline, pictures, events, record: None, last: None, damaged: 0 };
+    while let Some(AccessUnit { sample, record }) = input.blocking_recv() {
         if stage.events.is_closed() {
             return Err(Stop::Closed);
         }
-        stage.avcc = avcc.or(stage.avcc);
+        stage.record = record.or(stage.record);
         stage.push(&sample)?;
     }
     stage.finish()
@@ -44,7 +44,7 @@ struct Stage {
     pictures: Pictures,
     events: Events,
     /// New parameter sets, until an access unit takes them along.
-    avcc: Option<Bytes>,
+    record: Option<Bytes>,
     /// The picture shown last, to stand in for one that does not come.
     last: Option<Picture>,
     /// Frames to report as damaged.
@@ -56,8 +56,8 @@ impl Stage {
         self.events.metrics.access_units.inc();
         self.timeline.push(sample.pts, sample.duration);
         if sample.data.len() <= MAX_ACCESS_UNIT_BYTES && !sample.data.is_empty() {
-            let avcc = self.avcc.take();
-            let sent = self.decoder.send(&sample.data, sample.pts, sample.dts, avcc.as_deref());
+            let record = self.record.take();
+            let sent = self.decoder.send(&sample.data, sample.pts, sample.dts, record.as_deref());
             self.survive(sent, "access unit not decoded");
         }
         self.drain()

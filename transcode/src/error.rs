@@ -15,6 +15,9 @@ pub enum Error {
     /// The linked FFmpeg was built without libx264.
     #[error("the linked libavcodec has no encoder libx264")]
     NoEncoder,
+    /// The linked FFmpeg cannot turn Opus into AAC.
+    #[error("the linked libavcodec lacks the decoder opus or the encoder aac")]
+    NoAudioEncoder,
     /// The linked libx264 does not know an option that live encoding depends on.
     #[error("the linked libavcodec's libx264 does not know the option {name:?}")]
     UnknownOption {

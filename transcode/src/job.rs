@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
+use media::codec::VideoCodec;
 use media::time::FrameRate;
 use media::{Sample, Ticks};
 use prometheus_client::metrics::gauge::Gauge;
@@ -42,14 +43,17 @@ const PICTURE_QUEUE: usize = 4;
 /// Events per rung that wait for the consumer: about a second.
 const EVENT_QUEUE: usize = 32;
 
-/// Longest `AVCDecoderConfigurationRecord`; real ones have about 50 bytes.
-const MAX_AVCC_BYTES: usize = 64 * 1024;
+/// Longest configuration record; real ones have 50 to 500 bytes.
+const MAX_RECORD_BYTES: usize = 64 * 1024;
 
 /// The video that a job is to transcode.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VideoSource {
-    /// AVCDecoderConfigurationRecord (ISO/IEC 14496-15 section 5.3.3.1), at most 64 KiB.
-    pub avcc: Bytes,
+    /// What it is coded in.
+    pub codec: VideoCodec,
+    /// The codec's configuration record, such as an AVCDecoderConfigurationRecord (ISO/IEC 14496-15 section
+    /// 5.3.3.1), at most 64 KiB.
+    pub record: Bytes,
     /// Width in pixels after cropping, at least 16; a picture has at most 4096 x 2304 pixels, either way
     /// round.
     pub width: u32,
@@ -109,7 +113,7 @@ pub enum Event {
 /// Starts the threads of a job. Their log lines belong to the caller's current span.
 ///
 /// # Errors
-/// The job makes no sense, the linked FFmpeg lacks a codec, the decoder refuses the source's `avcc`, or the
+/// The job makes no sense, the linked FFmpeg lacks a codec, the decoder refuses the source's `record`, or the
 /// system refuses a thread. Nothing is left running then.
 pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     validate(&job)?;
@@ -117,7 +121,7 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     if !libav::Encoder::is_available() {
         return Err(Error::NoEncoder);
     }
-    let decoder = Decoder::open(&job.source.avcc)?;
+    let decoder = Decoder::open(job.source.codec, &job.source.record)?;
     let (input, access_units) = mpsc::channel(INPUT_QUEUE);
     let (events, output) = mpsc::channel(EVENT_QUEUE * job.rungs.len());
     let crew = Arc::new(Crew::default());
@@ -140,7 +144,7 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     })?);
     let threads = Arc::new(threads);
     Ok((
-        Input { access_units: input, avcc: None, _threads: threads.clone() },
+        Input { access_units: input, codec: job.source.codec, record: None, _threads: threads.clone() },
         Output { events: output, crew, ended: false, _threads: threads },
     ))
 }
@@ -150,13 +154,14 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
 #[derive(Debug)]
 pub struct Input {
     access_units: mpsc::Sender<AccessUnit>,
+    codec: VideoCodec,
     /// Parameter sets to go with the next access unit.
-    avcc: Option<Bytes>,
+    record: Option<Bytes>,
     _threads: Arc<Threads>,
 }
 
 impl Input {
-    /// Sends one access unit: length-prefixed as the source's `avcc` says, times in ticks of 1/90000 s, in
+    /// Sends one access unit: as its codec has them in MP4 (NAL units are length-prefixed), times in ticks of 1/90000 s, in
     /// decode order, starting with a keyframe. Waits while the queue is full, that is until [`Output`] has
     /// been read far enough: read it in another task. If dropped midway, the sample is not sent.
     ///
@@ -164,7 +169,7 @@ impl Input {
     /// The job has ended, or [`Output`] was dropped.
     pub async fn send(&mut self, sample: Sample) -> Result<(), Closed> {
         let permit = self.access_units.reserve().await.map_err(|_| Closed)?;
-        permit.send(AccessUnit { sample, avcc: self.avcc.take() });
+        permit.send(AccessUnit { sample, record: self.record.take() });
         Ok(())
     }
 
@@ -172,10 +177,10 @@ impl Input {
     /// The rungs keep their sizes whatever the new ones say.
     ///
     /// # Errors
-    /// It is not an AVCDecoderConfigurationRecord of at most 64 KiB; the old one stays in force.
-    pub fn reconfigure(&mut self, avcc: Bytes) -> Result<(), Error> {
-        check_record(&avcc)?;
-        self.avcc = Some(avcc);
+    /// It is not a configuration record of the source's codec of at most 64 KiB; the old one stays in force.
+    pub fn reconfigure(&mut self, record: Bytes) -> Result<(), Error> {
+        check_record(self.codec, &record)?;
+        self.record = Some(record);
         Ok(())
     }
 }
@@ -344,8 +349,8 @@ impl Drop for Threads {
 }
 
 fn validate(job: &Job) -> Result<(), Error> {
-    let VideoSource { avcc, width, height, sar, .. } = &job.source;
-    check_record(avcc)?;
+    let VideoSource { codec, record, width, height, sar, .. } = &job.source;
+    check_record(*codec, record)?;
     let problem = if (*width).min(*height) < 16 || u64::from(*width) * u64::from(*height) > MAX_PIXELS {
         format!("source of {width}x{height} is outside 16x16 to {MAX_PIXELS} pixels")
     } else if sar.0 == 0 || sar.1 == 0 {
@@ -368,12 +373,21 @@ fn validate(job: &Job) -> Result<(), Error> {
     Err(Error::Job { problem })
 }
 
-fn check_record(avcc: &[u8]) -> Result<(), Error> {
-    let problem = if avcc.len() > MAX_AVCC_BYTES {
-        format!("configuration record of {} bytes exceeds {MAX_AVCC_BYTES}", avcc.len())
-    } else if avcc.first() != Some(&1) || avcc.len() < 7 {
-        // libav would take anything else for a byte stream with start codes.
-        "configuration record is not an AVCDecoderConfigurationRecord of version 1".to_owned()
+fn check_record(codec: VideoCodec, record: &[u8]) -> Result<(), Error> {
+    // libav would take anything else for a byte stream with start codes.
+    let (name, least, version) = match codec {
+        VideoCodec::Avc => ("AVCDecoderConfigurationRecord", 7, Some(1)),
+        VideoCodec::Hevc => ("HEVCDecoderConfigurationRecord", 23, Some(1)),
+        VideoCodec::Av1 => ("AV1CodecConfigurationRecord", 4, Some(0x81)),
+        VideoCodec::Vp9 => ("VPCodecConfigurationRecord", 8, None),
+    };
+    // Before its record was final, HEVC's version was 0.
+    let versioned =
+        |first| version.is_none_or(|version| version == first) || (codec, first) == (VideoCodec::Hevc, 0);
+    let problem = if record.len() > MAX_RECORD_BYTES {
+        format!("configuration record of {} bytes exceeds {MAX_RECORD_BYTES}", record.len())
+    } else if record.len() < least || !record.first().copied().is_some_and(versioned) {
+        format!("configuration record is not an {name} of a known version")
     } else {
         return Ok(());
     };

@@ -128,7 +128,14 @@ mod tests {
 
     fn source(width: u32, height: u32, fps: u32) -> VideoSource {
         let frame_rate = Some(FrameRate { num: fps, den: 1 });
-        VideoSource { avcc: bytes::Bytes::new(), width, height, sar: (1, 1), frame_rate }
+        VideoSource {
+            codec: media::codec::VideoCodec::Avc,
+            record: bytes::Bytes::new(),
+            width,
+            height,
+            sar: (1, 1),
+            frame_rate,
+        }
     }
 
     fn ladder(width: u32, height: u32) -> String {

@@ -6,9 +6,12 @@
 //! every source frame leaves every rung exactly once, a frame that cannot be decoded is stood in for by its
 //! neighbour and counted, and a consumer that is too slow makes the sender wait.
 //!
+//! Audio is copied by whoever packages it, but for Opus, which [`audio`] turns into AAC.
+//!
 //! [`start`] is the verb; read `job.rs` for the threads and queues behind it, [`timeline`] for the rule of
 //! where segments begin, [`ladder`] for the choice of rungs and [`cmaf`] for the boxes.
 
+pub mod audio;
 pub mod cmaf;
 pub mod config;
 mod decode;

@@ -21,6 +21,10 @@ pub struct Metrics {
     pub frames_repeated: Counter,
     /// Pictures that could not be decoded and that no other could stand in for.
     pub frames_lost: Counter,
+    /// Audio frames encoded.
+    pub audio_encoded: Counter,
+    /// Audio packets that could not be decoded.
+    pub audio_damaged: Counter,
     /// Bytes that came out of the encoders, all rungs together.
     pub encoded_bytes: Counter,
     /// Times that a thread waited because the queue to the next one was full.
@@ -52,6 +56,8 @@ impl Metrics {
                 "Pictures that could not be decoded and that no other could stand in for",
                 &m.frames_lost,
             ),
+            ("transcode_audio_encoded", "Audio frames encoded", &m.audio_encoded),
+            ("transcode_audio_damaged", "Audio packets that could not be decoded", &m.audio_damaged),
             (
                 "transcode_encoded_bytes",
                 "Bytes that came out of the encoders, all rungs together",

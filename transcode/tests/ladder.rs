@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
+use media::codec::VideoCodec;
 use media::codec::avc::AvcConfig;
 use media::flv::{self, Video};
 use media::time::FrameRate;
@@ -54,8 +55,8 @@ impl Clip {
                 continue;
             }
             match tag.video().unwrap() {
-                Video::Config(record) => avcc = record,
-                Video::Frame { key, composition_ms, data } => {
+                Video::Config { record, .. } => avcc = record,
+                Video::Frame { key, composition_ms, data, .. } => {
                     let pts_ms = i64::from(tag.timestamp_ms) + i64::from(composition_ms);
                     // FLV's milliseconds back onto the exact grid.
                     let index = (pts_ms as f64 * rate.fps() / 1000.0).round() as i64;
@@ -69,7 +70,8 @@ impl Clip {
         }
         let config = AvcConfig::parse(avcc.clone()).unwrap();
         let AvcConfig { width, height, sar, .. } = config;
-        Self { source: VideoSource { avcc, width, height, sar, frame_rate: Some(rate) }, samples }
+        let (codec, record) = (VideoCodec::Avc, avcc);
+        Self { source: VideoSource { codec, record, width, height, sar, frame_rate: Some(rate) }, samples }
     }
 
     /// Presentation time and duration of every frame, in order of presentation.
@@ -359,7 +361,7 @@ async fn a_source_that_changes_size_keeps_its_rungs() {
     shown.extend(small.shown().into_iter().map(|(pts, duration)| (pts + offset, duration)));
 
     let (mut input, output) = transcode::start(job.clone(), Metrics::default()).unwrap();
-    let avcc = small.source.avcc.clone();
+    let avcc = small.source.record.clone();
     let feed = tokio::spawn(async move {
         send_all(&mut input, clip.samples).await;
         input.reconfigure(avcc).unwrap();
@@ -431,8 +433,8 @@ async fn dropping_either_end_ends_the_threads() {
 
 #[test]
 fn senseless_jobs_are_refused() {
-    let avcc = Bytes::from_static(&[1, 66, 0, 30, 0xff, 0xe0, 0]);
-    let source = VideoSource { avcc, width: 640, height: 360, sar: (1, 1), frame_rate: None };
+    let (codec, record) = (VideoCodec::Avc, Bytes::from_static(&[1, 66, 0, 30, 0xff, 0xe0, 0]));
+    let source = VideoSource { codec, record, width: 640, height: 360, sar: (1, 1), frame_rate: None };
     let rungs = ladder::derive(&Config::default(), &source);
     let job = Job { source, rungs, start: 0, segment_duration: SECOND };
     let check = |change: fn(&mut Job), expected: &str| {
@@ -441,8 +443,8 @@ fn senseless_jobs_are_refused() {
         let error = transcode::start(job, Metrics::default()).map(drop).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} lacks {expected:?}");
     };
-    check(|job| job.source.avcc = Bytes::new(), "AVCDecoderConfigurationRecord");
-    check(|job| job.source.avcc = vec![1; 70_000].into(), "70000 bytes exceeds");
+    check(|job| job.source.record = Bytes::new(), "AVCDecoderConfigurationRecord");
+    check(|job| job.source.record = vec![1; 70_000].into(), "70000 bytes exceeds");
     check(|job| job.source.width = 15, "15x360");
     check(|job| job.source.width = 40_000, "40000x360");
     check(|job| job.source.sar = (0, 1), "0:1");

@@ -4,12 +4,9 @@
 
 use bytes::Bytes;
 
-use super::Invalid;
 use super::bits::Bits;
+use super::{Invalid, MAX_SIDE, MIN_SIDE};
 use crate::time::FrameRate;
-
-/// Largest picture taken, in luma samples a side: level 6.2 ends at 8192 x 4320.
-const MAX_SIDE: u32 = 8192;
 
 /// A parsed `AVCDecoderConfigurationRecord`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,10 +40,10 @@ impl AvcConfig {
         let sps = first_sps(&record).ok_or_else(|| invalid("has no SPS".into()))?;
         let sps =
             Sps::parse(&unescape(sps)).ok_or_else(|| invalid("its SPS is cut short or damaged".into()))?;
-        let sides = 16..=MAX_SIDE;
+        let sides = MIN_SIDE..=MAX_SIDE;
         if !sides.contains(&sps.width) || !sides.contains(&sps.height) {
             return Err(invalid(format!(
-                "picture of {}x{} is outside 16 to {MAX_SIDE} a side",
+                "picture of {}x{} is outside {MIN_SIDE} to {MAX_SIDE} a side",
                 sps.width, sps.height
             )));
         }
@@ -68,8 +65,8 @@ fn first_sps(record: &[u8]) -> Option<&[u8]> {
     (sps.len() >= 4 && sps[0] & 0x1F == 7).then_some(sps)
 }
 
-/// Removes emulation prevention bytes (H.264 7.4.1).
-fn unescape(nal: &[u8]) -> Vec<u8> {
+/// Removes emulation prevention bytes (H.264 7.4.1, H.265 7.4.2).
+pub(super) fn unescape(nal: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(nal.len());
     let mut zeros = 0;
     for &byte in nal {
@@ -169,36 +166,7 @@ fn skip_scaling_list(bits: &mut Bits<'_>, size: u32) -> Option<()> {
 }
 
 fn vui(bits: &mut Bits<'_>) -> Option<((u32, u32), Option<FrameRate>)> {
-    let mut sar = (1, 1);
-    if bits.flag()? {
-        // Table E-1.
-        const TABLE: [(u32, u32); 17] = [
-            (1, 1),
-            (1, 1),
-            (12, 11),
-            (10, 11),
-            (16, 11),
-            (40, 33),
-            (24, 11),
-            (20, 11),
-            (32, 11),
-            (80, 33),
-            (18, 11),
-            (15, 11),
-            (64, 33),
-            (160, 99),
-            (4, 3),
-            (3, 2),
-            (2, 1),
-        ];
-        sar = match bits.take(8)? {
-            255 => (bits.take(16)?, bits.take(16)?),
-            idc => *TABLE.get(idc as usize).unwrap_or(&(1, 1)),
-        };
-        if sar.0 == 0 || sar.1 == 0 {
-            sar = (1, 1);
-        }
-    }
+    let sar = if bits.flag()? { sample_aspect_ratio(bits)? } else { (1, 1) };
     if bits.flag()? {
         bits.flag()?;
     }
@@ -222,6 +190,34 @@ fn vui(bits: &mut Bits<'_>) -> Option<((u32, u32), Option<FrameRate>)> {
         }
     }
     Some((sar, frame_rate))
+}
+
+/// Table E-1 of H.264 and H.265.
+pub(super) fn sample_aspect_ratio(bits: &mut Bits<'_>) -> Option<(u32, u32)> {
+    const TABLE: [(u32, u32); 17] = [
+        (1, 1),
+        (1, 1),
+        (12, 11),
+        (10, 11),
+        (16, 11),
+        (40, 33),
+        (24, 11),
+        (20, 11),
+        (32, 11),
+        (80, 33),
+        (18, 11),
+        (15, 11),
+        (64, 33),
+        (160, 99),
+        (4, 3),
+        (3, 2),
+        (2, 1),
+    ];
+    let sar = match bits.take(8)? {
+        255 => (bits.take(16)?, bits.take(16)?),
+        idc => *TABLE.get(idc as usize).unwrap_or(&(1, 1)),
+    };
+    Some(if sar.0 == 0 || sar.1 == 0 { (1, 1) } else { sar })
 }
 
 #[cfg(test)]

@@ -22,6 +22,12 @@ impl<'a> Bits<'a> {
         Some(value)
     }
 
+    /// Any number of bits.
+    pub(super) fn skip(&mut self, count: usize) -> Option<()> {
+        self.position += count;
+        (self.position <= 8 * self.bytes.len()).then_some(())
+    }
+
     pub(super) fn flag(&mut self) -> Option<bool> {
         self.take(1).map(|bit| bit == 1)
     }

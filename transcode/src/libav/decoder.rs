@@ -1,17 +1,18 @@
-//! The H.264 decoder: length-prefixed access units in, pictures in display order out.
+//! The decoders: access units in, pictures in display order out.
 
 use std::ffi::c_int;
 use std::ptr::{self, NonNull};
 
 use ffmpeg_next::ffi;
+use media::codec::VideoCodec;
 
 use super::{Failure, Picture, check, check_receive, to_int};
 
-/// Largest picture that is decoded: 4096x2304 either way round. At most 16 such references (14 MB each) are
-/// held, so a hostile parameter set cannot ask for more than about 250 MB.
+/// Largest picture that is decoded: 4096x2304 either way round. At most 16 such references (14 MB each, twice that with
+/// more than 8 bits) are held, so a hostile parameter set cannot ask for more than about 250 MB (500 MB).
 pub(crate) const MAX_PIXELS: u64 = 4096 * 2304;
 
-/// A single-threaded H.264 decoder: no frame of delay beyond what the stream's reordering asks for.
+/// A single-threaded decoder: no frame of delay beyond what the stream's reordering asks for.
 pub(crate) struct Decoder {
     context: NonNull<ffi::AVCodecContext>,
     packet: NonNull<ffi::AVPacket>,
@@ -23,13 +24,12 @@ pub(crate) struct Decoder {
 unsafe impl Send for Decoder {}
 
 impl Decoder {
-    /// A decoder for access units whose parameter sets are in `avcc` (an AVCDecoderConfigurationRecord,
-    /// ISO/IEC 14496-15 section 5.3.3).
-    pub(crate) fn open(avcc: &[u8]) -> Result<Self, Failure> {
+    /// A decoder for access units of `codec` whose parameter sets are in `record`.
+    pub(crate) fn open(codec: VideoCodec, record: &[u8]) -> Result<Self, Failure> {
         // SAFETY: each object is checked for null before use and freed by Drop; extradata is allocated as
         // libav demands (av_mallocz, zeroed padding) and owned by the context.
         unsafe {
-            let codec = ffi::avcodec_find_decoder(ffi::AVCodecID::AV_CODEC_ID_H264);
+            let codec = find(codec);
             if codec.is_null() {
                 return Err(Failure { call: "avcodec_find_decoder", code: ffi::AVERROR_DECODER_NOT_FOUND });
             }
@@ -43,12 +43,12 @@ impl Decoder {
             let decoder = Self { context, packet, spare: None };
             let raw = &mut *context.as_ptr();
             let padding = ffi::AV_INPUT_BUFFER_PADDING_SIZE as usize;
-            raw.extradata = ffi::av_mallocz(avcc.len() + padding).cast();
+            raw.extradata = ffi::av_mallocz(record.len() + padding).cast();
             if raw.extradata.is_null() {
                 return Err(Failure::out_of_memory("av_mallocz"));
             }
-            ptr::copy_nonoverlapping(avcc.as_ptr(), raw.extradata, avcc.len());
-            raw.extradata_size = to_int(avcc.len());
+            ptr::copy_nonoverlapping(record.as_ptr(), raw.extradata, record.len());
+            raw.extradata_size = to_int(record.len());
             raw.pkt_timebase = ffi::AVRational { num: 1, den: 90_000 };
             raw.thread_count = 1;
             // Patched-over pictures are shown rather than dropped: the count of frames must not change.
@@ -59,7 +59,7 @@ impl Decoder {
         }
     }
 
-    /// Feeds one access unit; drain with [`Decoder::receive`] after each. `avcc` announces new parameter
+    /// Feeds one access unit; drain with [`Decoder::receive`] after each. `record` announces new parameter
     /// sets that hold from this access unit on. An error means that this access unit is broken; the decoder
     /// goes on with the next.
     pub(crate) fn send(
@@ -67,7 +67,7 @@ impl Decoder {
         data: &[u8],
         pts: i64,
         dts: i64,
-        avcc: Option<&[u8]>,
+        record: Option<&[u8]>,
     ) -> Result<(), Failure> {
         let packet = self.packet.as_ptr();
         // SAFETY: the packet is ours and empty between calls; av_new_packet gives it `data.len()` bytes and
@@ -77,11 +77,11 @@ impl Decoder {
             ptr::copy_nonoverlapping(data.as_ptr(), (*packet).data, data.len());
             (*packet).pts = pts;
             (*packet).dts = dts;
-            if let Some(avcc) = avcc {
+            if let Some(record) = record {
                 let kind = ffi::AVPacketSideDataType::AV_PKT_DATA_NEW_EXTRADATA;
-                let side = ffi::av_packet_new_side_data(packet, kind, avcc.len());
+                let side = ffi::av_packet_new_side_data(packet, kind, record.len());
                 if !side.is_null() {
-                    ptr::copy_nonoverlapping(avcc.as_ptr(), side, avcc.len());
+                    ptr::copy_nonoverlapping(record.as_ptr(), side, record.len());
                 }
             }
             let sent = check("avcodec_send_packet", ffi::avcodec_send_packet(self.context.as_ptr(), packet));
@@ -118,6 +118,25 @@ impl Decoder {
             }
         }
     }
+}
+
+/// The decoder of a codec, null if the linked libavcodec has none.
+fn find(codec: VideoCodec) -> *const ffi::AVCodec {
+    let id = match codec {
+        VideoCodec::Avc => ffi::AVCodecID::AV_CODEC_ID_H264,
+        VideoCodec::Hevc => ffi::AVCodecID::AV_CODEC_ID_HEVC,
+        VideoCodec::Vp9 => ffi::AVCodecID::AV_CODEC_ID_VP9,
+        // By name: libavcodec's own AV1 decoder, which may come first, only drives hardware.
+        VideoCodec::Av1 => {
+            let names = [c"libdav1d", c"libaom-av1"];
+            // SAFETY: looks names up in a static table.
+            let mut found =
+                names.iter().map(|name| unsafe { ffi::avcodec_find_decoder_by_name(name.as_ptr()) });
+            return found.find(|codec| !codec.is_null()).unwrap_or(ptr::null());
+        }
+    };
+    // SAFETY: as above.
+    unsafe { ffi::avcodec_find_decoder(id) }
 }
 
 impl Drop for Decoder {

@@ -1,4 +1,4 @@
-//! The one place that speaks FFI: a decoder, an encoder, a scaler and a picture, each a safe owner of its
+//! The one place that speaks FFI: decoders, encoders, a scaler and a picture, each a safe owner of its
 //! libav object.
 //!
 //! Everything above this module sees Rust types only. The wrappers here call `ffmpeg_next::ffi` rather than
@@ -6,6 +6,7 @@
 //! options are not reachable there; they keep to fields that FFmpeg 5 to 8 share.
 #![allow(unsafe_code)]
 
+mod audio;
 mod decoder;
 mod encoder;
 mod log;
@@ -13,6 +14,7 @@ mod options;
 mod picture;
 mod scaler;
 
+pub(crate) use audio::{AudioDecoder, AudioEncoder, can_recode};
 pub(crate) use decoder::{Decoder, MAX_PIXELS};
 pub(crate) use encoder::{Encoder, Settings};
 pub(crate) use log::route_to_tracing;
