@@ -23,13 +23,17 @@ pub struct Config {
     /// on a bad mobile line needs a few round trips of a second each.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
-    /// A session that sends no byte for so long is closed: its network vanished without saying so. Default 15s,
+    /// A session that sends no byte for so long is closed: its network vanished without saying so. After half of it the
+    /// broadcaster is asked for a sign of life, which one that only pauses gives; for at most a minute. Default 5s,
     /// range 1s to 5m.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// Largest RTMP message. Default and upper bound 8MiB, which is what an FLV tag may hold here; lower bound 64KiB.
     /// A 4K keyframe stays below 4 MiB.
     pub max_message: ByteSize,
+    /// Fastest stream, in bits per second over ten seconds; a faster session is closed. Default 100000000, range 100000 to
+    /// 10000000000. More than any encoder's 4K, less than what would fill a replay buffer at once.
+    pub max_bitrate_bps: u64,
     /// The way to the origins.
     pub relay: Relay,
     /// After a shutdown signal: how long broadcasters may go on before they are closed. Default 10s, range 0s to 1h.
@@ -77,8 +81,9 @@ impl Default for Config {
             rtmps: None,
             max_connections: 2000,
             handshake_timeout: Duration::from_secs(10),
-            idle_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(5),
             max_message: ByteSize::mib(8),
+            max_bitrate_bps: 100_000_000,
             relay: Relay::default(),
             drain: Duration::from_secs(10),
         }
@@ -113,6 +118,10 @@ impl Config {
         if !(1..=1_000_000).contains(&self.max_connections) {
             problems
                 .push(format!("{path}.max_connections: {} is not within 1 to 1000000", self.max_connections));
+        }
+        if !(100_000..=10_000_000_000).contains(&self.max_bitrate_bps) {
+            let key = format!("{path}.max_bitrate_bps");
+            problems.push(format!("{key}: {} is not within 100000 to 10000000000", self.max_bitrate_bps));
         }
         let (second, milli) = (Duration::from_secs(1), Duration::from_millis(1));
         let mut duration = |key: &str, value, least, most| {
@@ -160,6 +169,7 @@ mod tests {
         config.rtmps = addr;
         config.max_connections = 0;
         config.max_message = ByteSize::mib(9);
+        config.max_bitrate_bps = 0;
         config.relay.backoff_max = Duration::from_millis(50);
         config.relay.open_timeout = Duration::from_secs(5);
         let problems = config.problems("ingest");
@@ -167,6 +177,7 @@ mod tests {
         let expected = [
             "ingest.rtmps",
             "ingest.max_connections",
+            "ingest.max_bitrate_bps",
             "ingest.relay.backoff_max",
             "ingest.relay.open_timeout",
             "ingest.max_message",

@@ -87,6 +87,12 @@ pub enum Error {
     /// No bytes in time.
     #[error("no bytes for {0:?}")]
     Idle(std::time::Duration),
+    /// Signs of life, but no media.
+    #[error("no media for {0:?}")]
+    Pause(std::time::Duration),
+    /// More bytes than may come.
+    #[error("bitrate: {0}")]
+    TooFast(crate::rtmp::rate::TooFast),
     /// The connection broke.
     #[error("connection lost: {0}")]
     Io(#[from] std::io::Error),

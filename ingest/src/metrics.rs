@@ -58,6 +58,8 @@ pub enum Why {
     Token,
     /// Too long without bytes or without `publish`.
     Timeout,
+    /// Faster than a stream may be.
+    Bitrate,
     /// The connection broke.
     Io,
     /// An origin refused the stream for good.
@@ -107,6 +109,7 @@ impl Why {
             Why::BadName => "bad_name",
             Why::Token => "token",
             Why::Timeout => "timeout",
+            Why::Bitrate => "bitrate",
             Why::Io => "io",
             Why::Refused => "refused",
             Why::NoOrigin => "no_origin",
@@ -120,7 +123,8 @@ impl Why {
             Error::NotRtmp { .. } | Error::Http { .. } | Error::TlsOnPlain => Why::NotRtmp,
             Error::Key(InvalidKey::Name(_) | InvalidKey::NoToken(_) | InvalidKey::TooLong(_)) => Why::BadName,
             Error::Token { .. } => Why::Token,
-            Error::HandshakeTimeout(_) | Error::Idle(_) => Why::Timeout,
+            Error::HandshakeTimeout(_) | Error::Idle(_) | Error::Pause(_) => Why::Timeout,
+            Error::TooFast(_) => Why::Bitrate,
             Error::Io(_) | Error::NotReading(_) | Error::Listen(_) => Why::Io,
             Error::Early => Why::Closed,
             Error::Shutdown => Why::Shutdown,

@@ -16,11 +16,8 @@ const INITIAL_CHUNK_BYTES: u32 = 128;
 /// Encoders use 3 to 6 chunk streams; each costs a header record for as long as the connection lives.
 const MAX_CHUNK_STREAMS: usize = 32;
 
-/// Media messages may be cut by others, but only one of them is large: unfinished messages together hold at most the
-/// largest message and this.
-const PARTIAL_SLACK_BYTES: usize = 1 << 20;
-
-/// First allocation of a message's buffer; it then doubles as bytes arrive.
+/// First allocation of a message's buffer; it then doubles as bytes arrive. Small while unfinished messages are to hold
+/// little, so that many chunk streams cost no more than what came on them.
 const FIRST_RESERVE_BYTES: usize = 16 << 10;
 
 /// A 24-bit timestamp of this value means: 32 bits follow (5.3.1.3).
@@ -45,6 +42,7 @@ pub struct Message {
 #[derive(Debug)]
 pub struct ChunkReader {
     max_message_bytes: u32,
+    max_partial_bytes: usize,
     chunk_bytes: u32,
     streams: BTreeMap<u32, ChunkStream>,
     /// The chunk whose payload is being read: its chunk stream and the bytes left.
@@ -66,16 +64,29 @@ struct ChunkStream {
 }
 
 impl ChunkReader {
-    /// Refuses messages longer than `max_message_bytes`.
-    pub fn new(max_message_bytes: u32) -> Self {
+    /// Refuses messages longer than `max_message_bytes`, and unfinished ones that together hold more than that and
+    /// `partial_slack_bytes`.
+    pub fn new(max_message_bytes: u32, partial_slack_bytes: usize) -> Self {
         Self {
             max_message_bytes,
+            max_partial_bytes: max_message_bytes as usize + partial_slack_bytes,
             chunk_bytes: INITIAL_CHUNK_BYTES,
             streams: BTreeMap::new(),
             open: None,
             partial_bytes: 0,
             offset: 0,
         }
+    }
+
+    /// Changes what [`ChunkReader::new`] set.
+    pub fn allow(&mut self, max_message_bytes: u32, partial_slack_bytes: usize) {
+        self.max_message_bytes = max_message_bytes;
+        self.max_partial_bytes = max_message_bytes as usize + partial_slack_bytes;
+    }
+
+    /// Bytes of memory that unfinished messages hold.
+    pub fn held_bytes(&self) -> usize {
+        self.streams.values().map(|stream| stream.data.capacity()).sum()
     }
 
     /// Bytes consumed so far.
@@ -188,7 +199,7 @@ impl ChunkReader {
 
     fn append(&mut self, csid: u32, bytes: &[u8]) -> Result<(), Error> {
         self.partial_bytes += bytes.len();
-        let limit = self.max_message_bytes as usize + PARTIAL_SLACK_BYTES;
+        let limit = self.max_partial_bytes;
         if self.partial_bytes > limit {
             let problem = format!("unfinished messages exceed {limit} bytes together");
             return Err(Error::Chunk { csid, problem, offset: self.offset });
@@ -196,7 +207,8 @@ impl ChunkReader {
         let stream = self.streams.get_mut(&csid).expect("an open chunk has a chunk stream");
         let (have, need) = (stream.data.len(), stream.data.len() + bytes.len());
         if need > stream.data.capacity() {
-            let capacity = need.max(2 * have).max(FIRST_RESERVE_BYTES).min(stream.len as usize);
+            let first = FIRST_RESERVE_BYTES.min(limit / MAX_CHUNK_STREAMS);
+            let capacity = need.max(2 * have).max(first).min(stream.len as usize);
             stream.data.reserve_exact(capacity - have);
         }
         stream.data.extend_from_slice(bytes);
@@ -242,6 +254,11 @@ impl ChunkReader {
         Ok(None)
     }
 
+    #[cfg(test)]
+    pub(crate) fn start_at(&mut self, offset: u64) {
+        self.offset = offset;
+    }
+
     fn consume(&mut self, input: &mut BytesMut, n: usize) {
         input.advance(n);
         self.offset += n as u64;
@@ -271,10 +288,12 @@ mod tests {
     use rml_rtmp::time::RtmpTimestamp;
 
     const MAX: u32 = 1 << 20;
+    const SLACK: usize = 1 << 20;
 
     /// Everything read from `bytes` when they come in pieces of `step`.
     fn read(bytes: &[u8], step: usize) -> Result<Vec<Message>, Error> {
-        let (mut reader, mut input, mut messages) = (ChunkReader::new(MAX), BytesMut::new(), Vec::new());
+        let (mut reader, mut input, mut messages) =
+            (ChunkReader::new(MAX, SLACK), BytesMut::new(), Vec::new());
         for piece in bytes.chunks(step) {
             input.extend_from_slice(piece);
             while let Some(message) = reader.read(&mut input)? {
@@ -443,7 +462,7 @@ mod tests {
 
     #[test]
     fn unfinished_messages_are_bounded_together() {
-        let mut reader = ChunkReader::new(MAX);
+        let mut reader = ChunkReader::new(MAX, SLACK);
         let mut input = BytesMut::new();
         let mut refused = None;
         for round in 0.. {
@@ -459,7 +478,7 @@ mod tests {
                     break;
                 }
             }
-            assert!(reader.partial_bytes <= MAX as usize + PARTIAL_SLACK_BYTES);
+            assert!(reader.partial_bytes <= MAX as usize + SLACK);
         }
         assert!(refused.unwrap().contains("unfinished messages exceed 2097152 bytes together"));
     }
@@ -477,10 +496,9 @@ mod tests {
                 .collect();
             // Mostly valid beginnings get further than pure noise.
             noise.splice(0..0, header(0, 4, 0, 150, 9));
-            let (mut reader, mut input) = (ChunkReader::new(MAX), BytesMut::from(&noise[..]));
+            let (mut reader, mut input) = (ChunkReader::new(MAX, SLACK), BytesMut::from(&noise[..]));
             while let Ok(Some(_)) = reader.read(&mut input) {}
-            let held: usize = reader.streams.values().map(|stream| stream.data.capacity()).sum();
-            assert!(held <= 2 * noise.len() + MAX_CHUNK_STREAMS * FIRST_RESERVE_BYTES);
+            assert!(reader.held_bytes() <= 2 * noise.len() + MAX_CHUNK_STREAMS * FIRST_RESERVE_BYTES);
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::metrics::{Metrics, Reason, Why};
 use crate::relay::REJECTED;
 use crate::relay::client::{Progress, Relay, Relays};
 use crate::relay::handover::Outcome;
+use crate::rtmp::rate::RateLimit;
 use crate::rtmp::session::{Event, Session};
 use crate::stream_key::StreamKey;
 use crate::{Config, Error, Fault};
@@ -24,6 +25,9 @@ const READ_BYTES: usize = 16 << 10;
 
 /// Answers that wait for a peer that does not read: a whole session has less than 8 KiB of them.
 const MAX_UNSENT_BYTES: usize = 64 << 10;
+
+/// A broadcaster that pauses but answers pings is let be for so long; after that its encoder has forgotten it.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// To flush the last answer and see the peer close: then the answer has surely arrived.
 const LINGER: Duration = Duration::from_secs(2);
@@ -63,6 +67,10 @@ struct Connection {
     session: Session,
     began: Instant,
     last_bytes: Instant,
+    last_tag: Instant,
+    /// A ping was sent since the last bytes came.
+    pinged: bool,
+    rate: RateLimit,
     /// When the drain time ends; set by shutdown.
     drained: Option<Instant>,
     publishing: Option<Publishing>,
@@ -97,6 +105,7 @@ impl Connection {
     ) -> Connection {
         let session = Session::new(context.config.max_message.as_u64() as u32);
         let now = Instant::now();
+        let rate = RateLimit::new(context.config.max_bitrate_bps, now.into_std());
         let tls = stream.is_tls();
         let (reader, writer) = tokio::io::split(stream);
         Connection {
@@ -111,6 +120,9 @@ impl Connection {
             session,
             began: now,
             last_bytes: now,
+            last_tag: now,
+            pinged: false,
+            rate,
             drained: None,
             publishing: None,
             received_bytes: 0,
@@ -127,7 +139,9 @@ impl Connection {
             End::Relay(Outcome::Lost { reason }) => self.session.refuse(REJECTED, reason),
             // The session has answered what it found wrong itself.
             End::Error(Error::Token { problem, .. }) => self.session.refuse(REJECTED, &problem.to_string()),
-            End::Error(error @ (Error::Idle(_) | Error::Shutdown)) if self.publishing.is_some() => {
+            End::Error(error @ (Error::Idle(_) | Error::Pause(_) | Error::TooFast(_) | Error::Shutdown))
+                if self.publishing.is_some() =>
+            {
                 self.session.refuse(REJECTED, &error.to_string())
             }
             End::Error(_) => Ok(()),
@@ -169,8 +183,18 @@ impl Connection {
                 Ok(Happened::Read(0)) => return End::Error(Error::Early),
                 Ok(Happened::Read(n)) => {
                     self.last_bytes = Instant::now();
+                    self.pinged = false;
                     self.received_bytes += n as u64;
                     self.context.metrics.received_bytes.inc_by(n as u64);
+                    if let Err(problem) = self.rate.push(self.last_bytes.into_std(), n) {
+                        return End::Error(Error::TooFast(problem));
+                    }
+                }
+                Ok(Happened::Silence) => {
+                    self.pinged = true;
+                    if let Err(error) = self.session.ping(self.began.elapsed().as_millis() as u32) {
+                        return End::Error(error);
+                    }
                 }
                 Ok(Happened::Written) => self.unflushed = true,
                 Ok(Happened::Flushed) => self.unflushed = false,
@@ -215,22 +239,31 @@ impl Connection {
                 read => Ok(Happened::Read(read?)),
             },
             sent = send, if writing || flushing => sent.map_err(Error::Io),
-            () = tokio::time::sleep_until(deadline) => Err(late),
+            () = tokio::time::sleep_until(deadline) => late.map_or(Ok(Happened::Silence), Err),
         }
     }
 
-    fn deadline(&self) -> (Instant, Error) {
+    /// When something must have happened, and what is wrong if it has not; `None` means that it is time to ask.
+    fn deadline(&self) -> (Instant, Option<Error>) {
         let config = &self.context.config;
         let silence = match self.publishing {
             None => {
-                (self.began + config.handshake_timeout, Error::HandshakeTimeout(config.handshake_timeout))
+                let error = Error::HandshakeTimeout(config.handshake_timeout);
+                (self.began + config.handshake_timeout, Some(error))
             }
-            Some(_) => (self.last_bytes + config.idle_timeout, Error::Idle(config.idle_timeout)),
+            // Half way there is time for the answer of one that only pauses.
+            Some(_) if !self.pinged => (self.last_bytes + config.idle_timeout / 2, None),
+            Some(_) => (self.last_bytes + config.idle_timeout, Some(Error::Idle(config.idle_timeout))),
         };
+        let pause = match self.publishing {
+            Some(_) => (self.last_tag + MAX_PAUSE, Some(Error::Pause(MAX_PAUSE))),
+            None => (silence.0, None),
+        };
+        let silence = if pause.0 < silence.0 { pause } else { silence };
         match self.drained {
             // Who does not publish yet may as well connect elsewhere.
-            Some(_) if self.publishing.is_none() => (Instant::now(), Error::Shutdown),
-            Some(drained) if drained < silence.0 => (drained, Error::Shutdown),
+            Some(_) if self.publishing.is_none() => (Instant::now(), Some(Error::Shutdown)),
+            Some(drained) if drained < silence.0 => (drained, Some(Error::Shutdown)),
             _ => silence,
         }
     }
@@ -241,6 +274,7 @@ impl Connection {
                 Event::Publish(key) => self.publish(key).map_err(End::Error)?,
                 Event::Tag(tag) => {
                     self.received_tags += 1;
+                    self.last_tag = self.last_bytes;
                     self.context.metrics.received_tags.inc();
                     if let Some(publishing) = &mut self.publishing {
                         publishing.relay.push(tag);
@@ -260,6 +294,7 @@ impl Connection {
             return Err(Error::Token { stream: key.stream, problem });
         }
         let relay = self.context.relays.open(&key, &self.id);
+        self.last_tag = Instant::now();
         self.publishing = Some(Publishing { relay, since: None, _live: None });
         Ok(())
     }
@@ -358,6 +393,8 @@ enum Happened {
     Written,
     Flushed,
     Progress(Progress),
+    /// Nothing came for so long that it is time to ask for a sign of life.
+    Silence,
     Shutdown,
 }
 

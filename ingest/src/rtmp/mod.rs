@@ -3,6 +3,7 @@
 pub mod amf;
 pub mod chunk;
 pub mod connection;
+pub mod rate;
 pub mod session;
 
 pub use session::{Event, Session};
