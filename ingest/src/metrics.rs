@@ -24,6 +24,8 @@ pub struct Metrics {
     pub received_bytes: Counter,
     /// Audio, video and metadata tags received from broadcasters.
     pub received_tags: Counter,
+    /// Times that a broadcaster's timestamps wrapped at 31 bits, which was repaired.
+    pub clock_wraps: Counter,
     /// Bytes of FLV handed to origins, replays included.
     pub relayed_bytes: Counter,
     /// Segments that origins acknowledged as published.
@@ -85,6 +87,8 @@ impl Metrics {
         registry.register_with_unit("received", help, Unit::Bytes, m.received_bytes);
         let help = "Audio, video and metadata tags received from broadcasters";
         registry.register("received_tags", help, m.received_tags);
+        let help = "Times that a broadcaster's timestamps wrapped at 31 bits, which was repaired";
+        registry.register("clock_wraps", help, m.clock_wraps);
         let help = "Bytes of FLV handed to origins, replays included";
         registry.register_with_unit("relayed", help, Unit::Bytes, m.relayed_bytes);
         let help = "Segments that origins acknowledged as published";

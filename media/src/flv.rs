@@ -110,6 +110,15 @@ impl Tag {
         matches!(self.video(), Ok(Video::Frame { key: true, .. }))
     }
 
+    /// A coded frame of either track: what has a time of its own.
+    pub fn is_frame(&self) -> bool {
+        match self.kind {
+            TagKind::Video => matches!(self.video(), Ok(Video::Frame { .. })),
+            TagKind::Audio => matches!(self.audio(), Ok(Audio::Frame { .. })),
+            TagKind::Script => false,
+        }
+    }
+
     /// A sequence header (codec configuration) of either track.
     pub fn is_config(&self) -> bool {
         match self.kind {

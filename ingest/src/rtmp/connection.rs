@@ -158,6 +158,7 @@ impl Connection {
             }
         };
         let ((), outcome) = tokio::join!(goodbye, finish_relay(&end, self.publishing.as_mut()));
+        self.context.metrics.clock_wraps.inc_by(self.session.clock_wraps());
         let account = Account {
             peer: self.peer,
             metrics: &self.context.metrics,

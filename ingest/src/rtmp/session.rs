@@ -56,6 +56,9 @@ const MAX_DESCRIPTION_CHARS: usize = 400;
 /// largest message and this.
 const PARTIAL_SLACK_BYTES: usize = 1 << 20;
 
+/// How far around the half of 32 bits a step may be that is a wrap at 31 bits: frames of two tracks, and a pause.
+const WRAP_SLACK_MS: u32 = 20_000;
+
 /// Longest beginning of a foreign request that is shown.
 const MAX_SHOWN_BYTES: usize = 80;
 
@@ -82,6 +85,7 @@ pub struct Session {
     serializer: ChunkSerializer,
     max_message_bytes: u32,
     ack: AckWindow,
+    clock: Clock,
     app: Option<App>,
     streams: u32,
     publishing: Option<u32>,
@@ -93,6 +97,29 @@ pub struct Session {
 struct AckWindow {
     size: Option<u32>,
     acknowledged: u64,
+}
+
+/// FLV calls its timestamps signed, and some muxers (ffmpeg's is one) keep the sign bit zero: theirs wrap at 2^31 instead of
+/// 2^32, after 24.8 days. What leaves here wraps at 2^32 only: POP and origin must speak of the same time.
+#[derive(Default)]
+struct Clock {
+    last: Option<u32>,
+    /// Zero, or 2^31 after every second wrap.
+    offset: u32,
+    wraps: u64,
+}
+
+impl Clock {
+    fn extend(&mut self, time_ms: u32) -> u32 {
+        const HALF: u32 = 1 << 31;
+        let step = self.last.map_or(0, |last| time_ms.wrapping_sub(last) as i32);
+        if step.unsigned_abs() >= HALF - WRAP_SLACK_MS {
+            self.offset ^= HALF;
+            self.wraps += 1;
+        }
+        self.last = Some(time_ms);
+        time_ms.wrapping_add(self.offset)
+    }
 }
 
 struct App {
@@ -114,6 +141,7 @@ impl Session {
             serializer: ChunkSerializer::new(),
             max_message_bytes,
             ack: AckWindow::default(),
+            clock: Clock::default(),
             app: None,
             streams: 0,
             publishing: None,
@@ -173,6 +201,11 @@ impl Session {
         self.over = true;
         self.input.clear();
         self.status(self.publishing.unwrap_or_default(), "error", code, description)
+    }
+
+    /// How often timestamps wrapped at 31 bits, which was repaired.
+    pub fn clock_wraps(&self) -> u64 {
+        self.clock.wraps
     }
 
     /// Whether the broadcaster said in `connect` that it reconnects when it is asked to.
@@ -261,10 +294,17 @@ impl Session {
         Ok(None)
     }
 
-    fn tag(&self, kind: TagKind, message: Message) -> Option<Event> {
+    fn tag(&mut self, kind: TagKind, message: Message) -> Option<Event> {
         // An empty message says nothing (librtmp sends them); media before a publish request belongs to no stream.
-        let wanted = self.publishing.is_some() && !message.data.is_empty();
-        wanted.then(|| Event::Tag(Tag { kind, timestamp_ms: message.timestamp_ms, data: message.data }))
+        if self.publishing.is_none() || message.data.is_empty() {
+            return None;
+        }
+        let mut tag = Tag { kind, timestamp_ms: message.timestamp_ms, data: message.data };
+        // Configuration is often stamped zero whatever the time, and the end of a sequence with what the muxer likes.
+        if tag.is_frame() {
+            tag.timestamp_ms = self.clock.extend(tag.timestamp_ms);
+        }
+        Some(Event::Tag(tag))
     }
 
     /// Metadata passes as it came, without the `@setDataFrame` that tells servers to keep it.
@@ -886,6 +926,27 @@ mod tests {
         video.resize(12 + 200_000, 7);
         pair.deliver(&video);
         assert!(matches!(pair.events.last(), Some(Event::Tag(tag)) if tag.data.len() == 200_000));
+    }
+
+    #[test]
+    fn a_clock_of_31_bits_goes_on_and_one_of_32_is_left_alone() {
+        let extend = |times: &[u32]| {
+            let mut clock = Clock::default();
+            let extended: Vec<u32> = times.iter().map(|time| clock.extend(*time)).collect();
+            (extended, clock.wraps)
+        };
+        const HALF: u32 = 1 << 31;
+        // The second track is a little behind, and says so across the wrap.
+        let times = [HALF - 40, HALF - 60, 0, HALF - 20, 40, HALF - 10, HALF - 5, 30];
+        let (extended, wraps) = extend(&times);
+        let expected = [-40i32, -60, 0, -20, 40, -10, -5, 30].map(|from| HALF.wrapping_add_signed(from));
+        assert_eq!((extended, wraps % 2), (expected.to_vec(), 1));
+        // Twice around is all the way around.
+        let (extended, wraps) = extend(&[HALF - 1, 0, HALF / 2, HALF - 1, 5]);
+        assert_eq!((extended.last(), wraps), (Some(&5), 2));
+        for times in [&[HALF - 1, HALF, HALF + 1][..], &[u32::MAX, 0], &[90_000, 0], &[HALF, 1 << 30, HALF]] {
+            assert_eq!(extend(times), (times.to_vec(), 0));
+        }
     }
 
     #[test]
