@@ -8,12 +8,16 @@ mod arrows;
 mod bad_input;
 mod browser;
 mod cli;
+mod encoders;
 mod fleet;
+#[path = "../kit/fragments.rs"]
+mod fragments;
 mod frames;
 mod herd;
 mod kit;
 mod players;
 mod policy;
+mod publisher;
 mod push;
 mod reconnect;
 mod soak;
