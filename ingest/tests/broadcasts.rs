@@ -2,6 +2,8 @@
 //! at the other.
 
 mod kit;
+#[path = "broadcasts/limits.rs"]
+mod limits;
 
 use std::time::{Duration, SystemTime};
 

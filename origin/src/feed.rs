@@ -396,6 +396,7 @@ impl Feed {
             self.running = false;
             self.events.push_back(Event::Restart(why));
         }
+        self.skipped += self.held.len() as u64;
         self.held.clear();
         self.held_bytes = 0;
         self.probing_since_ms = None;
@@ -682,6 +683,72 @@ mod tests {
         assert_eq!((named, feed.other_messages()), (vec!["audio 3".to_string(), "video 1".to_string()], 3));
         let events: Vec<_> = std::iter::from_fn(|| feed.poll()).collect();
         assert!(matches!(events[..], [Event::Start(_), Event::Video(_), Event::Audio(_)]), "{events:?}");
+    }
+
+    #[test]
+    fn whatever_times_do_every_frame_is_accounted_for_and_runs_hold_together() {
+        let mut seed = 11u64;
+        let mut random = move |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % below
+        };
+        for _ in 0..300 {
+            let mut feed = Feed::new(rules());
+            let (mut ms, mut pushed, mut emitted) = (random(1 << 32) as u32, 0, 0);
+            let (mut running, mut last_video) = (false, None::<i64>);
+            for index in 0..400 {
+                ms = match random(60) {
+                    0 => 0,
+                    1 => random(1 << 32) as u32,
+                    2 => ms.wrapping_add(random(20_000) as u32),
+                    3 => ms.wrapping_sub(random(20_000) as u32),
+                    4..10 => ms.wrapping_sub(random(5) as u32),
+                    _ => ms.wrapping_add(random(40) as u32),
+                };
+                let tag = match random(40) {
+                    0 => video_config(),
+                    1 => audio_config(),
+                    2 => tag(TagKind::Audio, ms, &[0xAF, 0], &[0x11, 0x90]),
+                    3..24 => video(ms, index % 10 == 0),
+                    _ => audio(ms),
+                };
+                pushed += u64::from(tag.is_frame());
+                if feed.push(&tag).is_err() {
+                    break;
+                }
+                while let Some(event) = feed.poll() {
+                    match event {
+                        Event::Start(_) => {
+                            assert!(!running, "a run begins once");
+                            (running, last_video) = (true, None);
+                        }
+                        Event::Restart(_) => {
+                            assert!(running, "what did not begin cannot end");
+                            running = false;
+                        }
+                        Event::Video(frame) => {
+                            emitted += 1;
+                            assert!(
+                                running && (last_video.is_some() || frame.key),
+                                "a run begins with a keyframe"
+                            );
+                            let gap = last_video.map_or(0, |last| (frame.dts_ms - last).abs());
+                            assert!(gap <= 900, "a gap of {gap} ms within a run");
+                            last_video = Some(frame.dts_ms);
+                        }
+                        Event::Audio(frame) => {
+                            emitted += 1;
+                            let skew = last_video.map_or(0, |video| (frame.dts_ms - video).abs());
+                            assert!(
+                                running && (feed.video.is_none() || skew <= MAX_SKEW_MS + 900),
+                                "{skew} ms apart"
+                            );
+                        }
+                    }
+                }
+                assert_eq!(pushed, emitted + feed.skipped() + feed.held.len() as u64, "a frame is lost");
+            }
+        }
     }
 
     #[test]

@@ -212,4 +212,64 @@ mod tests {
         assert_eq!(repair.audio(ms - 400, 1024), None, "a frame of the past");
         assert_eq!((repair.repairs().audio_shifts, repair.repairs().audio_overlaps), (1, 1));
     }
+
+    /// A source with jitter, losses, doubled times, reordering and steps back.
+    #[test]
+    fn whatever_comes_lies_in_order_near_where_it_was_sent() {
+        let mut seed = 17u64;
+        let mut random = move |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((seed >> 33) % below) as i64
+        };
+        let rates = [None, Some((25, 1)), Some((30_000, 1001)), Some((24_000, 1001)), Some((60_000, 1001))];
+        for round in 0..200 {
+            let rate = rates[round % rates.len()].map(|(num, den)| FrameRate { num, den });
+            let fps = rate.unwrap_or(FrameRate { num: 30, den: 1 });
+            let timescale = Timescale::new([44_100, 48_000, 22_050][round % 3]).unwrap();
+            let mut repair = Repair::new(900_000, 1_000, rate, Some(timescale));
+            let (mut seen, mut last_dts, mut last_end) = (BTreeSet::new(), Ticks::MIN, Ticks::MIN);
+            let (mut frames, mut counted) = (0, 0);
+            for index in 0..300 {
+                let jitter = if random(4) == 0 { random(9) - 4 } else { 0 };
+                let ms = 1_000 + fps.frame_start(index, Timescale::MILLIS) + jitter;
+                let (composition, nanos) = (random(4) * 33, random(1_000_000) as u32);
+                if random(12) > 0 {
+                    let Times { dts, pts, duration } = repair.video(ms, ms + composition, nanos);
+                    assert!(seen.insert(pts), "presentation times are unique");
+                    assert!(dts > last_dts && duration >= 0, "decoding times grow");
+                    let raw = 900_000 + (ms + composition - 1_000) * 90;
+                    assert!(
+                        (pts - raw).abs() <= GRID_TOLERANCE + 90 + 2 * RECENT as i64,
+                        "{} ticks off",
+                        pts - raw
+                    );
+                    last_dts = dts;
+                }
+                let samples = [1024, 960, 120][random(3) as usize];
+                let sent = 1_000 + index * 23 + random(70) - 35;
+                if let Some(Times { pts, duration, .. }) = repair.audio(sent, samples as u32) {
+                    assert!(pts >= last_end && duration == samples, "audio does not overlap");
+                    let raw = Timescale::VIDEO.rescale(900_000, timescale)
+                        + Timescale::MILLIS.rescale(sent - 1_000, timescale);
+                    let most = Timescale::MILLIS.rescale(AUDIO_TOLERANCE_MS, timescale).max(1024) + 1024;
+                    assert!((pts - raw).abs() <= most, "audio is {} samples off", pts - raw);
+                    last_end = pts + duration;
+                } else {
+                    frames += 1;
+                }
+                let now: u64 = repair.repairs().kinds().iter().map(|(_, count)| count).sum();
+                assert!(now >= counted, "counts never go back");
+                counted = now;
+            }
+            assert_eq!(repair.repairs().audio_overlaps, frames, "what is left out is counted");
+        }
+    }
+
+    #[test]
+    fn nanoseconds_place_frames_between_milliseconds() {
+        let mut repair = Repair::new(0, 0, None, None);
+        let placed =
+            [(0, 0), (16, 666_667), (33, 333_333)].map(|(ms, nanos)| repair.video(ms, ms, nanos).pts);
+        assert_eq!(placed, [0, 1500, 2999]);
+    }
 }

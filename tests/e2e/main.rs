@@ -10,6 +10,7 @@ mod browser;
 mod cli;
 mod encoders;
 mod fleet;
+#[expect(dead_code, reason = "other tests read durations too")]
 #[path = "../kit/fragments.rs"]
 mod fragments;
 mod frames;

@@ -65,13 +65,17 @@ impl Publisher {
         let _ = self.socket.read_to_end(&mut self.heard);
     }
 
-    /// Waits until the server has said `text`, and returns what it said from there on.
-    pub fn hear(&mut self, text: &str) -> String {
+    /// All that the server has said when it closes the connection.
+    pub fn rest(mut self) -> String {
+        let _ = self.socket.read_to_end(&mut self.heard);
+        String::from_utf8_lossy(&self.heard).into_owned()
+    }
+
+    fn hear(&mut self, text: &str) {
         let mut buffer = [0; 4096];
         loop {
-            let found = self.heard.windows(text.len()).position(|window| window == text.as_bytes());
-            if let Some(at) = found {
-                return String::from_utf8_lossy(&self.heard[at..]).into_owned();
+            if self.heard.windows(text.len()).any(|window| window == text.as_bytes()) {
+                return;
             }
             let n = self.socket.read(&mut buffer).unwrap();
             assert!(n > 0, "closed before {text:?}: {}", String::from_utf8_lossy(&self.heard));

@@ -153,8 +153,8 @@ impl Connection {
         let goodbye = async {
             // A broken connection has nobody to tell; who does not listen is cut off.
             if !broken {
-                let goodbye = say_goodbye(self.reader, self.writer, self.session.output());
-                let _ = tokio::time::timeout(LINGER, goodbye).await;
+                let first = matches!(end, End::Broadcaster);
+                say_goodbye(self.reader, self.writer, self.session.output(), first).await;
             }
         };
         let ((), outcome) = tokio::join!(goodbye, finish_relay(&end, self.publishing.as_mut()));
@@ -311,18 +311,31 @@ impl Connection {
     }
 }
 
-/// Sends what waits, then lets the peer close first: closing while its bytes are on their way would make the system reset
-/// the connection, and the answer with it.
+/// Sends what waits, then lets the peer close: closing while its bytes are on their way would make the system reset the
+/// connection, and the answer with it. A peer that has ended its broadcast closes `first`: some (gstreamer's rtmp2sink)
+/// have more to say behind that, and take our end for a failure.
 async fn say_goodbye(
     mut reader: ReadHalf<net::Stream>,
     mut writer: WriteHalf<net::Stream>,
     output: &mut BytesMut,
-) -> std::io::Result<()> {
-    writer.write_all_buf(output).await?;
-    writer.shutdown().await?;
+    first: bool,
+) {
     let mut ignored = vec![0; READ_BYTES];
-    while reader.read(&mut ignored).await? > 0 {}
-    Ok(())
+    let mut closes = async || while reader.read(&mut ignored).await.is_ok_and(|n| n > 0) {};
+    let flush = async {
+        writer.write_all_buf(output).await?;
+        writer.flush().await
+    };
+    let flushed = tokio::time::timeout(LINGER, flush).await;
+    if first && matches!(flushed, Ok(Ok(()))) {
+        let _ = tokio::time::timeout(LINGER, closes()).await;
+    }
+    let _ = tokio::time::timeout(LINGER, async {
+        writer.shutdown().await?;
+        closes().await;
+        std::io::Result::Ok(())
+    })
+    .await;
 }
 
 /// All that the broadcaster sent is still owed to the viewers.

@@ -21,7 +21,7 @@ use media::flv::{Decoder, Tag, TagKind, Video};
 use prometheus_client::registry::Registry;
 use rml_rtmp::chunk_io::{ChunkDeserializer, ChunkSerializer};
 use rml_rtmp::handshake::{Handshake, HandshakeProcessResult, PeerType};
-use rml_rtmp::messages::{MessagePayload, RtmpMessage};
+use rml_rtmp::messages::{MessagePayload, RtmpMessage, UserControlEventType};
 use rml_rtmp::rml_amf0::Amf0Value;
 use rml_rtmp::time::RtmpTimestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,6 +67,11 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new(plans: [Plan; 2]) -> World {
+        World::with(plans, |_| {}).await
+    }
+
+    /// With a configuration of its own.
+    pub(crate) async fn with(plans: [Plan; 2], change: impl FnOnce(&mut Config)) -> World {
         let dir = scratch("tls");
         let files = net::tls::development_files(&dir, "node", &[]).unwrap();
         let anyone = net::tls::server_config(&files, net::tls::Clients::Anyone, &[]).unwrap();
@@ -99,7 +104,8 @@ impl World {
         }
 
         let addr = Some("127.0.0.1:0".parse().unwrap());
-        let config = Config { rtmp: addr, rtmps: addr, drain: Duration::ZERO, ..Config::default() };
+        let mut config = Config { rtmp: addr, rtmps: addr, drain: Duration::ZERO, ..Config::default() };
+        change(&mut config);
         let (keys, metrics) =
             (Arc::new(Keys::new(&[vec![7; 32]]).unwrap()), Metrics::register(&mut Registry::default()));
         let client_tls = net::tls::client_config(&files).unwrap();
@@ -364,6 +370,29 @@ impl Encoder {
         self.send(RtmpMessage::VideoData { data: data.into() }, timestamp_ms).await;
     }
 
+    /// A keyframe of so many bytes more. A connection that is being closed is no failure.
+    pub(crate) async fn padded_video(&mut self, timestamp_ms: u32, bytes: usize) {
+        let mut data = vec![0x17, 1, 0, 0, 0];
+        data.resize(5 + bytes, 7);
+        self.try_send(RtmpMessage::VideoData { data: data.into() }, timestamp_ms).await;
+    }
+
+    /// Waits for a ping and answers it.
+    pub(crate) async fn answer_ping(&mut self) {
+        loop {
+            let message = self.receive().await.expect("a ping comes before the end");
+            let RtmpMessage::UserControl { event_type: UserControlEventType::PingRequest, timestamp, .. } =
+                message
+            else {
+                continue;
+            };
+            let event_type = UserControlEventType::PingResponse;
+            let answer =
+                RtmpMessage::UserControl { event_type, stream_id: None, buffer_length: None, timestamp };
+            return self.send(answer, 0).await;
+        }
+    }
+
     pub(crate) async fn stop(&mut self) {
         self.command("deleteStream", Amf0Value::Null, vec![Amf0Value::Number(1.0)]).await;
     }
@@ -404,10 +433,14 @@ impl Encoder {
     }
 
     async fn send(&mut self, message: RtmpMessage, timestamp_ms: u32) {
+        assert!(self.try_send(message, timestamp_ms).await, "the connection is closed");
+    }
+
+    async fn try_send(&mut self, message: RtmpMessage, timestamp_ms: u32) -> bool {
         let payload =
             MessagePayload::from_rtmp_message(message, RtmpTimestamp::new(timestamp_ms), 1).unwrap();
         let packet = self.serializer.serialize(&payload, false, false).unwrap();
-        self.socket.write_all(&packet.bytes).await.unwrap();
+        self.socket.write_all(&packet.bytes).await.is_ok()
     }
 
     async fn receive(&mut self) -> Option<RtmpMessage> {
