@@ -280,7 +280,7 @@ impl Feed {
         if !sized && !waits && !record.is_empty() {
             self.video = VideoConfig::parse(codec, record.clone())?;
             self.unsized_video = self.video.is_none().then_some((codec, record));
-            self.restart(Break::Video);
+            self.configured(TagKind::Video);
         }
         Ok(())
     }
@@ -297,9 +297,20 @@ impl Feed {
         let known = |config: &AudioConfig| (config.codec(), config.record()) == (codec, &record);
         if !self.audio.as_ref().is_some_and(known) && !record.is_empty() {
             self.audio = Some(AudioConfig::parse(codec, record)?);
-            self.restart(Break::Audio);
+            self.configured(TagKind::Audio);
         }
         Ok(())
+    }
+
+    /// A track has a new configuration: a run ends with it; of what waits for a start only that track is of no use any more.
+    fn configured(&mut self, track: TagKind) {
+        if self.running {
+            return self.restart(if track == TagKind::Video { Break::Video } else { Break::Audio });
+        }
+        let before = self.held.len();
+        self.held.retain(|(kind, _)| *kind != track);
+        self.skipped += (before - self.held.len()) as u64;
+        self.held_bytes = self.held.iter().map(|(_, frame)| frame.data.len()).sum();
     }
 
     /// Video is there, or will be once its first keyframe comes.
@@ -558,6 +569,17 @@ mod tests {
     fn a_run_starts_at_a_keyframe_with_the_tracks_there_are() {
         let both = [video_config(), audio_config(), audio(0), video(0, false), video(33, true), audio(40)];
         assert_eq!(said(both).unwrap(), "Sava");
+        let late =
+            [video_config(), video(0, true), video(33, false), audio_config(), audio(40), video(66, false)];
+        assert_eq!(said(late).unwrap(), "Svvav", "what came before the audio's configuration is kept");
+        let twice = [
+            video_config(),
+            audio_config(),
+            tag(TagKind::Audio, 0, &[0xAF, 0], &[0x11, 0x90]),
+            audio(0),
+            video(0, true),
+        ];
+        assert_eq!(said(twice).unwrap(), "Sav");
         let video_only = (0..40).map(|i| video(i * 33, i == 0));
         assert_eq!(
             said([video_config()].into_iter().chain(video_only)).unwrap(),
