@@ -23,9 +23,8 @@ pub struct Config {
     /// on a bad mobile line needs a few round trips of a second each.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
-    /// A session that sends no byte for so long is closed: its network vanished without saying so. After half of it the
-    /// broadcaster is asked for a sign of life, which one that only pauses gives; for at most a minute. Default 5s,
-    /// range 1s to 5m.
+    /// A session whose network is gone is closed after so long: a fifth of it without a byte, then a ping that its host does
+    /// not acknowledge for the rest. An encoder that only pauses may do so for a minute. Default 5s, range 1s to 5m.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// Largest RTMP message. Default and upper bound 8MiB, which is what an FLV tag may hold here; lower bound 64KiB.

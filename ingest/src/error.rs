@@ -84,10 +84,10 @@ pub enum Error {
     /// No `publish` in time.
     #[error("no publish command within {0:?} of connecting")]
     HandshakeTimeout(std::time::Duration),
-    /// No bytes in time.
-    #[error("no bytes for {0:?}")]
-    Idle(std::time::Duration),
-    /// Signs of life, but no media.
+    /// Nothing comes, and the peer's host does not acknowledge a ping.
+    #[error("its network is gone: no sign of life for {0:?}")]
+    Vanished(std::time::Duration),
+    /// The host is there, but sends no media.
     #[error("no media for {0:?}")]
     Pause(std::time::Duration),
     /// More bytes than may come.

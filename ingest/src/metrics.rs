@@ -127,7 +127,7 @@ impl Why {
             Error::NotRtmp { .. } | Error::Http { .. } | Error::TlsOnPlain => Why::NotRtmp,
             Error::Key(InvalidKey::Name(_) | InvalidKey::NoToken(_) | InvalidKey::TooLong(_)) => Why::BadName,
             Error::Token { .. } => Why::Token,
-            Error::HandshakeTimeout(_) | Error::Idle(_) | Error::Pause(_) => Why::Timeout,
+            Error::HandshakeTimeout(_) | Error::Vanished(_) | Error::Pause(_) => Why::Timeout,
             Error::TooFast(_) => Why::Bitrate,
             Error::Io(_) | Error::NotReading(_) | Error::Listen(_) => Why::Io,
             Error::Early => Why::Closed,

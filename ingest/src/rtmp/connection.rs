@@ -26,7 +26,11 @@ const READ_BYTES: usize = 16 << 10;
 /// Answers that wait for a peer that does not read: a whole session has less than 8 KiB of them.
 const MAX_UNSENT_BYTES: usize = 64 << 10;
 
-/// A broadcaster that pauses but answers pings is let be for so long; after that its encoder has forgotten it.
+/// Part of `idle_timeout` after which a silent broadcaster is pinged: small, so that the network has most of the time.
+const PING_AFTER: f32 = 0.2;
+
+/// A broadcaster that sends no media while its host is there is let be for so long: ffmpeg waits ten seconds for a track
+/// that has dried up. After that its encoder has forgotten it.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 /// To flush the last answer and see the peer close: then the answer has surely arrived.
@@ -68,8 +72,8 @@ struct Connection {
     began: Instant,
     last_bytes: Instant,
     last_tag: Instant,
-    /// A ping was sent since the last bytes came.
-    pinged: bool,
+    /// When the last ping was sent.
+    last_ping: Instant,
     rate: RateLimit,
     /// When the drain time ends; set by shutdown.
     drained: Option<Instant>,
@@ -107,6 +111,9 @@ impl Connection {
         let now = Instant::now();
         let rate = RateLimit::new(context.config.max_bitrate_bps, now.into_std());
         let tls = stream.is_tls();
+        if let Err(error) = notice_absence(&stream, context.config.idle_timeout.mul_f32(1.0 - PING_AFTER)) {
+            warn!(%error, "a network that vanishes will be noticed late");
+        }
         let (reader, writer) = tokio::io::split(stream);
         Connection {
             reader,
@@ -121,7 +128,7 @@ impl Connection {
             began: now,
             last_bytes: now,
             last_tag: now,
-            pinged: false,
+            last_ping: now,
             rate,
             drained: None,
             publishing: None,
@@ -139,7 +146,7 @@ impl Connection {
             End::Relay(Outcome::Lost { reason }) => self.session.refuse(REJECTED, reason),
             // The session has answered what it found wrong itself.
             End::Error(Error::Token { problem, .. }) => self.session.refuse(REJECTED, &problem.to_string()),
-            End::Error(error @ (Error::Idle(_) | Error::Pause(_) | Error::TooFast(_) | Error::Shutdown))
+            End::Error(error @ (Error::Pause(_) | Error::TooFast(_) | Error::Shutdown))
                 if self.publishing.is_some() =>
             {
                 self.session.refuse(REJECTED, &error.to_string())
@@ -149,7 +156,7 @@ impl Connection {
         if let Err(error) = answer {
             error!(%error, "cannot answer");
         }
-        let broken = matches!(end, End::Error(Error::Io(_) | Error::NotReading(_)));
+        let broken = matches!(end, End::Error(Error::Io(_) | Error::Vanished(_) | Error::NotReading(_)));
         let goodbye = async {
             // A broken connection has nobody to tell; who does not listen is cut off.
             if !broken {
@@ -184,7 +191,6 @@ impl Connection {
                 Ok(Happened::Read(0)) => return End::Error(Error::Early),
                 Ok(Happened::Read(n)) => {
                     self.last_bytes = Instant::now();
-                    self.pinged = false;
                     self.received_bytes += n as u64;
                     self.context.metrics.received_bytes.inc_by(n as u64);
                     if let Err(problem) = self.rate.push(self.last_bytes.into_std(), n) {
@@ -192,7 +198,7 @@ impl Connection {
                     }
                 }
                 Ok(Happened::Silence) => {
-                    self.pinged = true;
+                    self.last_ping = Instant::now();
                     if let Err(error) = self.session.ping(self.began.elapsed().as_millis() as u32) {
                         return End::Error(error);
                     }
@@ -237,6 +243,9 @@ impl Connection {
             read = self.reader.read_buf(input) => match read {
                 // Many encoders close the connection without closing TLS first.
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(Happened::Read(0)),
+                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                    Err(Error::Vanished(self.context.config.idle_timeout))
+                }
                 read => Ok(Happened::Read(read?)),
             },
             sent = send, if writing || flushing => sent.map_err(Error::Io),
@@ -252,9 +261,11 @@ impl Connection {
                 let error = Error::HandshakeTimeout(config.handshake_timeout);
                 (self.began + config.handshake_timeout, Some(error))
             }
-            // Half way there is time for the answer of one that only pauses.
-            Some(_) if !self.pinged => (self.last_bytes + config.idle_timeout / 2, None),
-            Some(_) => (self.last_bytes + config.idle_timeout, Some(Error::Idle(config.idle_timeout))),
+            // Its host has the rest of the time to acknowledge the ping.
+            Some(_) => {
+                let quiet = config.idle_timeout.mul_f32(PING_AFTER);
+                (self.last_bytes.max(self.last_ping) + quiet, None)
+            }
         };
         let pause = match self.publishing {
             Some(_) => (self.last_tag + MAX_PAUSE, Some(Error::Pause(MAX_PAUSE))),
@@ -309,6 +320,16 @@ impl Connection {
         info!(peer = %self.peer, tls = self.tls, "broadcast begins");
         self.session.accept()
     }
+}
+
+/// What was sent and is not acknowledged by the peer's host within `timeout` ends the connection (RFC 5482): that is what
+/// tells an encoder that pauses, or does not read, from one whose network is gone.
+fn notice_absence(stream: &net::Stream, timeout: Duration) -> std::io::Result<()> {
+    let socket = match stream {
+        net::Stream::Plain(socket) => socket,
+        net::Stream::Tls(stream) => stream.get_ref().0,
+    };
+    socket2::SockRef::from(socket).set_tcp_user_timeout(Some(timeout))
 }
 
 /// Sends what waits, then lets the peer close: closing while its bytes are on their way would make the system reset the

@@ -377,19 +377,16 @@ impl Encoder {
         self.try_send(RtmpMessage::VideoData { data: data.into() }, timestamp_ms).await;
     }
 
-    /// Waits for a ping and answers it.
-    pub(crate) async fn answer_ping(&mut self) {
+    /// Waits for a ping, and does not answer it.
+    pub(crate) async fn pinged(&mut self) {
         loop {
             let message = self.receive().await.expect("a ping comes before the end");
-            let RtmpMessage::UserControl { event_type: UserControlEventType::PingRequest, timestamp, .. } =
-                message
-            else {
-                continue;
-            };
-            let event_type = UserControlEventType::PingResponse;
-            let answer =
-                RtmpMessage::UserControl { event_type, stream_id: None, buffer_length: None, timestamp };
-            return self.send(answer, 0).await;
+            if matches!(
+                message,
+                RtmpMessage::UserControl { event_type: UserControlEventType::PingRequest, .. }
+            ) {
+                return;
+            }
         }
     }
 
