@@ -45,6 +45,11 @@ impl Ledger {
         self.grants.get(&grant.stream).is_some_and(|newest| newest.epoch == grant.epoch)
     }
 
+    /// Who claimed the stream last.
+    pub fn holder(&self, stream: &str) -> Option<&str> {
+        self.grants.get(stream).map(|grant| grant.holder.as_str())
+    }
+
     /// Forgets a stream unless somebody claimed it after `grant`.
     pub fn forget(&mut self, grant: &Grant) {
         if self.holds(grant) {
@@ -67,6 +72,7 @@ mod tests {
         let second = ledger.claim("a", "s2", now);
         assert_eq!(second.epoch, 1_000_001);
         assert!(!ledger.holds(&first) && ledger.holds(&second));
+        assert_eq!((ledger.holder("a"), ledger.holder("x")), (Some("s2"), None));
         ledger.forget(&first);
         assert!(ledger.holds(&second), "a fenced holder cannot take the grant away");
         assert_eq!(ledger.renew(&first, now), None, "nor get it back");

@@ -32,6 +32,11 @@ impl Embedded {
         renewed
     }
 
+    /// Who claimed `stream` last.
+    pub fn holder(&self, stream: &str) -> Option<String> {
+        self.ledger(|ledger| ledger.holder(stream).map(str::to_owned))
+    }
+
     /// Completes when `grant` no longer holds. Safe to drop.
     pub async fn fenced(&self, grant: &Grant) {
         let mut changed = self.0.changed.subscribe();

@@ -47,6 +47,15 @@ pub struct Relay {
     /// Media kept per stream until an origin has published it. When it is full the oldest group of pictures goes.
     /// Default 32MiB, range 1MiB to 4GiB: 40 seconds at 6 Mbit/s, more than a takeover takes.
     pub buffer: ByteSize,
+    /// The same in time. Default 60s, range 5s to 1h: as long as `give_up`.
+    #[serde(with = "humantime_serde")]
+    pub buffer_duration: Duration,
+    /// The same for all streams together, in bytes: past it, those with more than an equal share let go of their oldest
+    /// group. Default 2GiB, range 16MiB to 1TiB: what the machine can spare.
+    pub total_buffer: ByteSize,
+    /// Published segments that are kept all the same and published again by the next origin, so that viewers who have
+    /// not fetched them yet find them there. Default 3, range 0 to 60: players stay three segments behind.
+    pub history: u64,
     /// All a broadcaster waits for its answer to `publish`. Default 5s, range 100ms to 60s; encoders give up at 10 to 30s.
     #[serde(with = "humantime_serde")]
     pub publish_timeout: Duration,
@@ -93,6 +102,9 @@ impl Default for Relay {
     fn default() -> Self {
         Self {
             buffer: ByteSize::mib(32),
+            buffer_duration: Duration::from_secs(60),
+            total_buffer: ByteSize::gib(2),
+            history: 3,
             publish_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(2),
             ack_timeout: Duration::from_secs(10),
@@ -130,6 +142,7 @@ impl Config {
         duration("idle_timeout", self.idle_timeout, second, 300 * second);
         duration("drain", self.drain, Duration::ZERO, 3600 * second);
         let relay = &self.relay;
+        duration("relay.buffer_duration", relay.buffer_duration, 5 * second, 3600 * second);
         duration("relay.publish_timeout", relay.publish_timeout, 100 * milli, 60 * second);
         duration("relay.open_timeout", relay.open_timeout, 50 * milli, 30 * second);
         duration("relay.ack_timeout", relay.ack_timeout, 2 * second, 300 * second);
@@ -148,6 +161,10 @@ impl Config {
         let most = ByteSize::b(media::flv::MAX_TAG_BYTES as u64);
         size("max_message", self.max_message, ByteSize::kib(64), most);
         size("relay.buffer", relay.buffer, ByteSize::mib(1), ByteSize::gib(4));
+        size("relay.total_buffer", relay.total_buffer, ByteSize::mib(16), ByteSize::tib(1));
+        if relay.history > 60 {
+            problems.push(format!("{path}.relay.history: {} is not within 0 to 60", relay.history));
+        }
         problems
     }
 }

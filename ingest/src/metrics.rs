@@ -34,8 +34,10 @@ pub struct Metrics {
     pub replays: Counter,
     /// Requests to origins that were cut off before their end.
     pub abandoned_attempts: Counter,
-    /// Groups of pictures dropped because the replay buffer of their stream was full.
+    /// Groups of pictures dropped because the replay buffer of their stream, or of all, was full.
     pub dropped_gops: Counter,
+    /// Bytes in the replay buffers of all streams.
+    pub buffered_bytes: Gauge,
 }
 
 /// Why a connection or session ended.
@@ -97,8 +99,11 @@ impl Metrics {
         registry.register("replays", help, m.replays);
         let help = "Requests to origins that were cut off before their end";
         registry.register("abandoned_attempts", help, m.abandoned_attempts);
-        let help = "Groups of pictures dropped because the replay buffer of their stream was full";
+        let help =
+            "Groups of pictures dropped because the replay buffer of their stream, or of all, was full";
         registry.register("dropped_gops", help, m.dropped_gops);
+        let help = "Bytes in the replay buffers of all streams";
+        registry.register_with_unit("buffered", help, Unit::Bytes, m.buffered_bytes);
         metrics
     }
 }

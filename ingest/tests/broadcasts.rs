@@ -48,11 +48,11 @@ async fn a_broadcast_moves_to_the_second_origin(mut world: World, scheme: &str) 
         requests[index].1.get(name).map(|value: &http::HeaderValue| value.to_str().unwrap().to_owned())
     };
     assert_eq!(header(0, "content-type").as_deref(), Some("video/x-flv"));
-    assert_eq!(header(0, "rooftop-resume"), None);
+    assert_eq!(header(0, "rooftop-continue"), None);
     assert!(header(0, "authorization").unwrap().starts_with("Bearer ey"));
     assert_eq!(header(0, "rooftop-session"), header(1, "rooftop-session"));
     assert!(header(1, "rooftop-received").unwrap().parse::<u64>().unwrap() > 1_700_000_000_000);
-    let resume = header(1, "rooftop-resume").map(|ms| ms.parse().unwrap());
+    let resume = header(1, "rooftop-continue").map(|ms| ms.parse().unwrap());
 
     // The second body is whole in itself: configuration, then a keyframe.
     let setup = got[1].iter().position(|tag| !(tag.kind == TagKind::Script || tag.is_config())).unwrap();

@@ -114,7 +114,7 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let token = token.unwrap_or("");
     // A replay belongs to a session that was let in: that its token has expired since does not end it.
-    let verified = if headers.contains_key("rooftop-resume") {
+    let verified = if headers.contains_key("rooftop-continue") {
         shared.keys.verify_running(token, stream.as_str())
     } else {
         shared.keys.verify(token, stream.as_str(), SystemTime::now())
@@ -162,13 +162,11 @@ fn relay_request(headers: &HeaderMap) -> Result<relay::Request, &'static str> {
     let received_unix_ms = text("rooftop-received")
         .and_then(|value| value.parse().ok())
         .ok_or("rooftop-received: needs milliseconds since 1970")?;
-    let resume_ms = text("rooftop-resume").map(str::parse).transpose();
-    let published = text("rooftop-published").map(str::parse).transpose();
+    let next = text("rooftop-continue").map(str::parse).transpose();
     Ok(relay::Request {
         session: session.to_owned(),
         received_unix_ms,
-        resume_ms: resume_ms.map_err(|_| "rooftop-resume: is not a 32-bit number of milliseconds")?,
-        published: published.map_err(|_| "rooftop-published: is not a segment number")?.map(SegmentNumber),
+        next: next.map_err(|_| "rooftop-continue: is not what an origin said")?,
     })
 }
 

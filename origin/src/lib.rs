@@ -18,6 +18,7 @@ macro_rules! put {
 }
 
 pub mod config;
+pub mod continuation;
 pub mod dash;
 pub mod error;
 pub mod feed;
@@ -95,6 +96,8 @@ struct Shared {
     hubs: Mutex<Hubs>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// Tells this process from others, and from itself before a restart.
+    instance: u64,
 }
 
 impl Origin {
@@ -113,6 +116,7 @@ impl Origin {
             hubs: Mutex::default(),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            instance: instance(),
         });
         Ok(Origin { listener, server_tls: deps.server_tls, shared })
     }
@@ -179,9 +183,10 @@ impl Shared {
         Some(live)
     }
 
-    /// A run is over: the stream waits for its broadcaster, then ends, then is forgotten.
-    fn interrupted(self: &Arc<Self>, live: &Arc<Live>) {
-        let state = live.interrupt();
+    /// A run is over, its segments complete or left `open`: the stream waits for its broadcaster, then ends, then is
+    /// forgotten.
+    fn interrupted(self: &Arc<Self>, live: &Arc<Live>, open: bool) {
+        let state = live.interrupt(open);
         if !matches!(state, State::Interrupted(_)) {
             return;
         }
@@ -232,4 +237,13 @@ impl Shared {
             self.metrics.streams.set(streams.len() as i64);
         }
     }
+}
+
+fn instance() -> u64 {
+    let mut bytes = [0; 8];
+    rustls::crypto::aws_lc_rs::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .expect("the system has random bytes: TLS needs them too");
+    u64::from_ne_bytes(bytes)
 }

@@ -9,6 +9,7 @@ use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName, object};
 use tokio::sync::watch;
 
+use crate::continuation::{AudioStart, Continuation};
 use crate::dash::{Mpd, Period};
 use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
 use crate::timeline::{Anchor, FIRST_TICK};
@@ -50,11 +51,32 @@ pub struct Live {
 /// What one writer leaves to the next.
 #[derive(Debug, Default)]
 pub struct Writer {
-    /// The session that wrote last, and the presentation time (unwrapped source milliseconds) up to which all
-    /// of it is published.
-    pub published: Option<(String, i64)>,
+    /// The session that wrote last and whose relay was lost, and where it can be taken up.
+    pub left: Option<(String, Left)>,
     /// Its right to write.
     pub grant: Option<Grant>,
+}
+
+/// How far a run came whose relay was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// A video frame (audio-only: an audio frame) that is published: milliseconds as sent, and its place (90 kHz).
+    pub lead: (u32, Ticks),
+    /// Everything before is published (90 kHz); after the lead.
+    pub end: Ticks,
+    /// The first audio that is not published.
+    pub audio: Option<AudioStart>,
+}
+
+/// How a new run follows what was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    /// By the wall clock: a new session, or a break of the timeline.
+    Clock,
+    /// Behind what its own relay left here.
+    Left(Left),
+    /// As another origin told.
+    Handed(Continuation),
 }
 
 #[derive(Debug)]
@@ -97,6 +119,8 @@ pub struct Place {
     pub first: SegmentNumber,
     /// What playlists of this broadcast promised.
     pub targets: Targets,
+    /// The timeline that another origin handed over, and its discontinuities so far: what was listed here is of the past.
+    pub handed: Option<(Anchor, u64)>,
 }
 
 /// A rendition of a new run.
@@ -184,34 +208,40 @@ impl Live {
 
     // --- the writer's side ---
 
-    /// Finds the place of a new run whose first frame a POP received at `unix_ms`. With `follow`, it continues exactly where
-    /// the run before ended. After the end of a broadcast, a new one begins. `after` is the newest segment that the
-    /// POP knows to be published: a stream taken over from another origin goes on behind it.
-    pub fn place(&self, unix_ms: i64, follow: bool, after: Option<SegmentNumber>, targets: Targets) -> Place {
-        let inner = self.lock();
-        match &inner.broadcast {
-            Some(broadcast) if inner.state != State::Ended => {
-                let by_clock = if follow { broadcast.end } else { broadcast.anchor.at(unix_ms) };
-                Place {
-                    start: by_clock.max(broadcast.end),
-                    first: broadcast.next_number,
-                    targets: broadcast.targets,
+    /// Finds the place of a new run whose first frame a POP received at `unix_ms`, and completes what the run before left
+    /// open. After the end of a broadcast, a new one begins.
+    pub fn place(&self, unix_ms: i64, follow: Follow, targets: Targets) -> Place {
+        let mut place = Place { start: FIRST_TICK, first: SegmentNumber(0), targets, handed: None };
+        self.change(|inner| {
+            // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on with
+            // higher numbers, since segments are never made faster than time passes.
+            let by_clock = SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64);
+            // Another origin may be believed as far as the clock may be.
+            if let Follow::Handed(next) = follow
+                && next.first.0 <= by_clock.0.saturating_add(MAX_LEAD)
+            {
+                let by_clock = if next.lead.is_some() { next.start } else { next.anchor.at(unix_ms) };
+                (place.start, place.first) = (by_clock.max(next.start), next.first);
+                place.handed = Some((next.anchor, next.breaks));
+                return;
+            }
+            match &mut inner.broadcast {
+                Some(broadcast) if inner.state != State::Ended => {
+                    broadcast.finish_run();
+                    place.start = match follow {
+                        // Audio may reach a little beyond: the video goes on where it was.
+                        Follow::Left(left) => left.end,
+                        _ => broadcast.anchor.at(unix_ms).max(broadcast.end),
+                    };
+                    (place.first, place.targets) = (broadcast.next_number, broadcast.targets);
+                }
+                before => {
+                    let next = before.as_ref().map_or(by_clock, |broadcast| broadcast.next_number);
+                    place.first = next.max(by_clock);
                 }
             }
-            before => {
-                // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on with
-                // higher numbers, since segments are never made faster than time passes.
-                let by_clock = SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64);
-                let by_us = before.as_ref().map_or(by_clock, |broadcast| broadcast.next_number.max(by_clock));
-                // A POP may be believed as far as the clock may be, and never against what was published here.
-                let by_pop = after.filter(|after| after.0 < by_us.0 + MAX_LEAD).map(SegmentNumber::next);
-                let first = match before {
-                    None => by_pop.unwrap_or(by_us),
-                    Some(broadcast) => by_pop.unwrap_or(by_us).max(broadcast.next_number),
-                };
-                Place { start: FIRST_TICK, first, targets }
-            }
-        }
+        });
+        place
     }
 
     /// Begins the run `epoch` at `place`: from now on its renditions are announced.
@@ -224,19 +254,20 @@ impl Live {
         renditions: Vec<NewRendition>,
     ) {
         self.change(|inner| {
-            if inner.state == State::Ended {
+            if inner.state == State::Ended || place.handed.is_some() {
                 inner.broadcast = None;
             }
             let fresh = inner.broadcast.is_none();
+            let (anchor, breaks) = place.handed.unwrap_or((Anchor { unix_ms, ticks: place.start }, 0));
             let broadcast = inner.broadcast.get_or_insert_with(|| Broadcast {
-                anchor: Anchor { unix_ms, ticks: place.start },
+                anchor,
                 targets: place.targets,
                 listed,
                 periods: Vec::new(),
                 renditions: Vec::new(),
                 next_number: place.first,
                 end: place.start,
-                breaks: 0,
+                breaks,
             });
             inner.state = State::Live;
             broadcast.begin(epoch, place, renditions, fresh);
@@ -276,14 +307,23 @@ impl Live {
         renditions.iter().filter(|r| r.epoch == epoch).map(|r| r.window.last_closed()).min()?
     }
 
-    /// The run is over; the stream waits for its broadcaster. Returns what to pass to [`Live::end`].
-    pub fn interrupt(&self) -> State {
+    /// The broadcast's timeline, how often it broke, and where its complete segments end (90 kHz).
+    pub fn line(&self) -> Option<(Anchor, u64, Ticks)> {
+        let inner = self.lock();
+        inner.broadcast.as_ref().map(|broadcast| (broadcast.anchor, broadcast.breaks, broadcast.end))
+    }
+
+    /// The run is over; the stream waits for its broadcaster. Segments that are left `open` become whole at another
+    /// origin, or are completed by the next run or the end. Returns what to pass to [`Live::end`].
+    pub fn interrupt(&self, open: bool) -> State {
         let mut state = State::Offline;
         self.change(|inner| {
             if let Some(broadcast) = &mut inner.broadcast
                 && inner.state == State::Live
             {
-                broadcast.finish_run();
+                if !open {
+                    broadcast.finish_run();
+                }
                 inner.interruptions += 1;
                 inner.state = State::Interrupted(inner.interruptions);
             }
@@ -297,6 +337,9 @@ impl Live {
         let mut ended = false;
         self.change(|inner| {
             if inner.state == interrupted {
+                if let Some(broadcast) = &mut inner.broadcast {
+                    broadcast.finish_run();
+                }
                 inner.state = State::Ended;
                 ended = true;
             }
@@ -600,7 +643,9 @@ impl Broadcast {
     /// from it without looking.
     fn depth(&self) -> Ticks {
         let segment = self.targets.segment_duration;
-        let age = (self.end - self.anchor.ticks) / segment * segment;
+        // What an origin was handed begins later than the broadcast.
+        let began = self.periods.first().map_or(self.anchor.ticks, |period| period.start);
+        let age = (self.end - began) / segment * segment;
         age.clamp(segment, self.listed.max(segment))
     }
 
@@ -662,7 +707,7 @@ mod tests {
     }
 
     fn begin(live: &Live, epoch: u64, unix_ms: i64, names: &[&str]) -> Place {
-        let place = live.place(unix_ms, false, None, TARGETS);
+        let place = live.place(unix_ms, Follow::Clock, TARGETS);
         let renditions = names.iter().map(|name| rendition(name)).collect();
         live.begin(Epoch(epoch), place, 6 * 90_000, unix_ms, renditions);
         place
@@ -696,11 +741,11 @@ mod tests {
     fn a_rendition_that_is_missing_goes_on_in_gaps_and_keeps_no_period() {
         let live = Live::new("demo".parse().unwrap());
         run(&live, 1, T0, &["360p", "audio"], 8);
-        live.interrupt();
+        live.interrupt(false);
         run(&live, 2, T0 + 10_000, &["360p"], 4);
         let mpd = |live: &Live| live.mpd(1500, T0, "/time").unwrap();
         assert!(mpd(&live).contains("<Period id=\"1\""), "its media is still listed");
-        live.interrupt();
+        live.interrupt(false);
         run(&live, 3, T0 + 20_000, &["360p"], 10);
         let (video, audio) = (playlist(&live, "360p"), playlist(&live, "audio"));
         let head = |text: &str| {
@@ -717,24 +762,84 @@ mod tests {
         let live = Live::new("demo".parse().unwrap());
         run(&live, 1, T0, &["360p"], 4);
         assert!(playlist(&live, "360p").contains("TYPE=PART,URI=\"1/360p/"));
-        live.interrupt();
+        live.interrupt(false);
         begin(&live, 2, T0 + 10_000, &["360p"]);
         assert!(!playlist(&live, "360p").contains("PRELOAD-HINT"), "the old run brings nothing more");
     }
 
+    fn continuation(first: u64) -> Continuation {
+        Continuation {
+            instance: 1,
+            first: SegmentNumber(first),
+            start: 5 * 90_000,
+            anchor: Anchor { unix_ms: T0 - 4000, ticks: FIRST_TICK },
+            breaks: 3,
+            lead: Some((0, 5 * 90_000)),
+            audio: None,
+        }
+    }
+
     #[test]
-    fn numbers_of_a_pop_are_believed_within_reason() {
+    fn numbers_of_another_origin_are_believed_within_reason() {
         let live = Live::new("demo".parse().unwrap());
-        let first = |after| live.place(T0, false, after, TARGETS).first.0;
+        let first = |next| live.place(T0, Follow::Handed(continuation(next)), TARGETS).first.0;
         let by_clock = T0 as u64 / 1000;
-        assert_eq!(first(None), by_clock);
-        for (after, expected) in [
-            (by_clock - 5, by_clock - 4),
-            (by_clock + 5, by_clock + 6),
-            (by_clock + MAX_LEAD, by_clock),
+        assert_eq!(live.place(T0, Follow::Clock, TARGETS).first.0, by_clock);
+        for (next, expected) in [
+            (by_clock - 5, by_clock - 5),
+            (by_clock + 5, by_clock + 5),
+            (by_clock + MAX_LEAD, by_clock + MAX_LEAD),
+            (by_clock + MAX_LEAD + 1, by_clock),
             (u64::MAX, by_clock),
         ] {
-            assert_eq!(first(Some(SegmentNumber(after))), expected, "{after}");
+            assert_eq!(first(next), expected, "{next}");
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_handed_over_goes_on_on_its_timeline() {
+        let live = Live::new("demo".parse().unwrap());
+        // It was here before, in another life.
+        run(&live, 1, T0 - 60_000, &["360p"], 3);
+        live.interrupt(true);
+        let by_clock = T0 as u64 / 1000;
+        let place = live.place(T0, Follow::Handed(continuation(by_clock)), TARGETS);
+        assert_eq!((place.start, place.first.0), (5 * 90_000, by_clock));
+        live.begin(Epoch(2), place, 6 * 90_000, T0, vec![rendition("360p")]);
+        let id = "360p".parse().unwrap();
+        live.open(Epoch(2), &id, place.first, place.start);
+        live.part(Epoch(2), &id, Bytes::from_static(b"part"), 90_000, true);
+        live.close(Epoch(2), &id);
+        let playlist = playlist(&live, "360p");
+        for line in [
+            &format!("#EXT-X-MEDIA-SEQUENCE:{by_clock}"),
+            "#EXT-X-DISCONTINUITY-SEQUENCE:3",
+            "#EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:20.000Z",
+        ] {
+            assert!(playlist.lines().any(|found| found == line), "{line} in\n{playlist}");
+        }
+        assert!(!playlist.contains("#EXT-X-DISCONTINUITY\n"), "nothing breaks: {playlist}");
+    }
+
+    #[test]
+    fn what_is_left_open_is_completed_by_the_next_run_or_the_end() {
+        for ends in [true, false] {
+            let live = Live::new("demo".parse().unwrap());
+            run(&live, 1, T0, &["360p"], 3);
+            let id = "360p".parse().unwrap();
+            let number = SegmentNumber(T0 as u64 / 1000 + 3);
+            live.open(Epoch(1), &id, number, 4 * 90_000);
+            live.part(Epoch(1), &id, Bytes::from_static(b"part"), 30_000, true);
+            let left = live.interrupt(true);
+            assert_eq!(live.complete(Epoch(1)), Some(SegmentNumber(number.0 - 1)));
+            if ends {
+                assert!(live.end(left));
+            } else {
+                let (lead, end) = ((7, 4 * 90_000 + 27_000), 4 * 90_000 + 30_000);
+                let place = live.place(T0, Follow::Left(Left { lead, end, audio: None }), TARGETS);
+                assert_eq!((place.start, place.first), (end, number.next()));
+            }
+            assert_eq!(live.complete(Epoch(1)), Some(number));
         }
     }
 }

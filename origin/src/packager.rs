@@ -11,6 +11,7 @@ use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, Sample, SegmentNumber};
 use transcode::{Rung, cmaf};
 
+use crate::continuation::{AudioStart, Continuation};
 use crate::hls::{Kind, Targets, Variant};
 use crate::live::{Live, NewRendition, Place};
 use crate::metrics::Metrics;
@@ -48,6 +49,10 @@ pub struct Plan {
     pub frame_rate: Option<FrameRate>,
     /// The audio track, copied.
     pub audio: Option<AacConfig>,
+    /// Audio goes on behind what is published, also where that begins before the video does.
+    pub audio_continues: bool,
+    /// This process.
+    pub instance: u64,
     /// Counters.
     pub metrics: Metrics,
 }
@@ -59,20 +64,36 @@ pub struct Packager {
     audio: Option<Track>,
     configured: Vec<Option<NewRendition>>,
     began: bool,
-    waiting_audio: VecDeque<Sample>,
+    /// With their source milliseconds.
+    waiting_audio: VecDeque<(Sample, i64)>,
     /// Samples of rungs that came before the last rung was configured.
     waiting_video: VecDeque<(usize, Sample)>,
     /// The newest segment whose first video frame came from the source.
     video_index: i64,
     /// First presentation time of each segment, and the same in source milliseconds.
     boundaries: BTreeMap<i64, (Ticks, i64)>,
+    /// The same of audio, in its timescale.
+    audio_boundaries: BTreeMap<i64, (Ticks, i64)>,
     acknowledged: Option<SegmentNumber>,
+    /// The last audio frame that was packaged: its source milliseconds, and its end in its timescale.
+    audio_end: Option<(i64, Ticks)>,
 }
 
 struct Track {
     id: RenditionId,
     segmenter: Segmenter,
     sequence: u32,
+    /// The last sample's end.
+    end: Option<Ticks>,
+}
+
+/// How far a suspended run came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Came {
+    /// Where the last frame of video ends that is published in every rung (audio-only: of audio), 90 kHz.
+    pub end: Ticks,
+    /// The first audio that is not published.
+    pub audio: Option<AudioStart>,
 }
 
 /// How much is published: a POP may forget what is shown before `resume_ms`.
@@ -82,6 +103,8 @@ pub struct Published {
     pub number: SegmentNumber,
     /// Presentation time of what follows it, in unwrapped source milliseconds.
     pub resume_ms: i64,
+    /// What follows it, for another origin.
+    pub next: Continuation,
 }
 
 /// Parts of a whole number of frames, as near to `wanted` as it gets (90 kHz).
@@ -101,7 +124,7 @@ impl Packager {
             let Place { start, first, .. } = plan.place;
             Segmenter::new(timescale, start, segment_duration, part_target, early, first)
         };
-        let track = |id: &RenditionId, segmenter| Track { id: id.clone(), segmenter, sequence: 0 };
+        let track = |id: &RenditionId, segmenter| Track { id: id.clone(), segmenter, sequence: 0, end: None };
         let video = plan.rungs.iter().map(|rung| track(&rung.id, segmenter(Timescale::VIDEO, 0))).collect();
         let audio = plan.audio.as_ref().map(|config| {
             let early = Ticks::from(config.frame_samples / 2);
@@ -117,7 +140,9 @@ impl Packager {
             waiting_video: VecDeque::new(),
             video_index: i64::MIN,
             boundaries: BTreeMap::new(),
+            audio_boundaries: BTreeMap::new(),
             acknowledged: None,
+            audio_end: None,
         };
         packager.begin_if_configured();
         packager
@@ -151,7 +176,7 @@ impl Packager {
         }
         let index = transcode::segment_index(start, targets.segment_duration, pts);
         self.video_index = self.video_index.max(index);
-        self.boundary(index, pts, source_ms);
+        note(&mut self.boundaries, index, pts, source_ms);
         self.release_audio();
         if let Some(track) = self.audio.as_mut().filter(|_| self.began)
             && track.segmenter.newest_index().unwrap_or(-1) < index - MAX_AUDIO_LAG
@@ -166,6 +191,7 @@ impl Packager {
         if !self.began {
             self.waiting_video.push_back((rung, sample));
         } else if let Some(track) = self.video.get_mut(rung) {
+            track.end = Some(sample.pts + sample.duration.max(1));
             track.segmenter.push(sample, true);
             publish(&self.plan, track);
         }
@@ -175,16 +201,18 @@ impl Packager {
     pub fn audio(&mut self, sample: Sample, source_ms: i64) {
         let Some(track) = &self.audio else { return };
         let index = track.segmenter.index_at(sample.pts);
-        if index < 0 {
+        if index < 0 && !self.plan.audio_continues {
             return;
         }
+        note(&mut self.audio_boundaries, index.max(0), sample.pts, source_ms);
         if self.video.is_empty() {
-            self.boundary(index, sample.pts, source_ms);
+            let pts = track.segmenter.timescale().rescale(sample.pts, Timescale::VIDEO);
+            note(&mut self.boundaries, index.max(0), pts, source_ms);
         }
         if self.waiting_audio.len() >= MAX_UNBEGUN_AUDIO {
             self.waiting_audio.pop_front();
         }
-        self.waiting_audio.push_back(sample);
+        self.waiting_audio.push_back((sample, source_ms));
         self.release_audio();
     }
 
@@ -197,7 +225,7 @@ impl Packager {
         if let Some(track) = self.audio.as_mut().filter(|_| self.began) {
             // Audio that reaches beyond the last video frame belongs to the last segment: no rendition may
             // have one segment more than the others.
-            for sample in self.waiting_audio.drain(..) {
+            for (sample, _) in self.waiting_audio.drain(..) {
                 let may_open =
                     self.video.is_empty() || track.segmenter.index_at(sample.pts) <= self.video_index;
                 track.segmenter.push(sample, may_open);
@@ -208,6 +236,34 @@ impl Packager {
         }
     }
 
+    /// The relay is lost and may come back: what came is published, but segments stay open, so that another origin may
+    /// still make them whole under their numbers. `None` if nothing came of it yet.
+    pub fn suspend(&mut self) -> Option<Came> {
+        for track in &mut self.video {
+            track.segmenter.suspend();
+            publish(&self.plan, track);
+        }
+        if let Some(track) = self.audio.as_mut().filter(|_| self.began) {
+            track.segmenter.suspend();
+            publish(&self.plan, track);
+        }
+        let timescale = self.audio.as_ref().map(|track| track.segmenter.timescale());
+        let audio_end = self.audio_end.zip(timescale);
+        let waiting = self.waiting_audio.front().map(|(sample, source_ms)| (*source_ms, sample.pts));
+        // Times of audio grow: what comes next is later than what came last.
+        let next = waiting.or(self.audio_end.map(|(source_ms, end)| (source_ms + 1, end)));
+        let audio = next.zip(timescale).map(|((source_ms, pts), timescale)| AudioStart {
+            source_ms: source_ms as u32,
+            pts,
+            timescale,
+        });
+        let end = match self.video.iter().map(|track| track.end).min() {
+            Some(end) => end?,
+            None => audio_end.map(|((_, end), timescale)| timescale.rescale(end, Timescale::VIDEO))?,
+        };
+        Some(Came { end, audio })
+    }
+
     /// What was completed since the last call.
     pub fn poll_published(&mut self) -> Option<Published> {
         let number = self.plan.live.complete(self.plan.epoch)?;
@@ -215,18 +271,28 @@ impl Packager {
         if self.acknowledged.is_some_and(|last| number <= last) {
             return None;
         }
-        let (_, resume_ms) = *self.boundaries.get(&(index + 1))?;
+        let index = index + 1;
+        let (pts, resume_ms) = *self.boundaries.get(&index)?;
+        let (anchor, breaks, _) = self.plan.live.line()?;
         self.acknowledged = Some(number);
-        self.boundaries = self.boundaries.split_off(&(index + 1));
-        Some(Published { number, resume_ms })
-    }
-
-    fn boundary(&mut self, index: i64, pts: Ticks, source_ms: i64) {
-        let first = self.boundaries.entry(index).or_insert((pts, source_ms));
-        *first = (*first).min((pts, source_ms));
-        if self.boundaries.len() > MAX_BOUNDARIES {
-            self.boundaries.pop_first();
-        }
+        self.boundaries = self.boundaries.split_off(&index);
+        self.audio_boundaries = self.audio_boundaries.split_off(&index);
+        let Place { start, targets, .. } = self.plan.place;
+        let audio_start = |track: &Track| {
+            let (pts, source_ms) = *self.audio_boundaries.get(&index)?;
+            Some(AudioStart { source_ms: source_ms as u32, pts, timescale: track.segmenter.timescale() })
+        };
+        let next = Continuation {
+            instance: self.plan.instance,
+            first: number.next(),
+            start: start + index * targets.segment_duration,
+            anchor,
+            breaks,
+            // As sent, times have 32 bits.
+            lead: Some((resume_ms as u32, pts)),
+            audio: self.audio.as_ref().and_then(audio_start),
+        };
+        Some(Published { number, resume_ms, next })
     }
 
     fn begin_if_configured(&mut self) {
@@ -246,14 +312,25 @@ impl Packager {
 
     fn release_audio(&mut self) {
         let Some(track) = self.audio.as_mut().filter(|_| self.began) else { return };
-        while let Some(sample) = self.waiting_audio.front() {
+        while let Some((sample, _)) = self.waiting_audio.front() {
             let in_time = self.video.is_empty() || track.segmenter.index_at(sample.pts) <= self.video_index;
             if !in_time && self.waiting_audio.len() <= MAX_WAITING_AUDIO {
                 break;
             }
-            track.segmenter.push(self.waiting_audio.pop_front().expect("there is a front"), true);
+            let (sample, source_ms) = self.waiting_audio.pop_front().expect("there is a front");
+            self.audio_end = Some((source_ms, sample.pts + sample.duration));
+            track.segmenter.push(sample, true);
             publish(&self.plan, track);
         }
+    }
+}
+
+/// Remembers the first frame of a segment.
+fn note(boundaries: &mut BTreeMap<i64, (Ticks, i64)>, index: i64, pts: Ticks, source_ms: i64) {
+    let first = boundaries.entry(index).or_insert((pts, source_ms));
+    *first = (*first).min((pts, source_ms));
+    if boundaries.len() > MAX_BOUNDARIES {
+        boundaries.pop_first();
     }
 }
 

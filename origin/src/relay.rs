@@ -1,5 +1,6 @@
 //! The far end of ingest's relay: one session, from FLV bytes to published segments, and the acknowledgements back.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,7 +11,7 @@ use http_body_util::BodyExt;
 use media::codec::AudioConfig;
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
-use media::{Epoch, Sample, SegmentNumber};
+use media::{Epoch, Sample};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -19,12 +20,13 @@ use tracing::{debug, info, warn};
 use transcode::{Job, VideoSource};
 
 use crate::Shared;
+use crate::continuation::Continuation;
 use crate::error::{Error, Fault};
 use crate::feed::{self, Feed, Frame, Rules, Source};
 use crate::hls::Targets;
-use crate::live::Live;
+use crate::live::{Follow, Left, Live};
 use crate::metrics::{Kind, Reason};
-use crate::packager::{Packager, Plan, Published, part_target};
+use crate::packager::{Came, Packager, Plan, Published, part_target};
 use crate::repair::{Repair, Repairs, Times};
 
 /// Lines that wait for the POP to read them: one a second and run; a POP that is this far behind is gone.
@@ -43,7 +45,8 @@ const MAX_CLOCK_SKEW_MS: i64 = 60_000;
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 enum Line<'a> {
-    Published { published: u64, resume_ms: u32 },
+    Published { published: u64, resume_ms: u32, r#continue: &'a str },
+    Passed { published: u64, passed: u64, r#continue: &'a str },
     Error { error: &'a str, code: &'a str },
     End { end: bool },
 }
@@ -55,10 +58,8 @@ pub(crate) struct Request {
     pub(crate) session: String,
     /// When the POP received the first media of this body, milliseconds since 1970.
     pub(crate) received_unix_ms: i64,
-    /// Presentation time, as sent, before which all is published.
-    pub(crate) resume_ms: Option<u32>,
-    /// The newest segment that is published, by whichever origin.
-    pub(crate) published: Option<SegmentNumber>,
+    /// Where an origin said that the stream goes on.
+    pub(crate) next: Option<Continuation>,
 }
 
 /// Runs a session to its end. The stream was claimed by `grant`; `lines` go back to the POP.
@@ -88,12 +89,14 @@ pub(crate) async fn session<B>(
         request,
         lines: &lines,
         run: None,
-        published: None,
+        follow: Follow::Clock,
+        left: None,
+        tags: 0,
         received_bytes: 0,
         media_came: false,
         counted: Counted::default(),
     };
-    info!(epoch = session.grant.epoch, resume = session.request.resume_ms.is_some(), "session began");
+    info!(epoch = session.grant.epoch, resume = session.request.next.is_some(), "session began");
     let ended = session.relay(body, &shutdown).await;
     let (seconds, bytes) = (began.elapsed().as_secs_f64(), session.received_bytes);
     match &ended {
@@ -124,8 +127,12 @@ struct Session<'a> {
     rules: Rules,
     lines: &'a mpsc::Sender<Bytes>,
     run: Option<Run>,
-    /// Presentation time up to which the whole session is published.
-    published: Option<i64>,
+    /// What the next run is to follow.
+    follow: Follow,
+    /// Where a lost relay of this session can be taken up.
+    left: Option<Left>,
+    /// Tags of this body so far.
+    tags: u64,
     received_bytes: u64,
     media_came: bool,
     counted: Counted,
@@ -153,12 +160,17 @@ impl Session<'_> {
         if !self.shared.keep(self.live) {
             return Err(Error::Busy);
         }
-        if let Some((session, published_ms)) = writer.published.take()
-            && session == self.request.session
-        {
-            // The same broadcaster over a new relay: what its last relay brought is published, acknowledged or not.
-            self.request.resume_ms = Some(published_ms as u32);
-        }
+        let left = writer.left.take().filter(|(session, _)| *session == self.request.session);
+        self.follow = match (left, self.request.next) {
+            // The same broadcaster over a new relay, and no other origin in between: what its last relay brought is
+            // published, acknowledged or not.
+            (Some((_, left)), next) if next.is_none_or(|next| next.instance == self.shared.instance) => {
+                self.left = Some(left);
+                Follow::Left(left)
+            }
+            (_, Some(next)) => Follow::Handed(next),
+            (_, None) => Follow::Clock,
+        };
         let mut feed = Feed::new(self.rules);
         let relayed = self.take_in(&mut body, &mut feed, shutdown).await;
         if relayed.is_ok() {
@@ -168,9 +180,17 @@ impl Session<'_> {
             Ok(()) => self.feed_on(&mut feed).await,
             Err(error) => Err(error),
         };
-        // Whatever ended the session: what came is published, to the last frame.
-        let finished = self.finish_run().await;
-        writer.published = self.published.map(|published| (self.request.session.clone(), published));
+        // Whatever ended the session: what came is published. If it may come back, here or at another origin, as far as
+        // it came without a hole.
+        let lost = match &fed {
+            Err(Error::Relay(_) | Error::ShuttingDown) => true,
+            Err(Error::TakenOver) => {
+                self.shared.store.holder(&self.grant.stream) == Some(self.request.session.clone())
+            }
+            _ => false,
+        };
+        let finished = if lost { self.suspend_run().await } else { self.finish_run().await };
+        writer.left = self.left.filter(|_| lost).map(|left| (self.request.session.clone(), left));
         writer.grant = Some(self.grant.clone());
         self.count(&feed);
         fed.and(finished)
@@ -203,7 +223,8 @@ impl Session<'_> {
             self.shared.metrics.received_bytes.inc_by(data.len() as u64);
             decoder.push(&data);
             while let Some(tag) = decoder.poll()? {
-                if self.request.resume_ms.is_none()
+                self.tags += 1;
+                if self.request.next.is_none()
                     && !self.media_came
                     && !tag.is_config()
                     && tag.kind != TagKind::Script
@@ -263,7 +284,8 @@ impl Session<'_> {
                     self.shared.metrics.timeline_breaks.get_or_create(&Reason { reason: why }).inc();
                     info!(why, "the timeline breaks: a new run begins");
                     self.finish_run().await?;
-                    self.request.resume_ms = None;
+                    self.pass().await;
+                    (self.follow, self.left) = (Follow::Clock, None);
                     self.media_came = true;
                     self.request.received_unix_ms = unix_ms();
                     // Not a claim: a session that was fenced meanwhile must not take the stream back.
@@ -276,20 +298,31 @@ impl Session<'_> {
 
     fn start_run(&mut self, source: Source) -> Result<(), Error> {
         let config = &self.shared.config;
-        // As sent, times have 32 bits: the resume point is the one nearest to the first frame.
-        let zero_ms = self.request.resume_ms.map_or(source.first_ms, |resume| {
-            source.first_ms + i64::from(resume.wrapping_sub(source.first_ms as u32) as i32)
-        });
+        let follow = std::mem::replace(&mut self.follow, Follow::Clock);
+        // As sent, times have 32 bits: those nearest to the first frame are meant.
+        let near = |ms: u32| source.first_ms + i64::from(ms.wrapping_sub(source.first_ms as u32) as i32);
+        let (lead, audio_start) = match follow {
+            Follow::Clock => (None, None),
+            Follow::Left(left) => (Some(left.lead), left.audio),
+            Follow::Handed(next) => (next.lead, next.audio),
+        };
+        let lead = lead.map(|(ms, pts)| (near(ms), pts));
         // What came first is not what the run begins with, where a broadcaster begins between two keyframes.
         let now = unix_ms();
-        let unix_ms = self.request.received_unix_ms.saturating_add(zero_ms - source.came_ms);
+        let begins_ms = lead.map_or(source.first_ms, |(ms, _)| ms);
+        let unix_ms = self.request.received_unix_ms.saturating_add(begins_ms - source.came_ms);
         let unix_ms = unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
         let wanted = Targets {
             segment_duration: ticks(config.segment_duration),
             part_target: part_target(ticks(config.part_target), source.frame_rate),
         };
-        let after = self.request.published;
-        let place = self.live.place(unix_ms, self.request.resume_ms.is_some(), after, wanted);
+        let place = self.live.place(unix_ms, follow, wanted);
+        let followed = match follow {
+            Follow::Clock => false,
+            Follow::Left(left) => place.start == left.end,
+            Follow::Handed(_) => place.handed.is_some(),
+        };
+        let (zero_ms, base) = lead.filter(|_| followed).unwrap_or((source.first_ms, place.start));
         let video = source.video.as_ref().map(|config| VideoSource {
             codec: config.codec,
             record: config.record.clone(),
@@ -322,6 +355,8 @@ impl Session<'_> {
             first_segment = place.first.0,
             "run began"
         );
+        let audio_start =
+            audio_start.filter(|start| followed && recoder.is_none() && timescale == Some(start.timescale));
         let packager = Arc::new(Mutex::new(Packager::new(Plan {
             live: self.live.clone(),
             epoch: Epoch(self.grant.epoch),
@@ -331,9 +366,10 @@ impl Session<'_> {
             rungs: rungs.clone(),
             frame_rate: source.frame_rate,
             audio,
+            audio_continues: audio_start.is_some(),
+            instance: self.shared.instance,
             metrics: self.shared.metrics.clone(),
         })));
-        let frame_ms = source.frame_rate.map_or(1, |rate| (1000.0 / rate.fps()).round() as i64);
         let encoder = match video {
             None => None,
             Some(source) => {
@@ -346,37 +382,71 @@ impl Session<'_> {
             }
         };
         let recoder = recoder.map(|(input, output)| {
-            let start = Timescale::VIDEO.rescale(place.start, Timescale::OPUS);
+            let start = Timescale::VIDEO.rescale(base, Timescale::OPUS);
             let source_ms = move |pts| zero_ms + Timescale::OPUS.rescale(pts - start, Timescale::MILLIS);
             let publisher = publish_audio(output, source_ms, packager.clone(), self.lines.clone());
             Recoder { input, publisher: tokio::spawn(publisher) }
         });
         self.shared.metrics.runs.inc();
         self.counted.repairs = Repairs::default();
+        let mut repair = Repair::new(base, zero_ms, source.frame_rate, timescale);
+        if let Some(start) = audio_start {
+            repair.continue_audio(start.pts);
+        }
         self.run = Some(Run {
             packager,
             encoder,
             recoder,
-            repair: Repair::new(place.start, zero_ms, source.frame_rate, timescale),
+            repair,
             timescale,
             lines: self.lines.clone(),
-            frame_ms,
-            fed_until_ms: None,
+            audio_from_ms: audio_start.map(|start| near(start.source_ms)),
+            fed: VecDeque::new(),
         });
         Ok(())
     }
 
+    /// Tells the POP that what came before the tag that broke the timeline is published: from here on times mean
+    /// something else.
+    async fn pass(&self) {
+        let Some(number) = self.live.complete(Epoch(self.grant.epoch)) else { return };
+        let Some((anchor, breaks, end)) = self.live.line() else { return };
+        let next = Continuation {
+            instance: self.shared.instance,
+            first: number.next(),
+            start: end,
+            anchor,
+            breaks: breaks + 1,
+            lead: None,
+            audio: None,
+        };
+        let (published, passed, next) = (number.0, self.tags - 1, next.to_string());
+        self.last_line(&Line::Passed { published, passed, r#continue: &next }).await;
+    }
+
     async fn finish_run(&mut self) -> Result<(), Error> {
         let Some(run) = self.run.take() else { return Ok(()) };
+        self.count_repairs(&run);
+        let finished = run.finish().await;
+        self.shared.interrupted(self.live, false);
+        finished
+    }
+
+    async fn suspend_run(&mut self) -> Result<(), Error> {
+        let Some(run) = self.run.take() else { return Ok(()) };
+        self.count_repairs(&run);
+        let suspended = run.suspend().await;
+        self.shared.interrupted(self.live, true);
+        self.left = suspended?.or(self.left);
+        Ok(())
+    }
+
+    fn count_repairs(&mut self, run: &Run) {
         let repairs = run.repair.repairs();
         count_repairs(&self.shared.metrics, &mut self.counted.repairs, repairs);
         if repairs != Repairs::default() {
             debug!(?repairs, "frames were moved in time");
         }
-        self.published = run.fed_until_ms.or(self.published);
-        let finished = run.finish().await;
-        self.shared.interrupted(self.live);
-        finished
     }
 
     /// Waits for the POP to make room: this line must not be lost.
@@ -396,10 +466,10 @@ struct Run {
     /// Of the source's audio.
     timescale: Option<Timescale>,
     lines: mpsc::Sender<Bytes>,
-    /// Duration of a frame of video.
-    frame_ms: i64,
-    /// Where the next frame of the source would be shown.
-    fed_until_ms: Option<i64>,
+    /// Audio before is published.
+    audio_from_ms: Option<i64>,
+    /// The latest frames of video (audio-only: of audio): place at 90 kHz, source milliseconds.
+    fed: VecDeque<(Ticks, i64)>,
 }
 
 struct Encoder {
@@ -418,7 +488,7 @@ impl Run {
     async fn video(&mut self, frame: Frame) -> Result<(), Error> {
         let Some(encoder) = &mut self.encoder else { return Ok(()) };
         let Times { dts, pts, duration } = self.repair.video(frame.dts_ms, frame.pts_ms, frame.pts_nanos);
-        self.fed_until_ms = self.fed_until_ms.max(Some(frame.pts_ms + self.frame_ms));
+        remember(&mut self.fed, pts, frame.pts_ms);
         with(&self.packager, |packager| packager.source_video(pts, frame.pts_ms));
         let sample = Sample { dts, pts, duration, key: frame.key, data: frame.data };
         if encoder.input.send(sample).await.is_err() {
@@ -434,11 +504,13 @@ impl Run {
     /// Waits while the audio encoder is behind, if there is one.
     async fn audio(&mut self, frame: Frame) -> Result<(), Error> {
         let Some(timescale) = self.timescale else { return Ok(()) };
+        if self.audio_from_ms.is_some_and(|from| frame.dts_ms < from) {
+            return Ok(());
+        }
         let Some(times) = self.repair.audio(frame.dts_ms, frame.samples) else { return Ok(()) };
         let Times { dts, pts, duration } = times;
         if self.encoder.is_none() {
-            let lasts = timescale.rescale(duration, Timescale::MILLIS);
-            self.fed_until_ms = self.fed_until_ms.max(Some(frame.pts_ms + lasts));
+            remember(&mut self.fed, timescale.rescale(pts, Timescale::VIDEO), frame.pts_ms);
         }
         let sample = Sample { dts, pts, duration, key: true, data: frame.data };
         let Some(recoder) = &mut self.recoder else {
@@ -456,6 +528,22 @@ impl Run {
             };
         }
         Ok(())
+    }
+
+    /// Publishes what came without a hole, and says how far that is.
+    async fn suspend(self) -> Result<Option<Left>, Error> {
+        if let Some(Recoder { input, publisher }) = self.recoder {
+            drop(input);
+            publisher.await??;
+        }
+        if let Some(Encoder { input, publisher }) = self.encoder {
+            input.abandon();
+            publisher.await??;
+        }
+        let Some(Came { end, audio }) = with(&self.packager, Packager::suspend) else { return Ok(None) };
+        let lead = self.fed.iter().filter(|(pts, _)| *pts < end).max();
+        // As sent, times have 32 bits.
+        Ok(lead.map(|(pts, ms)| Left { lead: (*ms as u32, *pts), end, audio }))
     }
 
     /// Publishes what is still in the encoders, then completes the open segments.
@@ -477,6 +565,16 @@ impl Run {
         with(&self.packager, Packager::finish);
         encoded.and(recoded)
     }
+}
+
+/// Enough to find the last frame that is published, however many are on their way through decoder and encoders.
+const MAX_FED: usize = 512;
+
+fn remember(fed: &mut VecDeque<(Ticks, i64)>, pts: Ticks, source_ms: i64) {
+    if fed.len() >= MAX_FED {
+        fed.pop_front();
+    }
+    fed.push_back((pts, source_ms));
 }
 
 /// Takes what the encoders give until they end.
@@ -544,8 +642,11 @@ fn with<T>(packager: &Mutex<Packager>, act: impl FnOnce(&mut Packager) -> T) -> 
 }
 
 fn acknowledge(lines: &mpsc::Sender<Bytes>, published: Option<Published>) {
-    if let Some(Published { number, resume_ms }) = published {
-        send_line(lines, &Line::Published { published: number.0, resume_ms: resume_ms as u32 });
+    if let Some(Published { number, resume_ms, next }) = published {
+        let next = next.to_string();
+        // As sent, times have 32 bits.
+        let line = Line::Published { published: number.0, resume_ms: resume_ms as u32, r#continue: &next };
+        send_line(lines, &line);
     }
 }
 
@@ -574,7 +675,7 @@ pub(crate) fn unix_ms() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::{HashMap, VecDeque};
+    use std::collections::HashMap;
     use std::pin::Pin;
     use std::task::{Context, Poll};
 
@@ -629,6 +730,7 @@ mod tests {
             hubs: std::sync::Mutex::default(),
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            instance: 1,
         })
     }
 
@@ -638,12 +740,7 @@ mod tests {
         let name = "demo".parse().unwrap();
         let live = shared.stream_for_publishing(&name).unwrap();
         for (frames, breaks) in [(0..200, true), (150..333, true), (300..500, false)] {
-            let request = Request {
-                session: "s1".into(),
-                received_unix_ms: unix_ms(),
-                resume_ms: (frames.start > 0).then_some(0),
-                published: None,
-            };
+            let request = Request { session: "s1".into(), received_unix_ms: unix_ms(), next: None };
             let grant = shared.store.claim("demo", "s1");
             let (lines, _answer) = mpsc::channel(LINE_QUEUE);
             let body = audio_relay(frames, breaks);

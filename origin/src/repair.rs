@@ -87,6 +87,13 @@ impl Repair {
         Self { base, zero_ms, rate, grid_zero: base, recent, last_dts: None, audio, repairs }
     }
 
+    /// Audio goes on at `pts` (in its timescale), which its first frame is close to.
+    pub fn continue_audio(&mut self, pts: Ticks) {
+        if let Some(clock) = &mut self.audio {
+            clock.next = Some(pts);
+        }
+    }
+
     /// Times of a video frame, 90 kHz. `pts_nanos` is what it is shown later than the milliseconds say.
     pub fn video(&mut self, dts_ms: i64, pts_ms: i64, pts_nanos: u32) -> Times {
         let raw = self.base + (pts_ms - self.zero_ms) * 90 + Ticks::from(pts_nanos) * 90 / 1_000_000;

@@ -47,6 +47,7 @@ pub struct Part {
 /// `start + k * segment_duration ..`, all in the track's timescale.
 #[derive(Debug)]
 pub struct Segmenter {
+    timescale: Timescale,
     start: Ticks,
     segment_duration: Ticks,
     part_target: Ticks,
@@ -79,6 +80,7 @@ impl Segmenter {
     ) -> Self {
         let ticks = |video: Ticks| Timescale::VIDEO.rescale(video, timescale);
         Self {
+            timescale,
             start: ticks(start),
             segment_duration: ticks(segment_duration),
             part_target: ticks(part_target),
@@ -93,6 +95,11 @@ impl Segmenter {
             late: 0,
             events: VecDeque::new(),
         }
+    }
+
+    /// Ticks per second of its samples.
+    pub fn timescale(&self) -> Timescale {
+        self.timescale
     }
 
     /// The newest segment that was opened or given up, counted from the run's first.
@@ -140,16 +147,29 @@ impl Segmenter {
 
     /// The run is over: what is open is completed as it is.
     pub fn finish(&mut self) {
-        if let Some(mut pending) = self.pending.take() {
-            pending.duration = self.part.last().map_or(self.part_target, |last| last.duration).max(1);
-            self.place(pending, true);
-        }
+        self.flush();
         self.close();
+    }
+
+    /// The run is over for now: what came is cut as a part, the segment stays open.
+    pub fn suspend(&mut self) {
+        self.flush();
+        if !self.part.is_empty() {
+            self.end_part();
+        }
     }
 
     /// The next event, in order.
     pub fn poll(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Places a sample whose duration nobody will tell.
+    fn flush(&mut self) {
+        if let Some(mut pending) = self.pending.take() {
+            pending.duration = self.part.last().map_or(self.part_target, |last| last.duration).max(1);
+            self.place(pending, true);
+        }
     }
 
     fn number(&self, index: i64) -> SegmentNumber {

@@ -150,6 +150,11 @@ impl Node {
         self.child.wait().unwrap();
     }
 
+    /// Still there, but it does nothing any more.
+    pub fn freeze(&self) {
+        signal(&self.child, "-STOP");
+    }
+
     /// SIGTERM; the exit status and how long it took.
     pub fn stop(mut self) -> (std::process::ExitStatus, Duration) {
         let began = Instant::now();
@@ -173,7 +178,11 @@ impl Drop for Node {
 
 /// SIGTERM.
 pub fn terminate(child: &Child) {
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    signal(child, "-TERM");
+}
+
+fn signal(child: &Child, signal: &str) {
+    let killed = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
 }
 

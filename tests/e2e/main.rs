@@ -9,6 +9,7 @@ mod bad_input;
 mod browser;
 mod cli;
 mod encoders;
+mod failover;
 mod fleet;
 #[expect(dead_code, reason = "other tests read durations too")]
 #[path = "../kit/fragments.rs"]

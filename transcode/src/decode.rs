@@ -1,5 +1,7 @@
 //! The decoding thread: access units in, pictures with their times out to the largest rung.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use media::Sample;
 use tokio::sync::mpsc::Receiver;
@@ -19,11 +21,13 @@ pub(crate) struct AccessUnit {
     pub(crate) record: Option<Bytes>,
 }
 
-/// Decodes until the input ends or nobody wants the result.
+/// Decodes until the input ends or nobody wants the result. An input that ends because it was `abandoned` leaves what
+/// the decoder holds.
 pub(crate) fn run(
     decoder: Decoder,
     timeline: Timeline,
     mut input: Receiver<AccessUnit>,
+    abandoned: &AtomicBool,
     pictures: Pictures,
     events: Events,
 ) -> Result<(), Stop> {
@@ -34,6 +38,9 @@ pub(crate) fn run(
         }
         stage.record = record.or(stage.record);
         stage.push(&sample)?;
+    }
+    if abandoned.load(Ordering::Acquire) {
+        return Ok(());
     }
     stage.finish()
 }

@@ -13,6 +13,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -139,12 +140,20 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     let Some(first) = next else { unreachable!("a valid job has a rung") };
     let outlet = Events { events: events.clone(), metrics };
     let timeline = Timeline::new(job.start, job.segment_duration);
+    let abandoned = Arc::new(AtomicBool::new(false));
+    let abandon = abandoned.clone();
     threads.handles.push(crew.spawn("tc-decode".to_owned(), events, move || {
-        decode::run(decoder, timeline, access_units, first, outlet)
+        decode::run(decoder, timeline, access_units, &abandoned, first, outlet)
     })?);
     let threads = Arc::new(threads);
     Ok((
-        Input { access_units: input, codec: job.source.codec, record: None, _threads: threads.clone() },
+        Input {
+            access_units: input,
+            codec: job.source.codec,
+            record: None,
+            abandoned: abandon,
+            _threads: threads.clone(),
+        },
         Output { events: output, crew, ended: false, _threads: threads },
     ))
 }
@@ -157,10 +166,17 @@ pub struct Input {
     codec: VideoCodec,
     /// Parameter sets to go with the next access unit.
     record: Option<Bytes>,
+    abandoned: Arc<AtomicBool>,
     _threads: Arc<Threads>,
 }
 
 impl Input {
+    /// Ends the job where the source broke off. Pictures that the decoder holds back until it has seen those shown before
+    /// them do not come out: all that does is shown without a hole, and the source can be taken up behind it.
+    pub fn abandon(self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
     /// Sends one access unit: as its codec has them in MP4 (NAL units are length-prefixed), times in ticks of 1/90000 s, in
     /// decode order, starting with a keyframe. Waits while the queue is full, that is until [`Output`] has
     /// been read far enough: read it in another task. If dropped midway, the sample is not sent.

@@ -8,15 +8,20 @@ use serde::Deserialize;
 /// Longest line: an error of a few hundred bytes.
 const MAX_LINE_BYTES: usize = 4096;
 
+/// Longest text that is passed on to the next origin.
+pub const MAX_CONTINUE_BYTES: usize = 512;
+
 /// One line of the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
-    /// Everything that is shown before `resume_ms` is published.
+    /// A segment is published, and all before it.
     Published {
-        /// The newest published segment.
+        /// Its number.
         segment: u64,
-        /// FLV milliseconds as the broadcaster sent them; 32 bits that wrap.
-        resume_ms: u32,
+        /// What is published by now.
+        until: Until,
+        /// What to tell the next origin: text of at most [`MAX_CONTINUE_BYTES`] printable characters.
+        next: String,
     },
     /// The origin will not have this stream: the broadcaster's fault, final.
     Refused {
@@ -27,6 +32,15 @@ pub enum Answer {
     },
     /// The request body ended and all of it is published.
     End,
+}
+
+/// How far an acknowledgement reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Everything that is shown before this time: FLV milliseconds as the broadcaster sent them; 32 bits that wrap.
+    Shown(u32),
+    /// So many tags from the beginning of this body: times behind them are of another clock.
+    Tags(u64),
 }
 
 /// Cuts the answer's body into lines. Holds at most one line.
@@ -40,6 +54,8 @@ pub struct AnswerReader {
 struct Line {
     published: Option<u64>,
     resume_ms: Option<u32>,
+    passed: Option<u64>,
+    r#continue: Option<String>,
     error: Option<String>,
     code: Option<String>,
     end: Option<bool>,
@@ -78,8 +94,13 @@ fn parse(line: &[u8]) -> Result<Answer, String> {
             Ok(Answer::Refused { code: code.unwrap_or_else(|| super::REJECTED.into()), reason })
         }
         Line { end: Some(true), .. } => Ok(Answer::End),
-        Line { published: Some(segment), resume_ms: Some(resume_ms), .. } => {
-            Ok(Answer::Published { segment, resume_ms })
+        Line { published: Some(segment), resume_ms, passed, r#continue: Some(next), .. } => {
+            if next.len() > MAX_CONTINUE_BYTES || !next.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+                return Err(format!("answer line {} cannot be passed on", shown()));
+            }
+            let until = resume_ms.map(Until::Shown).or(passed.map(Until::Tags));
+            let until = until.ok_or_else(|| format!("answer line {} says nothing", shown()))?;
+            Ok(Answer::Published { segment, until, next })
         }
         _ => Err(format!("answer line {} says nothing", shown())),
     }
@@ -99,11 +120,13 @@ mod tests {
 
     #[test]
     fn lines_are_read_however_they_are_cut() {
-        let text = b"{\"published\":7,\"resume_ms\":4294967295}\n\r\n{\"error\":\"no keyframe\",\
+        let text = b"{\"published\":7,\"resume_ms\":4294967295,\"continue\":\"1 2\"}\n\r\n\
+            {\"published\":7,\"passed\":9,\"continue\":\"3\"}\n{\"error\":\"no keyframe\",\
             \"code\":\"NetStream.Publish.Rejected\",\"more\":[1]}\n{\"end\":true}\n{\"end\"";
         for step in [1, 3, 1000] {
             let expected = [
-                Answer::Published { segment: 7, resume_ms: u32::MAX },
+                Answer::Published { segment: 7, until: Until::Shown(u32::MAX), next: "1 2".into() },
+                Answer::Published { segment: 7, until: Until::Tags(9), next: "3".into() },
                 Answer::Refused { code: "NetStream.Publish.Rejected".into(), reason: "no keyframe".into() },
                 Answer::End,
             ];
@@ -116,6 +139,8 @@ mod tests {
         for (text, problem) in [
             (&b"<html>\n"[..], "answer line <html>: expected value"),
             (b"{\"published\":1}\n", "says nothing"),
+            (b"{\"published\":1,\"continue\":\"1\"}\n", "says nothing"),
+            (b"{\"published\":1,\"passed\":1,\"continue\":\"a\\nb\"}\n", "cannot be passed on"),
             (b"{\"published\":-1,\"resume_ms\":0}\n", "invalid value"),
             (&[b'x'; 5000], "answer line exceeds 4096 bytes"),
         ] {

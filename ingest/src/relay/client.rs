@@ -1,7 +1,7 @@
 //! The relay's sockets: one HTTP/2 connection per attempt, driven by [`Handover`].
 
 use std::error::Error as StdError;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use cluster::Node;
@@ -21,7 +21,9 @@ use tracing::{debug, info, warn};
 
 use super::answer::{Answer, AnswerReader};
 use super::body::{self, PIECE_BYTES, Piece, RelayBody};
-use super::handover::{Action, Handover, Outcome, Resume};
+use super::budget::Budget;
+use super::handover::{Action, Handover, Outcome};
+use super::passed_over::PassedOver;
 use crate::metrics::Metrics;
 use crate::{config, stream_key::StreamKey};
 
@@ -41,6 +43,8 @@ pub struct Relays {
     origins: cluster::Ring,
     tls: Arc<rustls::ClientConfig>,
     metrics: Metrics,
+    budget: Arc<Budget>,
+    passed_over: Arc<Mutex<PassedOver>>,
 }
 
 /// One session's relay. Dropping it cuts the connection without ending the body.
@@ -87,20 +91,25 @@ impl Relays {
     ) -> Relays {
         let mut tls = tls.clone();
         tls.alpn_protocols = vec![b"h2".to_vec()];
-        Relays { rules, origins, tls: Arc::new(tls), metrics }
+        let budget = Arc::new(Budget::new(rules.total_buffer.as_u64(), metrics.buffered_bytes.clone()));
+        Relays { rules, origins, tls: Arc::new(tls), metrics, budget, passed_over: Arc::default() }
+    }
+
+    fn passed_over(&self) -> MutexGuard<'_, PassedOver> {
+        self.passed_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins to relay the stream of `key` for the session named `session`.
     pub fn open(&self, key: &StreamKey, session: &str) -> Relay {
-        let origins = self.origins.candidates(key.stream.as_str());
+        let origins = self.passed_over().order(now(), self.origins.candidates(key.stream.as_str()));
         let request = RequestHead {
             stream: key.stream.clone(),
             authorization: secret(&format!("Bearer {}", key.token)),
             session: secret(session),
             tls: self.tls.clone(),
         };
-        let handover =
-            Handover::new(self.rules.clone(), origins.len(), u64::from_le_bytes(crate::random()), now());
+        let seed = u64::from_le_bytes(crate::random());
+        let handover = Handover::new(self.rules.clone(), origins.len(), self.budget.clone(), seed, now());
         Relay {
             handover,
             origins,
@@ -140,11 +149,11 @@ impl Relay {
         loop {
             while let Some(action) = self.handover.poll() {
                 match action {
-                    Action::Open { candidate, received_ms, resume } => {
-                        self.open(candidate, received_ms, resume);
-                    }
-                    Action::Abandon => {
-                        self.link = None;
+                    Action::Open { candidate, received_ms, next } => self.open(candidate, received_ms, next),
+                    Action::Abandon { failed } => {
+                        if let Some(link) = self.link.take().filter(|_| failed) {
+                            self.shared.passed_over().handle_failure(now(), &link.origin);
+                        }
                         self.shared.metrics.abandoned_attempts.inc();
                         debug!(error = self.handover.last_error(), "relay attempt abandoned");
                     }
@@ -186,15 +195,24 @@ impl Relay {
         tokio::select! {
             biased;
             report = link.reports.recv() => match report {
-                Some(Report::Status(status, text)) => self.handover.handle_status(now(), status, &text),
+                Some(Report::Status { status, text, owner }) => {
+                    if status == 200 {
+                        self.shared.passed_over().handle_answer(&link.origin);
+                    }
+                    let owner = owner.and_then(|owner| self.origins.iter().position(|node| node.name == owner));
+                    self.handover.handle_status(now(), status, &text, owner);
+                    let replays = self.handover.replays();
+                    self.shared.metrics.replays.inc_by(replays - self.counted.replays);
+                    self.counted.replays = replays;
+                }
                 Some(Report::Answer(answer)) => {
                     if let Answer::Published { .. } = answer {
                         self.shared.metrics.acknowledgements.inc();
                     }
                     self.handover.handle_answer(now(), answer);
                 }
-                Some(Report::Lost(reason)) => self.handover.handle_lost(now(), reason),
-                None => self.handover.handle_lost(now(), "relay task ended".into()),
+                Some(Report::Lost { reason, torn }) => self.handover.handle_lost(now(), reason, torn),
+                None => self.handover.handle_lost(now(), "relay task ended".into(), true),
             },
             room = link.body.reserve(), if (has_unsent || complete) && !link.ended => match room {
                 Ok(room) if complete => {
@@ -214,29 +232,24 @@ impl Relay {
         }
     }
 
-    fn open(&mut self, candidate: usize, received_ms: Option<u64>, resume: Option<Resume>) {
+    fn open(&mut self, candidate: usize, received_ms: Option<u64>, next: Option<Arc<str>>) {
         let node = self.origins[candidate].clone();
-        if self.handover.replays() > self.counted.replays {
-            self.counted.replays = self.handover.replays();
-            self.shared.metrics.replays.inc();
+        if self.handover.has_started() {
             let error = self.handover.last_error();
-            info!(
-                origin = node.name,
-                resume_ms = resume.map(|resume| resume.ms),
-                error,
-                "relaying once more to the next origin"
-            );
+            info!(origin = node.name, acknowledged = next.is_some(), error, "relaying once more");
         } else {
             debug!(origin = node.name, "relaying");
         }
         // Before the first tag has come, now is the best that can be said.
         let received_ms = received_ms.unwrap_or_else(unix_ms);
-        self.link = Some(Link::open(node, self.request.clone(), received_ms, resume));
+        self.link = Some(Link::open(node, self.request.clone(), received_ms, next));
     }
 }
 
 /// One attempt: a task that owns the connection, and the two channels to it.
 struct Link {
+    origin: String,
+
     body: mpsc::Sender<Piece>,
     ended: bool,
     reports: mpsc::Receiver<Report>,
@@ -245,26 +258,28 @@ struct Link {
 }
 
 enum Report {
-    Status(u16, String),
+    Status { status: u16, text: String, owner: Option<String> },
     Answer(Answer),
-    Lost(String),
+    Lost { reason: String, torn: bool },
 }
 
 impl Link {
-    fn open(node: Arc<Node>, head: Arc<RequestHead>, received_ms: u64, resume: Option<Resume>) -> Link {
+    fn open(node: Arc<Node>, head: Arc<RequestHead>, received_ms: u64, next: Option<Arc<str>>) -> Link {
         let (body, request_body) = body::channel();
         let (reporter, reports) = mpsc::channel(REPORTS);
         let mut task = JoinSet::new();
+        let origin = node.name.clone();
         task.spawn(async move {
-            let ended = converse(&node, &head, received_ms, resume, request_body, &reporter).await;
-            let reason = match ended {
-                Ok(()) => "origin ended its answer".into(),
-                Err(error) => net::chain(error.as_ref()),
+            let ended = converse(&node, &head, received_ms, next, request_body, &reporter).await;
+            let (reason, torn) = match ended {
+                Ok(()) => ("origin ended its answer".into(), false),
+                Err(error) => (net::chain(error.as_ref()), true),
             };
             // The receiver may be gone: then nobody asks.
-            let _ = reporter.send(Report::Lost(format!("{} ({}): {reason}", node.name, node.address))).await;
+            let reason = format!("{} ({}): {reason}", node.name, node.address);
+            let _ = reporter.send(Report::Lost { reason, torn }).await;
         });
-        Link { body, ended: false, reports, _task: task }
+        Link { origin, body, ended: false, reports, _task: task }
     }
 }
 
@@ -275,7 +290,7 @@ async fn converse(
     node: &Node,
     head: &RequestHead,
     received_ms: u64,
-    resume: Option<Resume>,
+    next: Option<Arc<str>>,
     request_body: RelayBody,
     reporter: &mpsc::Sender<Report>,
 ) -> Result<(), BoxError> {
@@ -294,11 +309,12 @@ async fn converse(
         .handshake(TokioIo::new(stream))
         .await?;
     let conversation = async {
-        let request = head.request(node, received_ms, resume, request_body)?;
+        let request = head.request(node, received_ms, next.as_deref(), request_body)?;
         let (parts, mut answer) = sender.send_request(request).await?.into_parts();
         let status = parts.status.as_u16();
         let text = if status == 200 { String::new() } else { first_line(&mut answer).await };
-        reporter.send(Report::Status(status, text)).await?;
+        let owner = parts.headers.get("rooftop-owner").and_then(|name| name.to_str().ok()).map(str::to_owned);
+        reporter.send(Report::Status { status, text, owner }).await?;
         let mut reader = AnswerReader::default();
         while let Some(frame) = answer.frame().await {
             if let Some(bytes) = frame?.data_ref() {
@@ -327,7 +343,7 @@ impl RequestHead {
         &self,
         node: &Node,
         received_ms: u64,
-        resume: Option<Resume>,
+        next: Option<&str>,
         body: RelayBody,
     ) -> Result<Request<RelayBody>, BoxError> {
         let path = format!("/relay/{}", self.stream);
@@ -340,8 +356,8 @@ impl RequestHead {
             .header(header::CONTENT_TYPE, "video/x-flv")
             .header("rooftop-session", &self.session)
             .header("rooftop-received", received_ms);
-        if let Some(Resume { published, ms }) = resume {
-            request = request.header("rooftop-resume", ms).header("rooftop-published", published);
+        if let Some(next) = next {
+            request = request.header("rooftop-continue", next);
         }
         Ok(request.body(body)?)
     }

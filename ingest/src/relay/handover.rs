@@ -4,6 +4,7 @@
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,21 +12,13 @@ use media::flv::{Tag, TagKind};
 
 use super::REJECTED;
 use super::answer::Answer;
-use super::replay::Replay;
+use super::budget::Budget;
+use super::replay::{Bounds, Replay};
 use crate::config;
 
 /// A pause of the broadcaster counts this much of the acknowledgement timeout and no more: an origin cannot publish
 /// what has not come.
 const MAX_COUNTED_GAP: Duration = Duration::from_secs(1);
-
-/// Where a replay goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Resume {
-    /// The newest published segment.
-    pub published: u64,
-    /// Everything shown before is published, milliseconds as the broadcaster sent them.
-    pub ms: u32,
-}
 
 /// What the shell is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,11 +29,14 @@ pub enum Action {
         candidate: usize,
         /// Unix milliseconds of the first media tag that the body will have, if there is one yet.
         received_ms: Option<u64>,
-        /// Everything shown before is published.
-        resume: Option<Resume>,
+        /// What the last origin said about where the stream goes on.
+        next: Option<Arc<str>>,
     },
     /// Cut the connection of the last `Open`, its body not ended.
-    Abandon,
+    Abandon {
+        /// The origin failed, or could not take the stream: others should not count on it for a while.
+        failed: bool,
+    },
     /// Tell the broadcaster that it may send.
     Started,
     /// All is done.
@@ -75,6 +71,14 @@ pub struct Handover {
     actions: VecDeque<Action>,
     /// The candidate of the next attempt.
     next: usize,
+    /// The candidate of the last attempt.
+    asked: usize,
+    /// The candidate that took the stream last.
+    taken_by: Option<usize>,
+    /// Since the last acknowledgement the same origin was asked again at once.
+    asked_again: bool,
+    /// Since an origin took the stream another was asked because it was said to own it.
+    followed: bool,
     /// Attempts in a row that came to nothing.
     failures: usize,
     /// All of these said that the stream is not for them or that they are full: asking again is of no use.
@@ -86,7 +90,7 @@ pub struct Handover {
     finishing: bool,
     /// After the broadcaster's end: when an origin that is silent is given up for the next.
     silent_at: Option<Instant>,
-    resume: Option<Resume>,
+    began: Instant,
     last_arrival: Option<Instant>,
     /// How long media has come without an acknowledgement.
     unacknowledged: Duration,
@@ -106,9 +110,20 @@ enum Phase {
 }
 
 impl Handover {
-    /// Begins with the first of `candidates`. `seed` spreads the pauses of many sessions.
-    pub fn new(rules: config::Relay, candidates: usize, seed: u64, now: Instant) -> Handover {
-        let replay = Replay::new(usize::try_from(rules.buffer.as_u64()).unwrap_or(usize::MAX));
+    /// Begins with the first of `candidates`. `seed` spreads the pauses of many sessions, which share `budget`.
+    pub fn new(
+        rules: config::Relay,
+        candidates: usize,
+        budget: Arc<Budget>,
+        seed: u64,
+        now: Instant,
+    ) -> Handover {
+        let replay = Replay::new(Bounds {
+            bytes: usize::try_from(rules.buffer.as_u64()).unwrap_or(usize::MAX),
+            duration: rules.buffer_duration,
+            history: rules.history,
+            budget,
+        });
         let deadline = Some(now + rules.publish_timeout);
         let mut handover = Handover {
             rules,
@@ -117,6 +132,10 @@ impl Handover {
             phase: Phase::Waiting(now),
             actions: VecDeque::new(),
             next: 0,
+            asked: 0,
+            taken_by: None,
+            asked_again: false,
+            followed: false,
             failures: 0,
             declined: 0,
             jitter: seed | 1,
@@ -124,7 +143,7 @@ impl Handover {
             deadline,
             finishing: false,
             silent_at: None,
-            resume: None,
+            began: now,
             last_arrival: None,
             unacknowledged: Duration::ZERO,
             replays: 0,
@@ -141,7 +160,7 @@ impl Handover {
     /// A tag from the broadcaster, received at unix time `received_ms`.
     pub fn push(&mut self, now: Instant, received_ms: u64, tag: Tag) {
         let media = tag.kind != TagKind::Script && !tag.is_config();
-        self.replay.push(tag, received_ms);
+        self.replay.push(tag, received_ms, now.saturating_duration_since(self.began));
         if !media {
             return;
         }
@@ -164,26 +183,31 @@ impl Handover {
         if self.started {
             self.expect_end(now);
         } else {
-            self.abandon();
+            self.abandon(false);
             self.over(Outcome::Ended);
         }
     }
 
-    /// The origin answered with this status; for all but 200, `text` is the first line of the body.
-    pub fn handle_status(&mut self, now: Instant, status: u16, text: &str) {
+    /// The origin answered with this status; for all but 200, `text` is the first line of the body, and `owner` the
+    /// candidate that it says has the stream.
+    pub fn handle_status(&mut self, now: Instant, status: u16, text: &str, owner: Option<usize>) {
         if !matches!(self.phase, Phase::Opening(_)) {
             return;
         }
         match status {
             200 => {
                 self.phase = Phase::Open;
+                self.taken_by = Some(self.asked);
+                self.followed = false;
                 self.unacknowledged = Duration::ZERO;
                 if self.finishing {
                     self.silent_at = Some(now + self.rules.end_timeout / 2);
                 } else {
                     self.deadline = None;
                 }
-                if !std::mem::replace(&mut self.started, true) {
+                if std::mem::replace(&mut self.started, true) {
+                    self.replays += 1;
+                } else {
                     self.actions.push_back(Action::Started);
                 }
             }
@@ -191,9 +215,21 @@ impl Handover {
                 let reason = if text.is_empty() { format!("origin answered {status}") } else { text.into() };
                 self.refused(REJECTED.into(), reason);
             }
+            421 if owner.is_some_and(|owner| owner != self.asked && owner < self.candidates)
+                && !std::mem::replace(&mut self.followed, true) =>
+            {
+                self.last_error = format!("origin answered 421 {text}").trim_end().into();
+                self.abandon(false);
+                self.ask(now, owner.unwrap_or_default());
+            }
             _ => {
                 self.declined += usize::from(matches!(status, 421 | 503));
-                self.failed(now, format!("origin answered {status} {text}").trim_end().into());
+                // Below 500 it is the stream or the request that it will not have.
+                self.failed_here(
+                    now,
+                    format!("origin answered {status} {text}").trim_end().into(),
+                    status >= 500,
+                );
             }
         }
     }
@@ -204,9 +240,9 @@ impl Handover {
             return;
         }
         match answer {
-            Answer::Published { segment, resume_ms } => {
-                self.replay.acknowledge(resume_ms);
-                self.resume = Some(Resume { published: segment, ms: resume_ms });
+            Answer::Published { segment, until, next } => {
+                self.replay.acknowledge(segment, until, next.into());
+                self.asked_again = false;
                 self.unacknowledged = Duration::ZERO;
                 self.failures = 0;
                 self.declined = 0;
@@ -220,10 +256,18 @@ impl Handover {
         }
     }
 
-    /// The attempt cannot go on.
-    pub fn handle_lost(&mut self, now: Instant, reason: String) {
-        if matches!(self.phase, Phase::Opening(_) | Phase::Open) {
-            self.failed(now, reason);
+    /// The attempt cannot go on. An origin that had taken the stream is asked once more before the others if the
+    /// connection broke (`torn`): it may still have everything. One that ended its answer goes away.
+    pub fn handle_lost(&mut self, now: Instant, reason: String, torn: bool) {
+        match self.phase {
+            Phase::Open if torn && !std::mem::replace(&mut self.asked_again, true) => {
+                self.abandon(true);
+                self.last_error = reason;
+                self.expect_an_origin(now);
+                self.ask(now, self.asked);
+            }
+            Phase::Opening(_) | Phase::Open => self.failed(now, reason),
+            Phase::Waiting(_) | Phase::Over => {}
         }
     }
 
@@ -231,7 +275,7 @@ impl Handover {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.phase != Phase::Over && self.deadline.is_some_and(|deadline| deadline <= now) {
             let reason = self.lost_reason();
-            self.abandon();
+            self.abandon(true);
             return self.over(Outcome::Lost { reason });
         }
         match self.phase {
@@ -281,6 +325,11 @@ impl Handover {
         &self.replay
     }
 
+    /// Whether an origin has taken the stream.
+    pub fn has_started(&self) -> bool {
+        self.started
+    }
+
     /// How often the stream was begun anew after an origin had taken it.
     pub fn replays(&self) -> u64 {
         self.replays
@@ -298,23 +347,36 @@ impl Handover {
     }
 
     fn attempt(&mut self, now: Instant) {
-        self.replay.rewind();
         let candidate = self.next;
         self.next = (self.next + 1) % self.candidates;
-        self.replays += u64::from(self.started);
-        self.phase = Phase::Opening(now + self.rules.open_timeout);
-        let received_ms = self.replay.received_ms();
-        // Before the first acknowledgement there is nothing to resume at: all of it is sent again.
-        self.actions.push_back(Action::Open { candidate, received_ms, resume: self.resume });
+        self.ask(now, candidate);
     }
 
-    fn failed(&mut self, now: Instant, reason: String) {
-        self.abandon();
-        self.last_error = reason;
-        self.failures += 1;
+    fn ask(&mut self, now: Instant, candidate: usize) {
+        self.asked = candidate;
+        let next = self.replay.rewind(self.taken_by == Some(candidate));
+        self.phase = Phase::Opening(now + self.rules.open_timeout);
+        let received_ms = self.replay.received_ms();
+        // Before the first acknowledgement there is nothing to go on from: all of it is sent again.
+        self.actions.push_back(Action::Open { candidate, received_ms, next });
+    }
+
+    /// A stream that was taken is without an origin: not for ever.
+    fn expect_an_origin(&mut self, now: Instant) {
         if self.started && self.deadline.is_none() {
             self.deadline = Some(now + self.rules.give_up);
         }
+    }
+
+    fn failed(&mut self, now: Instant, reason: String) {
+        self.failed_here(now, reason, true);
+    }
+
+    fn failed_here(&mut self, now: Instant, reason: String, blame: bool) {
+        self.abandon(blame);
+        self.last_error = reason;
+        self.failures += 1;
+        self.expect_an_origin(now);
         let (in_round, rounds) = (self.failures % self.candidates, self.failures / self.candidates);
         if in_round != 0 {
             return self.attempt(now);
@@ -348,14 +410,14 @@ impl Handover {
     }
 
     fn refused(&mut self, code: String, reason: String) {
-        self.abandon();
+        self.abandon(false);
         self.last_error.clone_from(&reason);
         self.over(Outcome::Refused { code, reason });
     }
 
-    fn abandon(&mut self) {
+    fn abandon(&mut self, failed: bool) {
         if matches!(self.phase, Phase::Opening(_) | Phase::Open) {
-            self.actions.push_back(Action::Abandon);
+            self.actions.push_back(Action::Abandon { failed });
         }
     }
 
@@ -368,6 +430,7 @@ impl Handover {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::answer::Until;
 
     fn second(n: u64) -> Duration {
         Duration::from_secs(n)
@@ -383,22 +446,23 @@ mod tests {
         fn new(candidates: usize) -> World {
             #[expect(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
             let now = Instant::now();
-            World { handover: Handover::new(config::Relay::default(), candidates, 42, now), now }
+            let budget = Arc::new(Budget::new(1 << 40, Default::default()));
+            World { handover: Handover::new(config::Relay::default(), candidates, budget, 42, now), now }
         }
 
         fn started(candidates: usize) -> World {
             let mut world = World::new(candidates);
-            world.handover.handle_status(world.now, 200, "");
+            world.handover.handle_status(world.now, 200, "", None);
             assert_eq!(world.actions(), ["open 0 -", "started"]);
             world
         }
 
         fn actions(&mut self) -> Vec<String> {
             let show = |action| match action {
-                Action::Open { candidate, resume, .. } => {
-                    format!("open {candidate} {}", resume.map_or("-".into(), |resume| resume.ms.to_string()))
+                Action::Open { candidate, next, .. } => {
+                    format!("open {candidate} {}", next.as_deref().unwrap_or("-"))
                 }
-                Action::Abandon => "abandon".into(),
+                Action::Abandon { .. } => "abandon".into(),
                 Action::Started => "started".into(),
                 Action::Over(Outcome::Ended) => "ended".into(),
                 Action::Over(Outcome::Refused { code, reason }) => format!("refused {code}: {reason}"),
@@ -408,17 +472,23 @@ mod tests {
         }
 
         fn status(&mut self, status: u16, text: &str) -> Vec<String> {
-            self.handover.handle_status(self.now, status, text);
+            self.handover.handle_status(self.now, status, text, None);
+            self.actions()
+        }
+
+        fn owned_by(&mut self, owner: usize) -> Vec<String> {
+            self.handover.handle_status(self.now, 421, "another has it", Some(owner));
             self.actions()
         }
 
         fn lost(&mut self) -> Vec<String> {
-            self.handover.handle_lost(self.now, "reset".into());
+            self.handover.handle_lost(self.now, "reset".into(), true);
             self.actions()
         }
 
         fn published(&mut self, resume_ms: u32) {
-            self.handover.handle_answer(self.now, Answer::Published { segment: 0, resume_ms });
+            let (until, next) = (Until::Shown(resume_ms), resume_ms.to_string());
+            self.handover.handle_answer(self.now, Answer::Published { segment: 0, until, next });
         }
 
         /// Goes to the next timeout.
@@ -459,6 +529,7 @@ mod tests {
         // Then a loss: the walk goes on where it is, wraps, and resumes.
         world.push(0, true);
         world.published(640);
+        assert_eq!(world.lost(), ["abandon", "open 2 640"], "perhaps only the connection broke");
         assert_eq!(world.lost(), ["abandon", "open 0 640"]);
         assert_eq!(world.lost(), ["abandon", "open 1 640"]);
         assert_eq!(world.lost(), ["abandon"], "a round is over");
@@ -466,6 +537,31 @@ mod tests {
         assert!((Duration::from_millis(50)..=Duration::from_millis(100)).contains(&pause), "{pause:?}");
         assert_eq!(world.timeout(), ["open 2 640"]);
         assert_eq!(world.status(200, ""), [""; 0], "the broadcaster has been told already");
+    }
+
+    #[test]
+    fn an_origin_that_goes_away_is_not_asked_again() {
+        let mut world = World::started(2);
+        world.push(0, true);
+        world.published(640);
+        world.handover.handle_lost(world.now, "origin ended its answer".into(), false);
+        assert_eq!(world.actions(), ["abandon", "open 1 640"]);
+        assert_eq!(world.handover.replays(), 0);
+        world.status(200, "");
+        assert_eq!(world.handover.replays(), 1);
+    }
+
+    #[test]
+    fn the_owner_that_an_origin_names_is_asked_next_but_not_in_circles() {
+        let mut world = World::new(4);
+        world.actions();
+        assert_eq!(world.owned_by(2), ["abandon", "open 2 -"]);
+        assert_eq!(world.owned_by(0), ["abandon", "open 1 -"], "they do not agree: back to the ring");
+        assert_eq!(world.owned_by(9), ["abandon", "open 2 -"], "nobody we know");
+        assert_eq!(world.status(200, ""), ["started"]);
+        world.published(640);
+        world.lost();
+        assert_eq!(world.owned_by(1), ["abandon", "open 1 640"], "it was taken over meanwhile");
     }
 
     #[test]
@@ -552,16 +648,19 @@ mod tests {
         }
         let lost = "lost: end not confirmed in time, 70 bytes unacknowledged: no answer within 2s";
         assert_eq!(actions, ["abandon", lost]);
-        // Who leaves before an origin answered owes nothing.
+        // Who leaves before an origin answered owes nothing, and that origin has not failed.
         let mut world = World::new(1);
+        assert_eq!(world.actions(), ["open 0 -"]);
         world.handover.finish(world.now);
-        assert_eq!(world.actions(), ["open 0 -", "abandon", "ended"]);
+        assert_eq!(world.handover.poll(), Some(Action::Abandon { failed: false }));
+        assert_eq!(world.actions(), ["ended"]);
     }
 
     #[test]
     fn a_stream_that_no_origin_takes_for_long_is_given_up() {
         let mut world = World::started(2);
         let began = world.now;
+        assert_eq!(world.lost(), ["abandon", "open 0 -"]);
         let mut actions = world.lost();
         while !actions.last().is_some_and(|action| action.starts_with("lost")) {
             actions = if actions.iter().any(|action| action.starts_with("open")) {

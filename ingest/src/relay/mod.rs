@@ -1,10 +1,12 @@
-//! The relay to the origin: what to keep ([`replay`]), whom to send it to ([`handover`]), what comes back ([`answer`]),
+//! The relay to the origin: what to keep ([`replay`], within a [`budget`]), whom to send it to ([`handover`]), what comes back ([`answer`]),
 //! and the sockets that do it ([`client`]).
 
 pub mod answer;
 mod body;
+pub mod budget;
 pub mod client;
 pub mod handover;
+pub mod passed_over;
 pub mod replay;
 
 /// The status with which a broadcaster is refused when the origin names no other.

@@ -2,9 +2,14 @@
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use media::flv::{self, Tag, TagKind, Video};
+
+use super::answer::Until;
+use super::budget::Budget;
 
 /// Charged per tag beside its body, so that a stream of empty tags is bounded too.
 const TAG_OVERHEAD_BYTES: usize = 64;
@@ -19,18 +24,39 @@ const VIDEO_GAP_MS: u32 = 10_000;
 /// Timestamps that go back, or ahead by more than this from one point to the next, begin a new run.
 const RUN_GAP_MS: i32 = 60_000;
 
+/// Audio that is this much older than the point from which on nothing is published may still be unpublished: origins
+/// time it by its samples, and segments of audio end beside those of video.
+const AUDIO_SLACK_MS: i32 = 250;
+
 /// An origin's clock may end this much after the last timestamp it got: a frame's duration, a second of silence.
 const RUN_SLACK_MS: i32 = 5_000;
 
-/// Tags in the order in which they came, from the last acknowledged point on. A *point* is where decoding can begin: a
-/// keyframe, or any second of audio when there is no video.
+/// How much a [`Replay`] may hold.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Bytes, the tag that is being added apart.
+    pub bytes: usize,
+    /// Between the arrivals of the oldest and the newest tag.
+    pub duration: Duration,
+    /// Published segments that are kept all the same: viewers who have not fetched them yet find them at the next origin.
+    pub history: u64,
+    /// What all streams may hold together.
+    pub budget: Arc<Budget>,
+}
+
+/// Tags in the order in which they came, from some segments before the last acknowledged point on. A *point* is where
+/// decoding can begin: a keyframe, or any second of audio when there is no video.
 #[derive(Debug)]
 pub struct Replay {
-    limit_bytes: usize,
+    bounds: Bounds,
     entries: VecDeque<Entry>,
+    /// Entries that are gone from the front.
+    gone: u64,
     bytes: usize,
     /// Index of the next entry to send.
     cursor: usize,
+    /// Tags of the body that is being sent.
+    sent: u64,
     /// What the receiver needs to be told before `entries[cursor]`.
     preamble: Preamble,
     /// Metadata and codec configuration in force where `entries` begins.
@@ -38,15 +64,35 @@ pub struct Replay {
     header_due: bool,
     /// Video is held back up to the next keyframe: what it refers to is gone.
     await_key: bool,
+    /// Video is held back up to this entry, counted from the first ever: only audio is wanted from before.
+    video_from: u64,
     last_video_ms: Option<u32>,
     last_point_ms: Option<u32>,
+    /// The last point from which on something is not published, counted from the first entry ever.
+    acknowledged: u64,
+    /// Where bodies may begin, oldest first; the last is the newest acknowledgement.
+    marks: VecDeque<Mark>,
     dropped_gops: u64,
+}
+
+/// An acknowledgement.
+#[derive(Debug)]
+struct Mark {
+    segment: u64,
+    /// The first entry to send, counted from the first ever.
+    entry: u64,
+    /// The first with video.
+    point: u64,
+    next: Arc<str>,
 }
 
 #[derive(Debug)]
 struct Entry {
     tag: Tag,
     received_ms: u64,
+    arrived: Duration,
+    /// Which tag of the body that is being sent it was; 0 if it was not.
+    sent: u64,
     /// When it is shown, for points; else when it is decoded.
     time_ms: u32,
     kind: EntryKind,
@@ -68,47 +114,67 @@ struct Preamble {
 }
 
 impl Replay {
-    /// An empty buffer for at most `limit_bytes`, the tag that is being added apart.
-    pub fn new(limit_bytes: usize) -> Self {
+    /// An empty buffer.
+    pub fn new(bounds: Bounds) -> Self {
+        bounds.budget.join();
         Self {
-            limit_bytes,
+            bounds,
             entries: VecDeque::new(),
+            gone: 0,
             bytes: 0,
             cursor: 0,
+            sent: 0,
             preamble: Preamble::default(),
             in_force: Preamble::default(),
             header_due: true,
             await_key: false,
+            video_from: 0,
             last_video_ms: None,
             last_point_ms: None,
+            acknowledged: 0,
+            marks: VecDeque::new(),
             dropped_gops: 0,
         }
     }
 
-    /// Adds a tag that was received at unix time `received_ms`. When the buffer is full the oldest group of pictures
-    /// goes, sent or not.
-    pub fn push(&mut self, tag: Tag, received_ms: u64) {
+    /// Adds a tag that was received at unix time `received_ms`, `arrived` after the first. When the buffer is full the
+    /// oldest group of pictures goes, sent or not.
+    pub fn push(&mut self, tag: Tag, received_ms: u64, arrived: Duration) {
         let (kind, time_ms) = self.classify(&tag);
         self.bytes += cost(&tag);
-        self.entries.push_back(Entry { tag, received_ms, time_ms, kind });
-        while self.bytes > self.limit_bytes && self.entries.len() > 1 {
+        self.bounds.budget.add(cost(&tag));
+        self.entries.push_back(Entry { tag, received_ms, arrived, sent: 0, time_ms, kind });
+        while self.entries.len() > 1 && self.is_full(arrived) {
             self.drop_oldest();
         }
     }
 
-    /// Begins the body of a new attempt: the header, what is in force, then everything from the first point on.
-    pub fn rewind(&mut self) {
+    /// Begins the body of a new attempt: the header, what is in force, then everything from a point on. For the origin
+    /// that had the stream (`same`) that is the newest acknowledged one, for others the oldest that is kept. Returns what
+    /// that origin is to be told; `None` if nothing was acknowledged.
+    pub fn rewind(&mut self, same: bool) -> Option<Arc<str>> {
+        let mark = if same { self.marks.back() } else { self.marks.front() };
         self.header_due = true;
-        self.cursor = 0;
+        self.cursor = mark.map_or(0, |mark| self.index(mark.entry));
+        self.video_from = mark.map_or(0, |mark| mark.point);
+        self.sent = 0;
+        let next = mark.map(|mark| mark.next.clone());
         self.preamble = Preamble::default();
-        let first = self.entries.iter().find(|entry| entry.kind != EntryKind::Setup);
+        let (before, behind) = (0..self.cursor, self.cursor..self.entries.len());
+        let first = self.entries.range(behind).find(|entry| entry.kind != EntryKind::Setup);
         // Their own timestamps may lie hours back and would look like a jump.
         let time = first.map(|entry| entry.tag.timestamp_ms);
-        for tag in [&self.in_force.script, &self.in_force.video, &self.in_force.audio].into_iter().flatten() {
+        let setups = self.entries.range(before).filter(|entry| entry.kind == EntryKind::Setup);
+        let in_force = [&self.in_force.script, &self.in_force.video, &self.in_force.audio];
+        for tag in in_force.into_iter().flatten().chain(setups.map(|entry| &entry.tag)) {
             let timestamp_ms = time.unwrap_or(tag.timestamp_ms);
             self.preamble.put(Tag { timestamp_ms, ..tag.clone() });
         }
-        self.await_key = self.in_force.video.is_some() && self.starts_in_the_middle();
+        self.await_key = self.preamble.video.is_some() && self.starts_in_the_middle();
+        for entry in &mut self.entries {
+            entry.sent = 0;
+        }
+        next
     }
 
     /// When the first media tag that waits to be sent was received, in unix milliseconds.
@@ -129,37 +195,65 @@ impl Replay {
             out.extend_from_slice(&flv::HEADER);
         }
         for tag in self.preamble.drain() {
+            self.sent += 1;
             tag.encode(&mut out);
         }
-        while let Some(entry) = self.entries.get(self.cursor) {
+        while let Some(entry) = self.entries.get_mut(self.cursor) {
             if !out.is_empty() && out.len() + entry.tag.data.len() > max_bytes {
                 break;
             }
             self.cursor += 1;
             if entry.tag.kind == TagKind::Video && entry.kind != EntryKind::Setup {
-                if self.await_key && entry.kind != EntryKind::Point {
+                let number = self.gone + self.cursor as u64 - 1;
+                if number < self.video_from || self.await_key && entry.kind != EntryKind::Point {
                     continue;
                 }
                 self.await_key = false;
             }
+            self.sent += 1;
+            entry.sent = self.sent;
             entry.tag.encode(&mut out);
         }
         (!out.is_empty()).then(|| out.freeze())
     }
 
-    /// Everything that is shown before `resume_ms` (32 bits that wrap) is published: forgets up to the last point at or
-    /// before that. Where the broadcaster's timestamps jumped, the earliest stretch that `resume_ms` fits is meant.
-    pub fn acknowledge(&mut self, resume_ms: u32) {
-        let Some(point) = self.last_point_before(resume_ms) else {
-            return;
+    /// `segment` is published, `until` says with what. Forgets up to the last point at or before the segments that are
+    /// kept; `next` is for the next origin. Where the broadcaster's timestamps jumped, the earliest stretch behind what
+    /// was acknowledged that a time fits is meant.
+    pub fn acknowledge(&mut self, segment: u64, until: Until, next: Arc<str>) {
+        let known = self.index(self.acknowledged);
+        let entry = match until {
+            Until::Shown(resume_ms) => {
+                let point = self.last_point_before(resume_ms, known).unwrap_or(known);
+                self.acknowledged = self.gone + point as u64;
+                // Audio that was sent ahead of its time may not be published yet.
+                let late = |entry: &Entry| {
+                    entry.kind == EntryKind::Media
+                        && entry.tag.kind == TagKind::Audio
+                        && (-AUDIO_SLACK_MS..RUN_GAP_MS).contains(&since(entry.time_ms, resume_ms))
+                };
+                known + self.entries.range(known..point).position(late).unwrap_or(point - known)
+            }
+            Until::Tags(tags) => {
+                let passed = |entry: &Entry| (1..=tags).contains(&entry.sent);
+                let behind = self.entries.iter().rposition(passed).map_or(known, |last| last + 1);
+                self.acknowledged = self.gone + behind.max(known) as u64;
+                // What was before is of another clock, and so are its acknowledgements.
+                self.marks.clear();
+                behind.max(known)
+            }
         };
-        // Audio that was sent ahead of its time stays: it is not published yet.
-        let late = |entry: &Entry| {
-            entry.kind == EntryKind::Media
-                && entry.tag.kind == TagKind::Audio
-                && (0..RUN_GAP_MS).contains(&since(entry.time_ms, resume_ms))
-        };
-        self.drop_front(point, late);
+        let (entry, point) = (self.gone + entry as u64, self.acknowledged);
+        self.marks.push_back(Mark { segment, entry, point, next });
+        while self
+            .marks
+            .get(1)
+            .is_some_and(|mark| mark.segment.saturating_add(self.bounds.history) <= segment)
+        {
+            self.marks.pop_front();
+        }
+        let keep = self.marks.iter().map(|mark| mark.entry).min().unwrap_or(self.gone);
+        self.drop_front(self.index(keep));
     }
 
     /// Bytes held, an overhead per tag included.
@@ -170,6 +264,23 @@ impl Replay {
     /// Groups of pictures that were dropped because the buffer was full.
     pub fn dropped_gops(&self) -> u64 {
         self.dropped_gops
+    }
+
+    /// Bytes that no origin has acknowledged, an overhead per tag included.
+    pub fn unacknowledged_bytes(&self) -> usize {
+        self.entries.range(self.index(self.acknowledged)..).map(|entry| cost(&entry.tag)).sum()
+    }
+
+    /// Index of an entry that is counted from the first ever; the first that is left for those that are gone.
+    fn index(&self, entry: u64) -> usize {
+        (entry.saturating_sub(self.gone) as usize).min(self.entries.len())
+    }
+
+    fn is_full(&self, now: Duration) -> bool {
+        let oldest = self.entries.front().map_or(now, |entry| entry.arrived);
+        self.bytes > self.bounds.bytes
+            || now.saturating_sub(oldest) > self.bounds.duration
+            || self.bounds.budget.wants_back(self.bytes)
     }
 
     fn classify(&mut self, tag: &Tag) -> (EntryKind, u32) {
@@ -201,9 +312,9 @@ impl Replay {
         (EntryKind::Point, shown_ms)
     }
 
-    fn last_point_before(&self, resume_ms: u32) -> Option<usize> {
+    fn last_point_before(&self, resume_ms: u32, from: usize) -> Option<usize> {
         let mut run: Option<Run> = None;
-        for (index, entry) in self.entries.iter().enumerate() {
+        for (index, entry) in self.entries.iter().enumerate().skip(from) {
             if entry.kind == EntryKind::Setup {
                 continue;
             }
@@ -230,45 +341,49 @@ impl Replay {
     }
 
     fn drop_oldest(&mut self) {
-        self.dropped_gops += 1;
         let next = self.entries.iter().enumerate().skip(1).find(|(_, entry)| entry.kind == EntryKind::Point);
-        if let Some((index, _)) = next {
-            self.drop_front(index, |_| false);
-            return;
+        let index = next.map_or(self.entries.len() - 1, |(index, _)| index);
+        // Of what is published nothing is lost.
+        self.dropped_gops += u64::from(index > self.index(self.acknowledged));
+        if next.is_none() {
+            // One endless group of pictures: all of it goes, but the newest tag, and nothing can begin before the next
+            // point.
+            self.await_key |= self.cursor < self.entries.len() - 1 && self.last_video_ms.is_some();
         }
-        // One endless group of pictures: all of it goes, but the newest tag, and nothing can begin before the next point.
-        self.await_key |= self.cursor < self.entries.len() - 1 && self.last_video_ms.is_some();
-        self.drop_front(self.entries.len() - 1, |_| false);
+        self.drop_front(index);
+        while self.marks.len() > 1 && self.marks[0].entry < self.gone {
+            self.marks.pop_front();
+        }
     }
 
-    /// Drops the entries before `index`, but those that `keep` wants.
-    fn drop_front(&mut self, index: usize, keep: impl Fn(&Entry) -> bool) {
-        let mut kept = Vec::new();
-        let mut kept_sent = 0;
+    /// Drops the entries before `index`.
+    fn drop_front(&mut self, index: usize) {
         for (position, entry) in self.entries.drain(..index).enumerate() {
-            let sent = position < self.cursor;
-            if keep(&entry) {
-                kept_sent += usize::from(sent);
-                kept.push(entry);
-                continue;
-            }
             self.bytes -= cost(&entry.tag);
+            self.bounds.budget.give_back(cost(&entry.tag));
             if entry.kind == EntryKind::Setup {
-                if !sent {
+                if position >= self.cursor {
                     self.preamble.put(entry.tag.clone());
                 }
                 self.in_force.put(entry.tag);
             }
         }
-        self.cursor = self.cursor.saturating_sub(index) + kept_sent;
-        for entry in kept.into_iter().rev() {
-            self.entries.push_front(entry);
-        }
+        self.cursor = self.cursor.saturating_sub(index);
+        self.gone += index as u64;
+        self.acknowledged = self.acknowledged.max(self.gone);
     }
 
     fn starts_in_the_middle(&self) -> bool {
-        let video = self.entries.iter().find(|e| e.tag.kind == TagKind::Video && e.kind != EntryKind::Setup);
+        let mut unsent = self.entries.range(self.cursor.max(self.index(self.video_from))..);
+        let video = unsent.find(|e| e.tag.kind == TagKind::Video && e.kind != EntryKind::Setup);
         video.is_some_and(|entry| entry.kind != EntryKind::Point)
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        self.bounds.budget.give_back(self.bytes);
+        self.bounds.budget.leave();
     }
 }
 
@@ -321,6 +436,7 @@ fn since(later: u32, earlier: u32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prometheus_client::metrics::gauge::Gauge;
 
     const VIDEO_CONFIG: &[u8] = &[0x17, 0, 0, 0, 0, 1];
     const AUDIO_CONFIG: &[u8] = &[0xAF, 0, 0x12, 0x10];
@@ -353,6 +469,16 @@ mod tests {
         std::iter::from_fn(|| decoder.poll().unwrap()).collect()
     }
 
+    fn empty(bytes: usize) -> Replay {
+        let budget = Arc::new(Budget::new(1 << 40, Gauge::default()));
+        Replay::new(Bounds { bytes, duration: Duration::MAX, history: 0, budget })
+    }
+
+    /// The origin acknowledges a segment, whichever.
+    fn acknowledge(replay: &mut Replay, resume_ms: u32) {
+        replay.acknowledge(0, Until::Shown(resume_ms), "".into());
+    }
+
     fn times(tags: &[Tag]) -> Vec<u32> {
         tags.iter().map(|tag| tag.timestamp_ms).collect()
     }
@@ -367,14 +493,14 @@ mod tests {
             };
             // Some streams cross the wrap of the timestamps.
             let base = if seed % 2 == 0 { 0 } else { u32::MAX - 20_000 };
-            let mut replay = Replay::new(1 << 20);
+            let mut replay = empty(1 << 20);
             let mut decoder = flv::Decoder::new();
             let mut pushed: Vec<Tag> = Vec::new();
             let mut received: Vec<Tag> = Vec::new();
             let mut resume = base;
             let (mut dts, mut next_key, mut audio_ms) = (0, 0, 0);
-            replay.push(setup(TagKind::Video, base, VIDEO_CONFIG), 0);
-            replay.push(setup(TagKind::Audio, base, AUDIO_CONFIG), 0);
+            replay.push(setup(TagKind::Video, base, VIDEO_CONFIG), 0, Duration::ZERO);
+            replay.push(setup(TagKind::Audio, base, AUDIO_CONFIG), 0, Duration::ZERO);
             for id in 0..1500 {
                 let tag = if random(3) == 0 {
                     // Up to 300 ms before or after the video beside it.
@@ -389,7 +515,7 @@ mod tests {
                     video(base.wrapping_add(dts), key, if key { 40 } else { 40 * random(2) as u8 }, id)
                 };
                 pushed.push(tag.clone());
-                replay.push(tag, u64::from(id));
+                replay.push(tag, u64::from(id), Duration::ZERO);
                 match random(20) {
                     0..8 => received.extend(drain(&mut replay, &mut decoder)),
                     8 => {
@@ -398,18 +524,18 @@ mod tests {
                             let ack = shown(keys[random(keys.len() as u32) as usize]);
                             if since(ack, resume) > 0 {
                                 resume = ack;
-                                replay.acknowledge(resume);
+                                acknowledge(&mut replay, resume);
                             }
                         }
                     }
                     9 if random(4) == 0 => {
-                        replay.rewind();
+                        replay.rewind(false);
                         (decoder, received) = (flv::Decoder::new(), Vec::new());
                     }
                     _ => {}
                 }
             }
-            replay.rewind();
+            replay.rewind(false);
             let mut got = drain(&mut replay, &mut flv::Decoder::new());
             assert!(got[0].data == VIDEO_CONFIG && got[1].data == AUDIO_CONFIG, "seed {seed}");
             assert_eq!(got[0].timestamp_ms, got[2].timestamp_ms);
@@ -427,14 +553,14 @@ mod tests {
 
     #[test]
     fn a_full_buffer_drops_whole_groups_and_says_so() {
-        let mut replay = Replay::new(3000);
-        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0);
+        let mut replay = empty(3000);
+        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0, Duration::ZERO);
         for id in 0..200u32 {
-            replay.push(video(id * 40, id % 10 == 0, 0, id), 0);
+            replay.push(video(id * 40, id % 10 == 0, 0, id), 0, Duration::ZERO);
             assert!(replay.bytes() <= 3000);
         }
         assert_eq!(replay.dropped_gops(), 17);
-        replay.rewind();
+        replay.rewind(false);
         let got = drain(&mut replay, &mut flv::Decoder::new());
         assert!(got[0].is_config() && got[1].is_keyframe());
         assert_eq!(times(&got[1..]), (160..200).map(|id| id * 40).collect::<Vec<_>>()[..got.len() - 1]);
@@ -443,67 +569,68 @@ mod tests {
 
     #[test]
     fn an_endless_group_passes_live_but_is_not_replayed_from_its_middle() {
-        let mut replay = Replay::new(3000);
+        let mut replay = empty(3000);
         let mut decoder = flv::Decoder::new();
-        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0);
+        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0, Duration::ZERO);
         let mut live = 0;
         for id in 0..200 {
-            replay.push(video(id * 40, id == 0, 0, id), 0);
+            replay.push(video(id * 40, id == 0, 0, id), 0, Duration::ZERO);
             live += drain(&mut replay, &mut decoder).len();
         }
         assert_eq!(live, 201, "what was sent in time is not touched by the bound");
         assert!(replay.bytes() <= 3000 && replay.dropped_gops() > 0);
-        replay.rewind();
+        replay.rewind(false);
         let mut decoder = flv::Decoder::new();
         assert_eq!(drain(&mut replay, &mut decoder).len(), 1, "the configuration only");
-        replay.push(audio(8000, 200), 0);
-        replay.push(video(8000, true, 0, 201), 0);
-        replay.push(video(8040, false, 0, 202), 0);
+        replay.push(audio(8000, 200), 0, Duration::ZERO);
+        replay.push(video(8000, true, 0, 201), 0, Duration::ZERO);
+        replay.push(video(8040, false, 0, 202), 0, Duration::ZERO);
         assert_eq!(times(&drain(&mut replay, &mut decoder)), [8000, 8000, 8040]);
     }
 
     #[test]
     fn a_stalled_sender_skips_to_a_keyframe() {
-        let mut replay = Replay::new(3000);
+        let mut replay = empty(3000);
         let mut decoder = flv::Decoder::new();
         for id in 0..100 {
-            replay.push(video(id * 40, id == 0, 0, id), 0);
+            replay.push(video(id * 40, id == 0, 0, id), 0, Duration::ZERO);
         }
         assert_eq!(drain(&mut replay, &mut decoder), []);
-        replay.push(video(4000, true, 0, 100), 0);
+        replay.push(video(4000, true, 0, 100), 0, Duration::ZERO);
         assert_eq!(times(&drain(&mut replay, &mut decoder)), [4000]);
     }
 
     #[test]
     fn audio_alone_is_forgotten_second_by_second() {
-        let mut replay = Replay::new(1 << 20);
-        replay.push(setup(TagKind::Audio, 0, AUDIO_CONFIG), 0);
+        let mut replay = empty(1 << 20);
+        replay.push(setup(TagKind::Audio, 0, AUDIO_CONFIG), 0, Duration::ZERO);
         for id in 0..500 {
-            replay.push(audio(id * 20, id), u64::from(1000 + id));
+            replay.push(audio(id * 20, id), u64::from(1000 + id), Duration::ZERO);
         }
         assert_eq!(replay.received_ms(), Some(1000));
-        replay.acknowledge(7_500);
-        replay.rewind();
+        acknowledge(&mut replay, 7_500);
+        replay.rewind(false);
         let got = drain(&mut replay, &mut flv::Decoder::new());
         assert_eq!(times(&got), [7000].into_iter().chain((350..500).map(|id| id * 20)).collect::<Vec<_>>());
         // A camera that was switched off does not keep the audio behind it forever.
-        let mut replay = Replay::new(1 << 20);
-        replay.push(video(0, true, 0, 0), 0);
+        let mut replay = empty(1 << 20);
+        replay.push(video(0, true, 0, 0), 0, Duration::ZERO);
         for id in 0..2000 {
-            replay.push(audio(id * 20, id), 0);
+            replay.push(audio(id * 20, id), 0, Duration::ZERO);
         }
-        replay.acknowledge(30_000);
-        replay.rewind();
-        assert_eq!(drain(&mut replay, &mut flv::Decoder::new())[0].timestamp_ms, 30_000);
+        acknowledge(&mut replay, 30_000);
+        replay.rewind(false);
+        // A little more than that: audio is not cut where it was acknowledged.
+        assert_eq!(drain(&mut replay, &mut flv::Decoder::new())[0].timestamp_ms, 29_760);
     }
 
     #[test]
     fn acknowledgements_mean_the_stretch_they_fit() {
         let jump = || {
-            let mut replay = Replay::new(1 << 20);
+            let mut replay = empty(1 << 20);
             for (id, ms) in [90_000, 91_000, 92_000, 0, 1000, 2000].into_iter().enumerate() {
-                replay.push(video(ms, true, 0, id as u32), 0);
-                replay.push(video(ms + 500, false, 0, id as u32), 0);
+                replay.push(video(ms, true, 0, id as u32), 0, Duration::ZERO);
+                replay.push(video(ms + 500, false, 0, id as u32), 0, Duration::ZERO);
             }
             replay
         };
@@ -517,8 +644,8 @@ mod tests {
             (1 << 31, 90_000),
         ] {
             let mut replay = jump();
-            replay.acknowledge(resume);
-            replay.rewind();
+            acknowledge(&mut replay, resume);
+            replay.rewind(false);
             let got = drain(&mut replay, &mut flv::Decoder::new());
             assert_eq!(got[0].timestamp_ms, first, "{resume}");
         }
@@ -527,25 +654,112 @@ mod tests {
     #[test]
     fn configurations_change_where_they_changed() {
         let later: &[u8] = &[0x17, 0, 0, 0, 0, 2];
-        let mut replay = Replay::new(1 << 20);
-        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0);
-        replay.push(video(0, true, 0, 0), 0);
-        replay.push(setup(TagKind::Video, 1000, later), 0);
-        replay.push(video(1000, true, 0, 1), 0);
+        let mut replay = empty(1 << 20);
+        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0, Duration::ZERO);
+        replay.push(video(0, true, 0, 0), 0, Duration::ZERO);
+        replay.push(setup(TagKind::Video, 1000, later), 0, Duration::ZERO);
+        replay.push(video(1000, true, 0, 1), 0, Duration::ZERO);
         let bodies = |replay: &mut Replay| -> Vec<(u32, u8)> {
-            replay.rewind();
+            replay.rewind(false);
             let got = drain(replay, &mut flv::Decoder::new());
             got.iter().map(|tag| (tag.timestamp_ms, *tag.data.last().unwrap())).collect()
         };
         assert_eq!(bodies(&mut replay), [(0, 1), (0, 0), (1000, 2), (1000, 1)]);
-        replay.acknowledge(1000);
+        acknowledge(&mut replay, 1000);
         assert_eq!(bodies(&mut replay), [(1000, 2), (1000, 1)]);
         // Skipped before it was sent, a configuration is still sent.
-        replay.push(setup(TagKind::Video, 2000, VIDEO_CONFIG), 0);
-        replay.push(video(2000, true, 0, 2), 0);
-        replay.acknowledge(2000);
+        replay.push(setup(TagKind::Video, 2000, VIDEO_CONFIG), 0, Duration::ZERO);
+        replay.push(video(2000, true, 0, 2), 0, Duration::ZERO);
+        acknowledge(&mut replay, 2000);
         let mut decoder = flv::Decoder::new();
         decoder.push(&flv::HEADER);
         assert_eq!(drain(&mut replay, &mut decoder).len(), 2);
+    }
+
+    /// Seconds of video, each with a keyframe, acknowledged but for the last.
+    fn seconds(bounds: Bounds, n: u64) -> Replay {
+        let mut replay = Replay::new(bounds);
+        replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0, Duration::ZERO);
+        for second in 0..n {
+            for frame in 0..10 {
+                let ms = (second * 1000 + frame * 100) as u32;
+                replay.push(video(ms, frame == 0, 0, ms), ms.into(), Duration::from_millis(ms.into()));
+            }
+            if second > 0 {
+                let next = second.to_string().into();
+                replay.acknowledge(second - 1, Until::Shown(second as u32 * 1000), next);
+            }
+        }
+        replay
+    }
+
+    fn bounds(bytes: usize, history: u64, budget: &Arc<Budget>) -> Bounds {
+        Bounds { bytes, duration: Duration::from_secs(60), history, budget: budget.clone() }
+    }
+
+    /// What the next origin is told, and where its body begins.
+    fn body(replay: &mut Replay, same: bool) -> (Option<String>, u32) {
+        let next = replay.rewind(same).map(|next| next.to_string());
+        (next, drain(replay, &mut flv::Decoder::new())[1].timestamp_ms)
+    }
+
+    #[test]
+    fn the_next_origin_gets_some_segments_that_are_published() {
+        let budget = Arc::new(Budget::new(1 << 40, Gauge::default()));
+        let mut replay = seconds(bounds(1 << 20, 3, &budget), 10);
+        assert_eq!(body(&mut replay, true), (Some("9".into()), 9000));
+        assert_eq!(body(&mut replay, false), (Some("6".into()), 6000), "three segments: 6, 7, 8");
+        assert_eq!(replay.unacknowledged_bytes(), 10 * (9 + TAG_OVERHEAD_BYTES));
+        assert_eq!(body(&mut seconds(bounds(1 << 20, 0, &budget), 10), false), (Some("9".into()), 9000));
+        // They go first, and nobody has lost anything by that.
+        let bytes = 25 * (9 + TAG_OVERHEAD_BYTES);
+        let mut replay = seconds(bounds(bytes, 5, &budget), 10);
+        assert_eq!((body(&mut replay, false), replay.dropped_gops()), ((Some("8".into()), 8000), 0));
+        for frame in 0..30 {
+            replay.push(video(10_000 + frame * 100, frame % 10 == 0, 0, frame), 0, Duration::from_secs(10));
+        }
+        assert_eq!((body(&mut replay, false), replay.dropped_gops()), ((Some("9".into()), 11_000), 2));
+        let held = budget.used();
+        let bytes = replay.bytes() as u64;
+        drop(replay);
+        assert_eq!(budget.used(), held - bytes, "all is given back");
+    }
+
+    #[test]
+    fn a_break_of_the_broadcasters_clock_is_passed_by_counting() {
+        let budget = Arc::new(Budget::new(1 << 40, Gauge::default()));
+        let mut replay = seconds(bounds(1 << 20, 3, &budget), 4);
+        replay.rewind(true);
+        let sent = drain(&mut replay, &mut flv::Decoder::new()).len() as u64;
+        assert_eq!(sent, 11, "the configuration, and the second that is not acknowledged");
+        // Its clock begins anew and comes by the same times again.
+        for frame in 0..40 {
+            replay.push(video(frame * 100, frame % 10 == 0, 0, 7), 0, Duration::from_secs(4));
+        }
+        assert_eq!(replay.take(1000).map(|bytes| bytes.is_empty()), Some(false));
+        replay.acknowledge(3, Until::Tags(sent), "clock".into());
+        assert_eq!(body(&mut replay, false), (Some("clock".into()), 0), "no segment of the old clock");
+        replay.acknowledge(4, Until::Shown(2000), "4".into());
+        assert_eq!(body(&mut replay, true), (Some("4".into()), 2000));
+        assert_eq!(body(&mut replay, false), (Some("clock".into()), 0));
+    }
+
+    #[test]
+    fn age_and_the_common_budget_are_bounds_too() {
+        let budget = Arc::new(Budget::new(3000, Gauge::default()));
+        let mut replay =
+            Replay::new(Bounds { duration: Duration::from_secs(5), ..bounds(1 << 20, 0, &budget) });
+        for id in 0..30u32 {
+            replay.push(video(id * 1000, true, 0, id), 0, Duration::from_secs(id.into()));
+            assert!(replay.entries.len() <= 6);
+        }
+        assert_eq!(replay.dropped_gops(), 24);
+        let mut greedy = Replay::new(bounds(1 << 20, 0, &budget));
+        for id in 0..200u32 {
+            greedy.push(video(id * 100, true, 0, id), 0, Duration::ZERO);
+            assert!(budget.used() <= 3000);
+        }
+        assert_eq!((replay.entries.len(), replay.dropped_gops()), (6, 24), "who has little keeps it");
+        assert!(greedy.dropped_gops() > 150);
     }
 }

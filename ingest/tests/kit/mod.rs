@@ -206,7 +206,8 @@ async fn read(
         while let Some(tag) = decoder.poll().unwrap() {
             if tag.is_keyframe() && count > 0 {
                 segment += 1;
-                line(format!("{{\"published\":{segment},\"resume_ms\":{}}}", shown_ms(&tag)));
+                let shown = shown_ms(&tag);
+                line(format!("{{\"published\":{segment},\"resume_ms\":{shown},\"continue\":\"{shown}\"}}"));
             }
             count += usize::from(is_media(&&tag));
             let _ = note.send(Heard::Tag { origin, tag });
