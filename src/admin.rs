@@ -1,5 +1,5 @@
 //! The operators' listener: `/healthz`, `/readyz`, `/metrics`, and the cache policy at `/admin/policy`, purges at
-//! `/admin/purge`.
+//! `/admin/purge`; broadcasts are for [`crate::streams`].
 //!
 //! It is plain HTTP on a loopback address, so whoever may log in here may use it; a web page that happens to be open here
 //! may not. Changes must say that they are JSON, which no form of another page can without being asked first; requests
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::operator::{self, Operator, Refusal};
+use crate::streams::Streams;
 
 /// Operators and their scrapers, nobody else.
 const LIMITS: net::Limits = net::Limits { max_connections: 256, handshake_timeout: Duration::from_secs(10) };
@@ -46,6 +47,7 @@ struct State {
     registry: Registry,
     ready: Arc<AtomicBool>,
     operator: Operator,
+    streams: Streams,
 }
 
 impl Admin {
@@ -54,8 +56,9 @@ impl Admin {
         registry: Registry,
         ready: Arc<AtomicBool>,
         operator: Operator,
+        streams: Streams,
     ) -> Result<Self, net::Error> {
-        let state = Arc::new(State { registry, ready, operator });
+        let state = Arc::new(State { registry, ready, operator, streams });
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -75,6 +78,13 @@ impl Admin {
 
 async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
+    if Streams::has(&path) {
+        let (head, body) = request.into_parts();
+        return match from_here(&head) {
+            Ok(()) => state.streams.answer(Request::from_parts(head, body)).await,
+            Err(failure) => failure.response(),
+        };
+    }
     if let Some(rest) = path.strip_prefix("/admin/") {
         return administer(&state.operator, rest, request).await.unwrap_or_else(Failure::response);
     }

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod operator;
 mod secrets;
+mod streams;
 mod telemetry;
 
 use std::collections::BTreeMap;
@@ -139,12 +140,19 @@ impl Server {
             None
         };
 
+        let streams = streams::Streams {
+            origin: origin.as_ref().map(origin::Origin::control),
+            board: ingest.as_ref().map(ingest::Ingest::board),
+        };
+        if let Some(board) = &streams.board {
+            registry.register_collector(Box::new(streams::Warnings(board.clone())));
+        }
         let ready = Arc::new(AtomicBool::new(false));
         let tiers = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
         let listen = config.admin.listen;
         let operator = Operator::new(tiers, config);
-        let admin =
-            admin::Admin::bind(listen, registry, ready.clone(), operator.clone()).await.context("admin")?;
+        let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams);
+        let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());
         Ok(Server { listeners, ingest, origin, shield, edge, admin, ready, operator })
     }

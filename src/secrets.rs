@@ -59,6 +59,22 @@ fn keys(config: &Config, files: &[PathBuf], own: &str) -> anyhow::Result<Keys> {
     Ok(Keys::new(&secrets)?)
 }
 
+/// 64 random bits as hexadecimal text: enough to tell all tokens apart.
+pub(crate) fn random_id() -> anyhow::Result<String> {
+    let mut random = [0; 8];
+    fill(&mut random)?;
+    Ok(hexadecimal(&random))
+}
+
+fn fill(bytes: &mut [u8]) -> anyhow::Result<()> {
+    let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+    random.fill(bytes).map_err(|_| anyhow::anyhow!("the system has no randomness"))
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn read_secret(path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut secret = fs::read(path).with_context(|| format!("token key {}", path.display()))?;
     while secret.last().is_some_and(u8::is_ascii_whitespace) {
@@ -76,11 +92,8 @@ fn make_secret(path: &Path) -> anyhow::Result<()> {
         fs::create_dir_all(folder)?;
     }
     let mut random = [0; 32];
-    rustls::crypto::aws_lc_rs::default_provider()
-        .secure_random
-        .fill(&mut random)
-        .map_err(|_| anyhow::anyhow!("the system has no randomness"))?;
-    let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    fill(&mut random)?;
+    let text = hexadecimal(&random);
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

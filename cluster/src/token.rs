@@ -19,7 +19,7 @@ pub struct Keys {
 }
 
 /// What a token says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     /// The stream that may be published.
     pub sub: String,
@@ -27,6 +27,26 @@ pub struct Claims {
     pub iat: u64,
     /// Not valid from here on, unix seconds.
     pub exp: u64,
+    /// Names the token, so that it alone can be revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jti: Option<String>,
+    /// Most bits per second that may be sent, over ten seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bitrate: Option<u64>,
+    /// Most lines of video that may be sent, counted on the shorter side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_height: Option<u32>,
+}
+
+/// What a token may say beside its stream and its time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// See [`Claims::jti`].
+    pub id: Option<String>,
+    /// See [`Claims::max_bitrate`].
+    pub max_bitrate: Option<u64>,
+    /// See [`Claims::max_height`].
+    pub max_height: Option<u32>,
 }
 
 /// Why a token is refused. The messages never contain the token.
@@ -83,25 +103,39 @@ impl Keys {
 
     /// A token for `stream` that is valid for `ttl` from `now` on.
     pub fn issue(&self, stream: &str, ttl: Duration, now: SystemTime) -> String {
+        self.issue_on(stream, ttl, Terms::default(), now)
+    }
+
+    /// The same with limits.
+    pub fn issue_on(&self, stream: &str, ttl: Duration, terms: Terms, now: SystemTime) -> String {
         let iat = unix_seconds(now);
-        let claims = Claims { sub: stream.into(), iat, exp: iat.saturating_add(ttl.as_secs()) };
+        let Terms { id: jti, max_bitrate, max_height } = terms;
+        let exp = iat.saturating_add(ttl.as_secs());
+        let claims = Claims { sub: stream.into(), iat, exp, jti, max_bitrate, max_height };
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.signing)
             .expect("HS256 with a key from a secret cannot fail")
     }
 
     /// Checks that `token` allows publishing `stream` at `now`.
     pub fn verify(&self, token: &str, stream: &str, now: SystemTime) -> Result<Claims, TokenError> {
-        let claims = self.verify_running(token, stream)?;
-        // Compared here, not by the library: it reads the clock itself and allows a minute of grace.
-        let now = unix_seconds(now);
-        if now >= claims.exp {
-            return Err(TokenError::Expired { seconds: now - claims.exp });
-        }
-        Ok(claims)
+        in_time(self.verify_running(token, stream)?, now)
+    }
+
+    /// Checks that `token` allows publishing at `now`, whichever stream it names.
+    pub fn read(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
+        in_time(self.signed(token)?, now)
     }
 
     /// Checks all but the time: a session that was let in goes on when its token has expired meanwhile.
     pub fn verify_running(&self, token: &str, stream: &str) -> Result<Claims, TokenError> {
+        let claims = self.signed(token)?;
+        if claims.sub != stream {
+            return Err(TokenError::OtherStream { token: claims.sub, wanted: stream.into() });
+        }
+        Ok(claims)
+    }
+
+    fn signed(&self, token: &str) -> Result<Claims, TokenError> {
         if token.is_empty() {
             return Err(TokenError::Missing);
         }
@@ -110,11 +144,7 @@ impl Keys {
         }
         let mut rules = Validation::new(Algorithm::HS256);
         rules.validate_exp = false;
-        let claims: Claims = self.decode(token, &rules)?;
-        if claims.sub != stream {
-            return Err(TokenError::OtherStream { token: claims.sub, wanted: stream.into() });
-        }
-        Ok(claims)
+        self.decode(token, &rules)
     }
 
     pub(crate) fn decode<T: DeserializeOwned>(
@@ -131,6 +161,15 @@ impl Keys {
         }
         Err(TokenError::Signature)
     }
+}
+
+fn in_time(claims: Claims, now: SystemTime) -> Result<Claims, TokenError> {
+    // Compared here, not by the library: it reads the clock itself and allows a minute of grace.
+    let now = unix_seconds(now);
+    if now >= claims.exp {
+        return Err(TokenError::Expired { seconds: now - claims.exp });
+    }
+    Ok(claims)
 }
 
 pub(crate) fn unix_seconds(time: SystemTime) -> u64 {
@@ -157,6 +196,8 @@ mod tests {
         let token = keys.issue("demo", HOUR, at(1000));
         assert_eq!(keys.verify(&token, "demo", at(1000)).unwrap().exp, 4600);
         assert!(keys.verify(&token, "demo", at(4599)).is_ok());
+        assert_eq!(keys.read(&token, at(1000)).unwrap().sub, "demo");
+        assert_eq!(keys.read(&token, at(4600)), Err(TokenError::Expired { seconds: 0 }));
         let refused = |token: &str, stream: &str, now| keys.verify(token, stream, at(now)).unwrap_err();
         assert_eq!(refused(&token, "demo", 4612), TokenError::Expired { seconds: 12 });
         assert_eq!(refused(&token, "other", 1000).to_string(), "token is for stream \"demo\", not \"other\"");
@@ -164,6 +205,18 @@ mod tests {
         assert_eq!(refused(&"x".repeat(2000), "demo", 0), TokenError::TooLong(2000));
         assert!(keys.verify_running(&token, "demo").is_ok() && keys.verify_running(&token, "other").is_err());
         assert!(matches!(refused("not.a.token", "demo", 0), TokenError::Malformed(_)));
+    }
+
+    #[test]
+    fn limits_are_signed_too() {
+        let keys = keys(&[1]);
+        let terms = Terms { id: Some("7f".into()), max_bitrate: Some(6_000_000), max_height: Some(720) };
+        let token = keys.issue_on("demo", HOUR, terms, at(1000));
+        let claims = keys.verify(&token, "demo", at(1000)).unwrap();
+        let said = (claims.jti.as_deref(), claims.max_bitrate, claims.max_height);
+        assert_eq!(said, (Some("7f"), Some(6_000_000), Some(720)));
+        let plain = keys.verify(&keys.issue("demo", HOUR, at(0)), "demo", at(0)).unwrap();
+        assert_eq!((plain.jti, plain.max_bitrate, plain.max_height), (None, None, None));
     }
 
     #[test]

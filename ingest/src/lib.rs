@@ -8,6 +8,7 @@
 
 pub mod config;
 pub mod error;
+pub mod health;
 pub mod metrics;
 pub mod relay;
 pub mod rtmp;
@@ -70,7 +71,8 @@ impl Ingest {
         };
         let drain = config.drain + config.relay.end_timeout + CLOSING;
         let relays = Relays::new(config.relay.clone(), deps.origins, &deps.client_tls, deps.metrics.clone());
-        let context = Context { config, keys: deps.keys, relays, metrics: deps.metrics };
+        let board = health::Board::default();
+        let context = Context { config, keys: deps.keys, relays, board, metrics: deps.metrics };
         Ok(Ingest { rtmp, rtmps, server_tls: deps.server_tls, drain, context: Arc::new(context) })
     }
 
@@ -82,6 +84,11 @@ impl Ingest {
     /// Where RTMPS listens, with the real port.
     pub fn rtmps_addr(&self) -> Option<SocketAddr> {
         self.rtmps.as_ref().map(net::Listener::local_addr)
+    }
+
+    /// How the broadcasts stand.
+    pub fn board(&self) -> health::Board {
+        self.context.board.clone()
     }
 
     /// Accepts broadcasters until `shutdown`; those that publish may then go on for the configured drain time, and what

@@ -26,6 +26,19 @@ pub enum Error {
     /// A newer session publishes the stream.
     #[error("taken over by a newer session")]
     TakenOver,
+    /// An operator took the token back.
+    #[error("the token was revoked")]
+    Revoked,
+    /// The picture is larger than the token allows.
+    #[error("video of {width}x{height}: the token allows {limit} lines")]
+    TooTall {
+        /// Pixels.
+        width: u32,
+        /// Pixels.
+        height: u32,
+        /// Of the shorter side.
+        limit: u32,
+    },
     /// The POP went away in the middle of the relay.
     #[error("relay broke: {0}")]
     Relay(String),
@@ -50,7 +63,12 @@ impl Error {
     /// Whose fault it is.
     pub fn fault(&self) -> Fault {
         match self {
-            Error::Rejected(_) | Error::Flv(_) | Error::TakenOver | Error::Source(_) => Fault::Broadcaster,
+            Error::Rejected(_)
+            | Error::Flv(_)
+            | Error::TakenOver
+            | Error::Revoked
+            | Error::TooTall { .. }
+            | Error::Source(_) => Fault::Broadcaster,
             Error::Relay(_) | Error::ShuttingDown => Fault::Network,
             Error::Listen(_) | Error::Transcode(_) | Error::Busy | Error::Task(_) => Fault::Ours,
         }

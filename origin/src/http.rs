@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use cluster::token::Claims;
 use http::header::{
     ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
     HeaderMap, HeaderValue, IF_RANGE, RANGE, RETRY_AFTER,
@@ -119,12 +120,17 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     } else {
         shared.keys.verify(token, stream.as_str(), SystemTime::now())
     };
-    if let Err(error) = verified {
+    let refuse = |error: &dyn std::fmt::Display| {
         shared.metrics.relays_refused.inc();
         info!(%stream, %error, "relay refused");
-        return text(StatusCode::UNAUTHORIZED, &error.to_string());
-    }
-    let relay_request = match relay_request(headers) {
+        text(StatusCode::UNAUTHORIZED, &error.to_string())
+    };
+    let claims = match verified {
+        Ok(claims) if shared.revoked.borrow().contains(&claims) => return refuse(&crate::Error::Revoked),
+        Ok(claims) => claims,
+        Err(error) => return refuse(&error),
+    };
+    let relay_request = match relay_request(headers, claims) {
         Ok(relay_request) => relay_request,
         Err(problem) => return text(StatusCode::BAD_REQUEST, problem),
     };
@@ -152,7 +158,7 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     response
 }
 
-fn relay_request(headers: &HeaderMap) -> Result<relay::Request, &'static str> {
+fn relay_request(headers: &HeaderMap, claims: Claims) -> Result<relay::Request, &'static str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let session = text("rooftop-session")
         .filter(|id| {
@@ -164,6 +170,7 @@ fn relay_request(headers: &HeaderMap) -> Result<relay::Request, &'static str> {
         .ok_or("rooftop-received: needs milliseconds since 1970")?;
     let next = text("rooftop-continue").map(str::parse).transpose();
     Ok(relay::Request {
+        claims,
         session: session.to_owned(),
         received_unix_ms,
         next: next.map_err(|_| "rooftop-continue: is not what an origin said")?,

@@ -31,6 +31,7 @@ pub mod path;
 mod push;
 mod relay;
 pub mod repair;
+pub mod revoked;
 pub mod segmenter;
 pub mod timeline;
 pub mod window;
@@ -38,11 +39,12 @@ pub mod window;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cluster::store::Embedded;
 use cluster::token::Keys;
 use media::StreamName;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -51,6 +53,7 @@ pub use config::Config;
 pub use error::Error;
 use live::{Live, State};
 pub use metrics::Metrics;
+use revoked::{Revoked, Which};
 
 /// Open connections: one per POP session and a few per edge.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -98,6 +101,24 @@ struct Shared {
     shutdown: CancellationToken,
     /// Tells this process from others, and from itself before a restart.
     instance: u64,
+    revoked: watch::Sender<Revoked>,
+}
+
+/// What operators may do to an origin. Cloning is cheap.
+#[derive(Clone)]
+pub struct Control(Arc<Shared>);
+
+impl Control {
+    /// Takes tokens back, for as long as this process lives: who uses one is refused, also in the middle of a broadcast.
+    pub fn revoke(&self, which: Which) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        info!(?which, "tokens are revoked");
+        self.0.revoked.send_modify(|revoked| {
+            if let Some(forgotten) = revoked.revoke(which, now) {
+                warn!(?forgotten, "too many revocations: the oldest is forgotten");
+            }
+        });
+    }
 }
 
 impl Origin {
@@ -117,6 +138,7 @@ impl Origin {
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: instance(),
+            revoked: watch::Sender::default(),
         });
         Ok(Origin { listener, server_tls: deps.server_tls, shared })
     }
@@ -124,6 +146,11 @@ impl Origin {
     /// Where relays and edges connect.
     pub fn addr(&self) -> SocketAddr {
         self.listener.local_addr()
+    }
+
+    /// A handle for operators.
+    pub fn control(&self) -> Control {
+        Control(self.shared.clone())
     }
 
     /// Serves until `shutdown`; then ends the sessions, publishing what they brought, and lets requests finish for

@@ -438,7 +438,7 @@ mod tests {
 
     fn begin(live: &Live, epoch: Epoch) -> u64 {
         let targets = Targets { segment_duration: 90_000, part_target: 45_000 };
-        let place = live.place(1000, false, None, targets);
+        let place = live.place(1000, crate::live::Follow::Clock, targets);
         let variant = Variant {
             id: id("v"),
             codec: "avc1".into(),
@@ -567,7 +567,7 @@ mod tests {
         world.open(2);
         world.part();
         world.told();
-        let state = world.live.interrupt();
+        let state = world.live.interrupt(false);
         let told = world.told();
         assert!(told.contains(&"promise: 2".into()), "the segment that was cut short, and no more: {told:?}");
         assert!(told.contains(&"v.m3u8 2".into()) && told.contains(&"2.m4s.".into()), "{told:?}");
@@ -580,7 +580,7 @@ mod tests {
         world.live.part(Epoch(8), &id("v"), Bytes::from_static(b"part"), 45_000, true);
         world.told();
         assert!(!world.live.end(state), "it goes on");
-        let state = world.live.interrupt();
+        let state = world.live.interrupt(false);
         world.told();
         assert!(world.live.end(state));
         assert_eq!(world.feed.look(&world.live, &Config::default()), State::Ended);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use cluster::lease::Grant;
+use cluster::token::Claims;
 use http_body::Body;
 use http_body_util::BodyExt;
 use media::codec::AudioConfig;
@@ -54,6 +55,8 @@ enum Line<'a> {
 /// What the relay request says besides its body.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
+    /// What the token says.
+    pub(crate) claims: Claims,
     /// The broadcaster's session, the same over all relays of it.
     pub(crate) session: String,
     /// When the POP received the first media of this body, milliseconds since 1970.
@@ -208,12 +211,14 @@ impl Session<'_> {
     {
         let mut decoder = flv::Decoder::new();
         let shared = self.shared.clone();
+        let (mut revocations, claims) = (shared.revoked.subscribe(), self.request.claims.clone());
         loop {
             let grant = self.grant.clone();
             let frame = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Err(Error::ShuttingDown),
                 () = shared.store.fenced(&grant) => return Err(Error::TakenOver),
+                _ = revocations.wait_for(|revoked| revoked.contains(&claims)) => return Err(Error::Revoked),
                 frame = body.frame() => frame,
             };
             let Some(frame) = frame else { return Ok(()) };
@@ -297,6 +302,11 @@ impl Session<'_> {
     }
 
     fn start_run(&mut self, source: Source) -> Result<(), Error> {
+        if let (Some(limit), Some(video)) = (self.request.claims.max_height, &source.video)
+            && video.width.min(video.height) > limit
+        {
+            return Err(Error::TooTall { width: video.width, height: video.height, limit });
+        }
         let config = &self.shared.config;
         let follow = std::mem::replace(&mut self.follow, Follow::Clock);
         // As sent, times have 32 bits: those nearest to the first frame are meant.
@@ -731,6 +741,7 @@ mod tests {
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: 1,
+            revoked: tokio::sync::watch::Sender::default(),
         })
     }
 
@@ -740,7 +751,12 @@ mod tests {
         let name = "demo".parse().unwrap();
         let live = shared.stream_for_publishing(&name).unwrap();
         for (frames, breaks) in [(0..200, true), (150..333, true), (300..500, false)] {
-            let request = Request { session: "s1".into(), received_unix_ms: unix_ms(), next: None };
+            let request = Request {
+                claims: Claims::default(),
+                session: "s1".into(),
+                received_unix_ms: unix_ms(),
+                next: None,
+            };
             let grant = shared.store.claim("demo", "s1");
             let (lines, _answer) = mpsc::channel(LINE_QUEUE);
             let body = audio_relay(frames, breaks);

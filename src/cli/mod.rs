@@ -4,6 +4,7 @@ pub mod admin;
 pub mod check_config;
 pub mod serve;
 pub mod stream;
+pub mod token;
 
 use std::path::PathBuf;
 
@@ -31,6 +32,8 @@ pub enum Command {
     Policy(admin::PolicyArgs),
     /// Make the caches of a running node forget what begins with a prefix
     Purge(admin::PurgeArgs),
+    /// Tokens that let their bearers publish, with limits
+    Token(token::TokenArgs),
 }
 
 /// Arguments of `check-config`.

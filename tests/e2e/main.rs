@@ -23,3 +23,4 @@ mod publisher;
 mod push;
 mod reconnect;
 mod soak;
+mod tokens;

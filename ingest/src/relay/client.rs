@@ -173,6 +173,11 @@ impl Relay {
         self.handover.replays()
     }
 
+    /// Bytes that no origin has published yet.
+    pub fn unpublished_bytes(&self) -> u64 {
+        self.handover.replay().unacknowledged_bytes() as u64
+    }
+
     /// Groups of pictures lost to the bound of the buffer.
     pub fn dropped_gops(&self) -> u64 {
         self.handover.replay().dropped_gops()

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
+use media::flv::Tag;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
+use crate::health::{Board, Entry, Health};
 use crate::metrics::{Metrics, Reason, Why};
 use crate::relay::REJECTED;
 use crate::relay::client::{Progress, Relay, Relays};
@@ -33,6 +35,9 @@ const PING_AFTER: f32 = 0.2;
 /// that has dried up. After that its encoder has forgotten it.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
+/// How often operators see figures of a broadcast.
+const SHOW_EVERY: Duration = Duration::from_secs(1);
+
 /// To flush the last answer and see the peer close: then the answer has surely arrived.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -44,6 +49,8 @@ pub struct Context {
     pub keys: Arc<cluster::token::Keys>,
     /// The way to the origins.
     pub relays: Relays,
+    /// Where operators see how broadcasts stand.
+    pub board: Board,
     /// Where to count.
     pub metrics: Metrics,
 }
@@ -85,9 +92,39 @@ struct Connection {
 /// From the publish command on.
 struct Publishing {
     relay: Relay,
+    watched: Watched,
     /// Since an origin took the stream.
     since: Option<Instant>,
     _live: Option<Counted>,
+}
+
+/// Shows the operators how the broadcast stands, for as long as it lives.
+struct Watched {
+    board: Board,
+    session: String,
+    stream: String,
+    peer: String,
+    health: Health,
+    shown: Instant,
+}
+
+impl Watched {
+    fn push(&mut self, tag: &Tag, relay: &Relay) {
+        let now = Instant::now();
+        self.health.push(now.into_std(), tag);
+        if now - self.shown >= SHOW_EVERY {
+            self.shown = now;
+            let report = self.health.report(now.into_std(), relay.unpublished_bytes());
+            let entry = Entry { stream: self.stream.clone(), peer: self.peer.clone(), report };
+            self.board.show(&self.session, entry);
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.board.remove(&self.session);
+    }
 }
 
 /// Why the broadcaster's part is over.
@@ -211,7 +248,15 @@ impl Connection {
                     }
                 }
                 Ok(Happened::Progress(Progress::Over(outcome))) => return End::Relay(outcome),
-                Ok(Happened::Shutdown) => self.drained = Some(Instant::now() + self.context.config.drain),
+                Ok(Happened::Shutdown) => {
+                    self.drained = Some(Instant::now() + self.context.config.drain);
+                    // Who does not understand it goes on until then.
+                    if self.publishing.is_some()
+                        && let Err(error) = self.session.request_reconnect(None, "this server goes away")
+                    {
+                        return End::Error(error);
+                    }
+                }
                 Err(error) => return End::Error(error),
             }
         }
@@ -289,6 +334,7 @@ impl Connection {
                     self.last_tag = self.last_bytes;
                     self.context.metrics.received_tags.inc();
                     if let Some(publishing) = &mut self.publishing {
+                        publishing.watched.push(&tag, &publishing.relay);
                         publishing.relay.push(tag);
                     }
                 }
@@ -302,12 +348,21 @@ impl Connection {
     fn publish(&mut self, key: StreamKey) -> Result<(), Error> {
         Span::current().record("stream", key.stream.as_str());
         let verified = self.context.keys.verify(&key.token, key.stream.as_str(), SystemTime::now());
-        if let Err(problem) = verified {
-            return Err(Error::Token { stream: key.stream, problem });
+        let claims = verified.map_err(|problem| Error::Token { stream: key.stream.clone(), problem })?;
+        if let Some(limit) = claims.max_bitrate.filter(|limit| *limit < self.context.config.max_bitrate_bps) {
+            self.rate = RateLimit::new(limit, Instant::now().into_std());
         }
         let relay = self.context.relays.open(&key, &self.id);
         self.last_tag = Instant::now();
-        self.publishing = Some(Publishing { relay, since: None, _live: None });
+        let watched = Watched {
+            board: self.context.board.clone(),
+            session: self.id.clone(),
+            stream: key.stream.to_string(),
+            peer: self.peer.to_string(),
+            health: Health::new(Instant::now().into_std()),
+            shown: Instant::now(),
+        };
+        self.publishing = Some(Publishing { relay, watched, since: None, _live: None });
         Ok(())
     }
 

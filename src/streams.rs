@@ -1,0 +1,137 @@
+//! What operators see of broadcasts and do to them, on the admin listener: `GET /admin/ingest`, `POST /admin/revoke`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use ingest::health::Board;
+use media::StreamName;
+use origin::revoked::Which;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Largest request body: a name or an identifier.
+const MAX_BODY_BYTES: usize = 4096;
+
+/// Longest identifier of a token.
+const MAX_ID_BYTES: usize = 256;
+
+/// For a request body to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What of a node deals with broadcasts.
+#[derive(Clone, Default)]
+pub(crate) struct Streams {
+    pub(crate) origin: Option<origin::Control>,
+    pub(crate) board: Option<Board>,
+}
+
+/// What `/admin/revoke` takes: one of the two.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Revoke {
+    stream: Option<StreamName>,
+    id: Option<String>,
+}
+
+type Failure = (StatusCode, String);
+
+impl Streams {
+    /// Whether a path is answered here.
+    pub(crate) fn has(path: &str) -> bool {
+        matches!(path, "/admin/ingest" | "/admin/revoke")
+    }
+
+    /// Answers a request for such a path.
+    pub(crate) async fn answer(&self, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, body) = match self.act(request).await {
+            Ok(body) => (StatusCode::OK, body),
+            Err((status, problem)) => (status, json!({ "problems": [problem] })),
+        };
+        let mut response = Response::new(Full::new(format!("{body}\n").into()));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+
+    async fn act(&self, request: http::Request<Incoming>) -> Result<Value, Failure> {
+        match (request.uri().path(), request.method()) {
+            ("/admin/ingest", &Method::GET | &Method::HEAD) => {
+                self.ingest(request.uri().query().unwrap_or_default())
+            }
+            ("/admin/revoke", &Method::POST) => self.revoke(request).await,
+            _ => Err((StatusCode::METHOD_NOT_ALLOWED, "GET /admin/ingest, POST /admin/revoke".into())),
+        }
+    }
+
+    fn ingest(&self, query: &str) -> Result<Value, Failure> {
+        let Some(board) = &self.board else {
+            return Err((StatusCode::NOT_FOUND, "this node has no ingest".into()));
+        };
+        let stream = match query.split_once('=') {
+            None if query.is_empty() => None,
+            Some(("stream", name)) => Some(name),
+            _ => return Err((StatusCode::UNPROCESSABLE_ENTITY, "the query may be stream=NAME".into())),
+        };
+        let (listed, sessions) = board.list(stream);
+        let listed = listed.into_iter().map(|(session, entry)| {
+            let mut entry = json!(entry);
+            entry["session"] = session.into();
+            entry
+        });
+        Ok(json!({ "sessions": sessions, "listed": listed.collect::<Vec<_>>() }))
+    }
+
+    async fn revoke(&self, request: http::Request<Incoming>) -> Result<Value, Failure> {
+        let Some(origin) = &self.origin else {
+            return Err((StatusCode::NOT_FOUND, "this node has no origin: tokens are revoked there".into()));
+        };
+        let (head, body) = request.into_parts();
+        // No web page can send JSON without asking first; the listener refuses the rest.
+        if head.headers.get(CONTENT_TYPE).is_none_or(|kind| kind.as_bytes() != b"application/json") {
+            let why = "send Content-Type: application/json";
+            return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, why.into()));
+        }
+        let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+        let body = match body {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) => return Err((StatusCode::BAD_REQUEST, error.to_string())),
+            Err(_) => return Err((StatusCode::REQUEST_TIMEOUT, "the body did not come in time".into())),
+        };
+        let which = match serde_json::from_slice(&body) {
+            Ok(Revoke { stream: Some(stream), id: None }) => Which::Stream(stream.to_string()),
+            Ok(Revoke { stream: None, id: Some(id) }) if (1..=MAX_ID_BYTES).contains(&id.len()) => {
+                Which::Id(id)
+            }
+            Ok(_) => {
+                let why = "give either stream, a name, or id, the jti of a token";
+                return Err((StatusCode::UNPROCESSABLE_ENTITY, why.into()));
+            }
+            Err(error) => return Err((StatusCode::UNPROCESSABLE_ENTITY, error.to_string())),
+        };
+        origin.revoke(which);
+        Ok(json!({ "revoked": true }))
+    }
+}
+
+/// Broadcasts in trouble, by kind of warning: asked for with each scrape.
+#[derive(Debug)]
+pub(crate) struct Warnings(pub(crate) Board);
+
+impl Collector for Warnings {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let help = "Broadcasts with a warning, by its kind";
+        let kind = prometheus_client::metrics::MetricType::Gauge;
+        let mut family = encoder.encode_descriptor("ingest_warned_sessions", help, None, kind)?;
+        for (kind, sessions) in self.0.warnings() {
+            ConstGauge::new(sessions).encode(family.encode_family(&[("kind", kind)])?)?;
+        }
+        Ok(())
+    }
+}
