@@ -80,13 +80,14 @@ pub struct Health {
     jumps: u64,
 }
 
+/// Small, since there are hundreds. Times are milliseconds since the beginning, of 32 bits that wrap.
 #[derive(Debug)]
 struct Frame {
-    arrived: Instant,
-    media_ms: i64,
-    bytes: usize,
+    arrived_ms: u32,
+    media_ms: u32,
+    bytes: u32,
+    lag_ms: u16,
     video: bool,
-    lag_ms: i64,
 }
 
 impl Health {
@@ -122,7 +123,8 @@ impl Health {
         } else {
             self.media_ms += step;
         }
-        let delay_ms = now.saturating_duration_since(self.began).as_millis() as i64 - self.media_ms;
+        let arrived_ms = now.saturating_duration_since(self.began).as_millis() as i64;
+        let delay_ms = arrived_ms - self.media_ms;
         self.punctual_ms = self.punctual_ms.min(delay_ms);
         if let Some(last) = self.last_delay_ms.replace(delay_ms) {
             // RFC 3550, 6.4.1.
@@ -136,25 +138,33 @@ impl Health {
                 self.intervals.pop_front();
             }
         }
-        let (media_ms, lag_ms) = (self.media_ms, delay_ms - self.punctual_ms);
-        let video = tag.kind == TagKind::Video;
-        self.frames.push_back(Frame { arrived: now, media_ms, bytes: tag.data.len(), video, lag_ms });
+        self.frames.push_back(Frame {
+            arrived_ms: arrived_ms as u32,
+            media_ms: self.media_ms as u32,
+            bytes: tag.data.len() as u32,
+            lag_ms: (delay_ms - self.punctual_ms).clamp(0, u16::MAX.into()) as u16,
+            video: tag.kind == TagKind::Video,
+        });
         self.bytes += tag.data.len() as u64;
-        while self.frames.len() > MAX_FRAMES
-            || self.frames.front().is_some_and(|frame| now.saturating_duration_since(frame.arrived) > WINDOW)
-        {
+        while self.frames.len() > MAX_FRAMES || self.span(now) > WINDOW {
             let gone = self.frames.pop_front().map_or(0, |frame| frame.bytes);
-            self.bytes -= gone as u64;
+            self.bytes -= u64::from(gone);
         }
+    }
+
+    /// Since the oldest frame that is remembered.
+    fn span(&self, now: Instant) -> Duration {
+        let now_ms = now.saturating_duration_since(self.began).as_millis() as u32;
+        let since = |frame: &Frame| Duration::from_millis(now_ms.wrapping_sub(frame.arrived_ms).into());
+        self.frames.front().map_or(Duration::ZERO, since)
     }
 
     /// How things stand, with `queue_bytes` that no origin has published yet.
     pub fn report(&self, now: Instant, queue_bytes: u64) -> Report {
-        let span = self.frames.front().map_or(WINDOW, |frame| now.saturating_duration_since(frame.arrived));
-        let millis = span.as_millis().max(1000) as u64;
+        let millis = self.span(now).as_millis().max(1000) as u64;
         let bitrate_bps = self.bytes * 8 * 1000 / millis;
         let (fps, usual_fps) = self.frame_rates();
-        let lag_ms = self.frames.iter().map(|frame| frame.lag_ms).max().unwrap_or(0).max(0) as u64;
+        let lag_ms = u64::from(self.frames.iter().map(|frame| frame.lag_ms).max().unwrap_or(0));
         let mut warnings = Vec::new();
         let mut warn = |kind, says: String| warnings.push(Warning { kind, says });
         if let (Some(least), Some(most)) = (self.intervals.iter().min(), self.intervals.iter().max()) {
@@ -192,20 +202,24 @@ impl Health {
 
     /// Video frames per second of media, as it is and as the usual distance of two frames says.
     fn frame_rates(&self) -> (f64, f64) {
-        let times: Vec<i64> =
-            self.frames.iter().filter(|frame| frame.video).map(|frame| frame.media_ms).collect();
-        let mut steps: Vec<i64> =
-            times.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| *step > 0).collect();
-        let (Some(span), false) =
-            (times.last().zip(times.first()).map(|(last, first)| last - first), steps.is_empty())
-        else {
+        let mut times = self.frames.iter().filter(|frame| frame.video).map(|frame| frame.media_ms);
+        let Some(mut last) = times.next() else { return (0.0, 0.0) };
+        let (mut frames, mut span, mut steps) = (0.0, 0, Vec::new());
+        for time in times {
+            let step = i64::from(time.wrapping_sub(last) as i32);
+            (frames, span, last) = (frames + 1.0, span + step, time);
+            if step > 0 {
+                steps.push(step);
+            }
+        }
+        if steps.is_empty() {
             return (0.0, 0.0);
-        };
+        }
         steps.sort_unstable();
         // Times are rounded to milliseconds: the mean of the middle half says more than the one in the middle.
         let middle = &steps[steps.len() / 4..(steps.len() * 3).div_ceil(4)];
         let usual = middle.iter().sum::<i64>() as f64 / middle.len() as f64;
-        ((times.len() - 1) as f64 * 1000.0 / span.max(1) as f64, 1000.0 / usual)
+        (frames * 1000.0 / span.max(1) as f64, 1000.0 / usual)
     }
 }
 
