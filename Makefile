@@ -3,7 +3,10 @@
 # `make run DEMO=0` leaves the demo broadcast out.
 DEMO ?= 1
 
-.PHONY: run build web deps deps-test test check bench soak clean
+# `make fuzz MINUTES=60` takes an hour.
+MINUTES ?= 5
+
+.PHONY: run build web deps deps-test test check fuzz bench soak clean
 .NOTPARALLEL:
 
 run: build
@@ -26,6 +29,9 @@ test: deps-test web
 
 check: deps web
 	scripts/check.sh
+
+fuzz: deps
+	scripts/fuzz.sh $(MINUTES)
 
 bench: deps-test web
 	scripts/bench.sh
