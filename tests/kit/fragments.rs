@@ -94,9 +94,11 @@ fn times(moof: &[u8]) -> (i64, Vec<Sample>) {
     let mut at = 8;
     let mut optional = |flag: u32, len: usize| {
         let there = u32_at(tfhd, 0) & flag != 0;
-        let value = there.then(|| u32_at(tfhd, at + len - 4)).unwrap_or_default();
-        at += if there { len } else { 0 };
-        value
+        if !there {
+            return 0;
+        }
+        at += len;
+        u32_at(tfhd, at - 4)
     };
     optional(0x1, 8);
     optional(0x2, 4);

@@ -1,5 +1,6 @@
 //! One broadcaster's connection from accept to end: moves bytes between its socket, its [`Session`] and its [`Relay`].
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -287,8 +288,14 @@ impl Connection {
             progress = relay => Ok(Happened::Progress(progress)),
             read = self.reader.read_buf(input) => match read {
                 // Many encoders close the connection without closing TLS first.
-                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(Happened::Read(0)),
-                Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                Err(error) if error.kind() == ErrorKind::UnexpectedEof => Ok(Happened::Read(0)),
+                // What the system makes of a ping that nobody acknowledges.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
+                    ) =>
+                {
                     Err(Error::Vanished(self.context.config.idle_timeout))
                 }
                 read => Ok(Happened::Read(read?)),
