@@ -33,7 +33,7 @@ pub(crate) enum Body {
     Full(Bytes),
     Object(Reader),
     Lines(mpsc::Receiver<Bytes>),
-    Push(Told),
+    Push(Box<Told>),
 }
 
 /// Longest session identifier taken, in bytes.
@@ -103,7 +103,7 @@ fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Response
             "no further push: too many subscribers, or shutting down",
         );
     };
-    let mut response = Response::new(Body::Push(told));
+    let mut response = Response::new(Body::Push(Box::new(told)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media::push::MEDIA_TYPE));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
