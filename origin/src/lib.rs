@@ -17,6 +17,7 @@ macro_rules! put {
     };
 }
 
+pub mod broadcast;
 pub mod config;
 pub mod continuation;
 pub mod dash;

@@ -1,26 +1,18 @@
-//! One stream as viewers see it: its broadcast's renditions, windows and periods, behind one lock, and a version
-//! that grows with every part.
+//! One stream as viewers see it: its [broadcast](crate::broadcast) behind one lock, how it stands, and a version that
+//! grows with every part.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use cluster::lease::Grant;
-use media::time::{Ticks, Timescale};
-use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName, object};
+use media::time::Ticks;
+use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 use tokio::sync::watch;
 
+use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
-use crate::dash::{Mpd, Period};
-use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
+use crate::hls::{self, BadDirective, Directives, Targets, Variant};
 use crate::timeline::{Anchor, FIRST_TICK};
-use crate::window::{Segment, Window};
-
-/// Init segments kept per rendition: one per run that may still be listed. A broadcaster whose encoder restarts more
-/// often than this within a window is not watchable anyway.
-const MAX_INITS: usize = 32;
-
-/// Periods kept: as init segments.
-const MAX_PERIODS: usize = 32;
 
 /// How far a POP's count of segments may be ahead of the wall clock's, in segments.
 const MAX_LEAD: u64 = 60;
@@ -86,30 +78,6 @@ struct Inner {
     broadcast: Option<Broadcast>,
 }
 
-#[derive(Debug)]
-struct Broadcast {
-    anchor: Anchor,
-    targets: Targets,
-    listed: Ticks,
-    periods: Vec<Period>,
-    renditions: Vec<Rendition>,
-    next_number: SegmentNumber,
-    /// Where the newest run ended, or has come so far, 90 kHz.
-    end: Ticks,
-    breaks: u64,
-}
-
-#[derive(Debug)]
-struct Rendition {
-    variant: Variant,
-    window: Window,
-    inits: Vec<(Epoch, Bytes)>,
-    writer: Option<object::Writer>,
-    /// The run it belongs to lately.
-    epoch: Epoch,
-    break_pending: bool,
-}
-
 /// Where a new run is to begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
@@ -121,56 +89,6 @@ pub struct Place {
     pub targets: Targets,
     /// The timeline that another origin handed over, and its discontinuities so far: what was listed here is of the past.
     pub handed: Option<(Anchor, u64)>,
-}
-
-/// A rendition of a new run.
-#[derive(Debug, Clone)]
-pub struct NewRendition {
-    /// What manifests say of it.
-    pub variant: Variant,
-    /// Ticks per second of its samples.
-    pub timescale: Timescale,
-    /// Its init segment.
-    pub init: Bytes,
-}
-
-/// What a push looks at, all of one moment.
-#[derive(Debug, Clone)]
-pub struct View {
-    /// How the broadcast stands.
-    pub state: State,
-    /// The newest run.
-    pub run: Epoch,
-    /// Largest first, audio last.
-    pub renditions: Vec<RenditionView>,
-}
-
-/// One rendition of a [`View`].
-#[derive(Debug, Clone)]
-pub struct RenditionView {
-    /// Its name.
-    pub id: RenditionId,
-    /// The run it belongs to lately.
-    pub epoch: Epoch,
-    /// The newest run's init segment.
-    pub init: Option<(Epoch, Bytes)>,
-    /// The newest segments, oldest first; the last one may be open.
-    pub segments: Vec<SegmentView>,
-}
-
-/// One segment of a [`RenditionView`].
-#[derive(Debug, Clone)]
-pub struct SegmentView {
-    /// Its number.
-    pub number: SegmentNumber,
-    /// The run it belongs to.
-    pub epoch: Epoch,
-    /// How many parts it has so far.
-    pub parts: u64,
-    /// Whether it still grows.
-    pub open: bool,
-    /// Its bytes; `None` for a gap.
-    pub object: Option<Object>,
 }
 
 /// What a request for a manifest or object finds.
@@ -357,52 +275,16 @@ impl Live {
     /// A media playlist that satisfies the directives.
     pub fn playlist(&self, id: &RenditionId, directives: Directives) -> Result<Found<String>, BadDirective> {
         let inner = self.lock();
-        let Some(broadcast) = &inner.broadcast else { return Ok(Found::Never) };
-        let Some(rendition) = broadcast.rendition(id) else { return Ok(Found::Never) };
-        let ended = inner.state == State::Ended;
-        // After EXT-X-ENDLIST the directives mean nothing (6.2.5.2).
-        // A playlist without a whole segment is one that plain players give up on: they wait for it here.
-        if rendition.window.last_closed().is_none()
-            || !(ended || directives.satisfied(&rendition.window, broadcast.targets)?)
-        {
-            return Ok(Found::Later);
+        match &inner.broadcast {
+            Some(broadcast) => broadcast.playlist(inner.state, id, directives),
+            None => Ok(Found::Never),
         }
-        let playlist = Playlist {
-            id,
-            window: &rendition.window,
-            targets: broadcast.targets,
-            anchor: broadcast.anchor,
-            reports: &broadcast.reports(id),
-            // A run that has no segment yet will bring an init segment of its own: there is nothing to name before.
-            hint: inner.state == State::Live
-                && rendition.epoch == broadcast.epoch()
-                && rendition.window.segments().next_back().is_some_and(|last| last.epoch == rendition.epoch),
-            ended,
-        };
-        Ok(Found::Ready(playlist.render()))
     }
 
     /// The MPD.
     pub fn mpd(&self, latency_ms: u64, published_unix_ms: i64, time_url: &str) -> Option<String> {
         let inner = self.lock();
-        let broadcast = inner.broadcast.as_ref()?;
-        let mut periods = broadcast.periods.clone();
-        for variant in periods.iter_mut().flat_map(|period| &mut period.variants) {
-            if let Some(rendition) = broadcast.rendition(&variant.id) {
-                variant.measured = rendition.window.bitrate();
-            }
-        }
-        let mpd = Mpd {
-            anchor: broadcast.anchor,
-            targets: broadcast.targets,
-            window: broadcast.depth(),
-            latency_ms,
-            published_unix_ms,
-            time_url,
-            periods: &periods,
-            ended: (inner.state == State::Ended).then(|| broadcast.oldest()),
-        };
-        Some(mpd.render())
+        Some(inner.broadcast.as_ref()?.mpd(inner.state, latency_ms, published_unix_ms, time_url))
     }
 
     /// The media type of a rendition's init and media segments (RFC 4337), as the MPD has it.
@@ -425,42 +307,16 @@ impl Live {
     /// availabilityTimeOffset.
     pub fn segment(&self, epoch: Epoch, id: &RenditionId, number: SegmentNumber) -> Found<Object> {
         let inner = self.lock();
-        let Some(broadcast) = &inner.broadcast else { return Found::Never };
-        let Some(rendition) = broadcast.rendition(id) else { return Found::Never };
-        if let Some(object) = rendition.window.find(epoch, number) {
-            return Found::Ready(object.clone());
+        match &inner.broadcast {
+            Some(broadcast) => broadcast.segment(inner.state, epoch, id, number),
+            None => Found::Never,
         }
-        let next = rendition.window.last().map_or(broadcast.next_number, SegmentNumber::next);
-        let soon = number == next || number == next.next();
-        if soon && inner.state == State::Live && epoch == broadcast.epoch() && rendition.epoch == epoch {
-            return Found::Later;
-        }
-        Found::Never
     }
 
     /// The stream with the newest `segments` of each rendition; `None` before the first run.
     pub fn view(&self, segments: usize) -> Option<View> {
         let inner = self.lock();
-        let broadcast = inner.broadcast.as_ref()?;
-        let renditions = broadcast.renditions.iter().map(|rendition| {
-            let window = &rendition.window;
-            let open = window.open_segment().map(|segment| segment.number);
-            let newest = window.segments().skip(window.segments().len().saturating_sub(segments));
-            let segments = newest.map(|segment| SegmentView {
-                number: segment.number,
-                epoch: segment.epoch,
-                parts: segment.parts.len() as u64,
-                open: open == Some(segment.number),
-                object: segment.object.clone(),
-            });
-            RenditionView {
-                id: rendition.variant.id.clone(),
-                epoch: rendition.epoch,
-                init: rendition.inits.last().cloned(),
-                segments: segments.collect(),
-            }
-        });
-        Some(View { state: inner.state, run: broadcast.epoch(), renditions: renditions.collect() })
+        Some(inner.broadcast.as_ref()?.view(inner.state, segments))
     }
 
     /// What playlists promise; `None` before the first run.
@@ -490,206 +346,12 @@ impl Live {
     }
 }
 
-impl Broadcast {
-    fn begin(&mut self, epoch: Epoch, place: Place, renditions: Vec<NewRendition>, fresh: bool) {
-        self.breaks += u64::from(!fresh);
-        self.end = place.start;
-        if let Some(before) = self.periods.last_mut() {
-            before.end.get_or_insert(place.start);
-        }
-        if self.periods.len() >= MAX_PERIODS {
-            self.periods.remove(0);
-        }
-        self.periods.push(Period {
-            epoch,
-            start: place.start,
-            end: None,
-            first: place.first,
-            variants: renditions.iter().map(|new| new.variant.clone()).collect(),
-        });
-        for NewRendition { variant, timescale, init } in renditions {
-            let index =
-                self.renditions.iter().position(|r| r.variant.id == variant.id).unwrap_or_else(|| {
-                    // A rendition that joins late has the breaks before it behind it.
-                    let window = Window::new(timescale, self.listed, self.breaks);
-                    let (variant, inits) = (variant.clone(), Vec::new());
-                    self.renditions.push(Rendition {
-                        variant,
-                        window,
-                        inits,
-                        writer: None,
-                        epoch,
-                        break_pending: false,
-                    });
-                    self.renditions.len() - 1
-                });
-            let rendition = &mut self.renditions[index];
-            rendition.break_pending = rendition.window.last().is_some();
-            rendition.variant = variant;
-            rendition.epoch = epoch;
-            if rendition.inits.len() >= MAX_INITS {
-                rendition.inits.remove(0);
-            }
-            rendition.inits.push((epoch, init));
-        }
-        // Largest first, audio last, whatever order they came in.
-        self.renditions.sort_by_key(|rendition| match rendition.variant.kind {
-            hls::Kind::Video { height, .. } => (0, u32::MAX - height),
-            hls::Kind::Audio { .. } => (1, 0),
-        });
-    }
-
-    fn open(&mut self, index: usize, number: SegmentNumber, start: Ticks) {
-        let (writer, object) = Object::growing();
-        let gap_duration = Timescale::VIDEO
-            .rescale(self.targets.segment_duration, self.renditions[index].window.timescale());
-        let rendition = &mut self.renditions[index];
-        let segment = Segment {
-            number,
-            epoch: rendition.epoch,
-            start,
-            duration: 0,
-            parts: Vec::new(),
-            object: Some(object),
-            bytes: 0,
-            discontinuity: std::mem::take(&mut rendition.break_pending),
-        };
-        rendition.window.open(segment, gap_duration);
-        rendition.writer = Some(writer);
-        self.next_number = self.next_number.max(number.next());
-    }
-
-    fn gap(&mut self, index: usize, number: SegmentNumber) {
-        let (place, segment_duration) =
-            (self.periods.last().map(|p| (p.start, p.first)), self.targets.segment_duration);
-        let Some((start, first)) = place else { return };
-        let rendition = &mut self.renditions[index];
-        let ticks = |ticks| Timescale::VIDEO.rescale(ticks, rendition.window.timescale());
-        let duration = ticks(segment_duration);
-        let gap = Segment {
-            number,
-            epoch: rendition.epoch,
-            start: ticks(start + number.0.saturating_sub(first.0) as Ticks * segment_duration),
-            duration,
-            parts: Vec::new(),
-            object: None,
-            bytes: 0,
-            discontinuity: std::mem::take(&mut rendition.break_pending),
-        };
-        rendition.window.open(gap, duration);
-        rendition.window.close();
-    }
-
-    fn close(&mut self, index: usize) {
-        let rendition = &mut self.renditions[index];
-        if let Some(writer) = rendition.writer.take() {
-            writer.finish();
-        }
-        let was_open = rendition.window.open_segment().is_some();
-        rendition.window.close();
-        if was_open && index == self.renditions.iter().position(|r| r.epoch == self.epoch()).unwrap_or(0) {
-            self.fill_gaps(index);
-        }
-        let rendition = &self.renditions[index];
-        if let Some(last) = rendition.window.segments().next_back() {
-            let end = rendition.window.timescale().rescale(last.start + last.duration, Timescale::VIDEO);
-            self.end = self.end.max(end);
-        }
-        // A gap holds no media: it keeps nobody's period.
-        let held = |r: &Rendition| r.window.segments().find(|s| s.object.is_some()).map(|s| s.epoch);
-        let oldest = self.renditions.iter().filter_map(held).min();
-        if let Some(oldest) = oldest {
-            self.periods.retain(|period| period.epoch >= oldest);
-        }
-    }
-
-    /// Renditions that this run does not have must go on all the same: their players are told that media is missing, and
-    /// choose another.
-    fn fill_gaps(&mut self, leader: usize) {
-        let (epoch, timescale) = (self.epoch(), self.renditions[leader].window.timescale());
-        let Some(model) = self.renditions[leader].window.segments().next_back().cloned() else { return };
-        for rendition in self.renditions.iter_mut().filter(|rendition| rendition.epoch != epoch) {
-            let ticks = |ticks| timescale.rescale(ticks, rendition.window.timescale());
-            let gap = Segment {
-                epoch: rendition.epoch,
-                start: ticks(model.start),
-                duration: ticks(model.duration),
-                parts: Vec::new(),
-                object: None,
-                bytes: 0,
-                ..model.clone()
-            };
-            let duration = gap.duration;
-            rendition.window.open(gap, duration);
-            rendition.window.close();
-        }
-    }
-
-    fn finish_run(&mut self) {
-        for index in 0..self.renditions.len() {
-            self.close(index);
-        }
-        let (end, next_number, segment_duration) =
-            (self.end, self.next_number, self.targets.segment_duration);
-        if let Some(period) = self.periods.last_mut() {
-            // Players count segments by the period's duration: the last frame of a rendition may reach a little beyond
-            // its last segment's nominal end, and must not promise another.
-            let segments = next_number.0.saturating_sub(period.first.0) as Ticks;
-            period.end = Some(end.min(period.start + segments * segment_duration));
-        }
-    }
-
-    /// How far back viewers may go, in whole segments. A young broadcast says its age: FFmpeg's reader subtracts the depth
-    /// from it without looking.
-    fn depth(&self) -> Ticks {
-        let segment = self.targets.segment_duration;
-        // What an origin was handed begins later than the broadcast.
-        let began = self.periods.first().map_or(self.anchor.ticks, |period| period.start);
-        let age = (self.end - began) / segment * segment;
-        age.clamp(segment, self.listed.max(segment))
-    }
-
-    /// The oldest segment that is listed in every rendition of the newest run.
-    fn oldest(&self) -> SegmentNumber {
-        let current = self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch());
-        let oldest =
-            current.filter_map(|rendition| rendition.window.segments().next().map(|segment| segment.number));
-        oldest.max().unwrap_or(self.next_number)
-    }
-
-    fn epoch(&self) -> Epoch {
-        self.periods.last().map_or(Epoch(0), |period| period.epoch)
-    }
-
-    fn rendition(&self, id: &RenditionId) -> Option<&Rendition> {
-        self.renditions.iter().find(|rendition| rendition.variant.id == *id)
-    }
-
-    fn variants(&self) -> Vec<Variant> {
-        let measured = |r: &Rendition| Variant { measured: r.window.bitrate(), ..r.variant.clone() };
-        self.renditions.iter().filter(|r| r.epoch == self.epoch()).map(measured).collect()
-    }
-
-    fn reports(&self, except: &RenditionId) -> Vec<Report> {
-        let others = self.renditions.iter().filter(|r| r.variant.id != *except && r.epoch == self.epoch());
-        let report = |rendition: &Rendition| {
-            let mut segments = rendition.window.segments().rev().skip_while(|segment| {
-                // An open segment without a part is not in its playlist yet.
-                segment.parts.is_empty() && segment.object.is_some()
-            });
-            let newest = segments.next()?;
-            let part = (newest.parts.len() as u64).checked_sub(1);
-            Some(Report { id: rendition.variant.id.clone(), msn: newest.number, part })
-        };
-        others.filter_map(report).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::hls::Kind;
     use crate::window::Bitrate;
+    use media::time::Timescale;
 
     const TARGETS: Targets = Targets { segment_duration: 90_000, part_target: 18_000 };
 

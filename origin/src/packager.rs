@@ -11,9 +11,10 @@ use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, Sample, SegmentNumber};
 use transcode::{Rung, cmaf};
 
+use crate::broadcast::NewRendition;
 use crate::continuation::{AudioStart, Continuation};
 use crate::hls::{Kind, Targets, Variant};
-use crate::live::{Live, NewRendition, Place};
+use crate::live::{Live, Place};
 use crate::metrics::Metrics;
 use crate::segmenter::{Event, Segmenter};
 use crate::window::Bitrate;

@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, warn};
 
+use crate::broadcast::{RenditionView, SegmentView, View};
 use crate::hls::Directives;
-use crate::live::{Found, Live, RenditionView, SegmentView, State, View};
+use crate::live::{Found, Live, State};
 use crate::{Config, Shared, http, path, relay};
 
 /// Segments of each rendition looked at: more than a feed can fall behind without its subscribers having gone.
@@ -415,8 +416,8 @@ impl Drop for Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broadcast::NewRendition;
     use crate::hls::{Kind, Targets, Variant};
-    use crate::live::NewRendition;
     use crate::window::Bitrate;
     use media::push::Decoder;
     use media::time::Timescale;

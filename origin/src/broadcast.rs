@@ -1,0 +1,392 @@
+//! A broadcast of a stream: its renditions with their windows, its runs as periods, and the rules by which they change.
+#![deny(clippy::disallowed_methods)]
+
+use bytes::Bytes;
+use media::time::{Ticks, Timescale};
+use media::{Epoch, Object, RenditionId, SegmentNumber, object};
+
+use crate::dash::{Mpd, Period};
+use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
+use crate::live::{Found, Place, State};
+use crate::timeline::Anchor;
+use crate::window::{Segment, Window};
+
+/// Init segments kept per rendition: one per run that may still be listed. A broadcaster whose encoder restarts more
+/// often than this within a window is not watchable anyway.
+const MAX_INITS: usize = 32;
+
+/// Periods kept: as init segments.
+const MAX_PERIODS: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct Broadcast {
+    pub(crate) anchor: Anchor,
+    pub(crate) targets: Targets,
+    pub(crate) listed: Ticks,
+    pub(crate) periods: Vec<Period>,
+    pub(crate) renditions: Vec<Rendition>,
+    pub(crate) next_number: SegmentNumber,
+    /// Where the newest run ended, or has come so far, 90 kHz.
+    pub(crate) end: Ticks,
+    pub(crate) breaks: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Rendition {
+    pub(crate) variant: Variant,
+    pub(crate) window: Window,
+    pub(crate) inits: Vec<(Epoch, Bytes)>,
+    pub(crate) writer: Option<object::Writer>,
+    /// The run it belongs to lately.
+    pub(crate) epoch: Epoch,
+    pub(crate) break_pending: bool,
+}
+
+/// A rendition of a new run.
+#[derive(Debug, Clone)]
+pub struct NewRendition {
+    /// What manifests say of it.
+    pub variant: Variant,
+    /// Ticks per second of its samples.
+    pub timescale: Timescale,
+    /// Its init segment.
+    pub init: Bytes,
+}
+
+/// What a push looks at, all of one moment.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// How the broadcast stands.
+    pub state: State,
+    /// The newest run.
+    pub run: Epoch,
+    /// Largest first, audio last.
+    pub renditions: Vec<RenditionView>,
+}
+
+/// One rendition of a [`View`].
+#[derive(Debug, Clone)]
+pub struct RenditionView {
+    /// Its name.
+    pub id: RenditionId,
+    /// The run it belongs to lately.
+    pub epoch: Epoch,
+    /// The newest run's init segment.
+    pub init: Option<(Epoch, Bytes)>,
+    /// The newest segments, oldest first; the last one may be open.
+    pub segments: Vec<SegmentView>,
+}
+
+/// One segment of a [`RenditionView`].
+#[derive(Debug, Clone)]
+pub struct SegmentView {
+    /// Its number.
+    pub number: SegmentNumber,
+    /// The run it belongs to.
+    pub epoch: Epoch,
+    /// How many parts it has so far.
+    pub parts: u64,
+    /// Whether it still grows.
+    pub open: bool,
+    /// Its bytes; `None` for a gap.
+    pub object: Option<Object>,
+}
+
+impl Broadcast {
+    pub(crate) fn begin(&mut self, epoch: Epoch, place: Place, renditions: Vec<NewRendition>, fresh: bool) {
+        self.breaks += u64::from(!fresh);
+        self.end = place.start;
+        if let Some(before) = self.periods.last_mut() {
+            before.end.get_or_insert(place.start);
+        }
+        if self.periods.len() >= MAX_PERIODS {
+            self.periods.remove(0);
+        }
+        self.periods.push(Period {
+            epoch,
+            start: place.start,
+            end: None,
+            first: place.first,
+            variants: renditions.iter().map(|new| new.variant.clone()).collect(),
+        });
+        for NewRendition { variant, timescale, init } in renditions {
+            let index =
+                self.renditions.iter().position(|r| r.variant.id == variant.id).unwrap_or_else(|| {
+                    // A rendition that joins late has the breaks before it behind it.
+                    let window = Window::new(timescale, self.listed, self.breaks);
+                    let (variant, inits) = (variant.clone(), Vec::new());
+                    self.renditions.push(Rendition {
+                        variant,
+                        window,
+                        inits,
+                        writer: None,
+                        epoch,
+                        break_pending: false,
+                    });
+                    self.renditions.len() - 1
+                });
+            let rendition = &mut self.renditions[index];
+            rendition.break_pending = rendition.window.last().is_some();
+            rendition.variant = variant;
+            rendition.epoch = epoch;
+            if rendition.inits.len() >= MAX_INITS {
+                rendition.inits.remove(0);
+            }
+            rendition.inits.push((epoch, init));
+        }
+        // Largest first, audio last, whatever order they came in.
+        self.renditions.sort_by_key(|rendition| match rendition.variant.kind {
+            hls::Kind::Video { height, .. } => (0, u32::MAX - height),
+            hls::Kind::Audio { .. } => (1, 0),
+        });
+    }
+
+    pub(crate) fn open(&mut self, index: usize, number: SegmentNumber, start: Ticks) {
+        let (writer, object) = Object::growing();
+        let gap_duration = Timescale::VIDEO
+            .rescale(self.targets.segment_duration, self.renditions[index].window.timescale());
+        let rendition = &mut self.renditions[index];
+        let segment = Segment {
+            number,
+            epoch: rendition.epoch,
+            start,
+            duration: 0,
+            parts: Vec::new(),
+            object: Some(object),
+            bytes: 0,
+            discontinuity: std::mem::take(&mut rendition.break_pending),
+        };
+        rendition.window.open(segment, gap_duration);
+        rendition.writer = Some(writer);
+        self.next_number = self.next_number.max(number.next());
+    }
+
+    pub(crate) fn gap(&mut self, index: usize, number: SegmentNumber) {
+        let (place, segment_duration) =
+            (self.periods.last().map(|p| (p.start, p.first)), self.targets.segment_duration);
+        let Some((start, first)) = place else { return };
+        let rendition = &mut self.renditions[index];
+        let ticks = |ticks| Timescale::VIDEO.rescale(ticks, rendition.window.timescale());
+        let duration = ticks(segment_duration);
+        let gap = Segment {
+            number,
+            epoch: rendition.epoch,
+            start: ticks(start + number.0.saturating_sub(first.0) as Ticks * segment_duration),
+            duration,
+            parts: Vec::new(),
+            object: None,
+            bytes: 0,
+            discontinuity: std::mem::take(&mut rendition.break_pending),
+        };
+        rendition.window.open(gap, duration);
+        rendition.window.close();
+    }
+
+    pub(crate) fn close(&mut self, index: usize) {
+        let rendition = &mut self.renditions[index];
+        if let Some(writer) = rendition.writer.take() {
+            writer.finish();
+        }
+        let was_open = rendition.window.open_segment().is_some();
+        rendition.window.close();
+        if was_open && index == self.renditions.iter().position(|r| r.epoch == self.epoch()).unwrap_or(0) {
+            self.fill_gaps(index);
+        }
+        let rendition = &self.renditions[index];
+        if let Some(last) = rendition.window.segments().next_back() {
+            let end = rendition.window.timescale().rescale(last.start + last.duration, Timescale::VIDEO);
+            self.end = self.end.max(end);
+        }
+        // A gap holds no media: it keeps nobody's period.
+        let held = |r: &Rendition| r.window.segments().find(|s| s.object.is_some()).map(|s| s.epoch);
+        let oldest = self.renditions.iter().filter_map(held).min();
+        if let Some(oldest) = oldest {
+            self.periods.retain(|period| period.epoch >= oldest);
+        }
+    }
+
+    /// Renditions that this run does not have must go on all the same: their players are told that media is missing, and
+    /// choose another.
+    fn fill_gaps(&mut self, leader: usize) {
+        let (epoch, timescale) = (self.epoch(), self.renditions[leader].window.timescale());
+        let Some(model) = self.renditions[leader].window.segments().next_back().cloned() else { return };
+        for rendition in self.renditions.iter_mut().filter(|rendition| rendition.epoch != epoch) {
+            let ticks = |ticks| timescale.rescale(ticks, rendition.window.timescale());
+            let gap = Segment {
+                epoch: rendition.epoch,
+                start: ticks(model.start),
+                duration: ticks(model.duration),
+                parts: Vec::new(),
+                object: None,
+                bytes: 0,
+                ..model.clone()
+            };
+            let duration = gap.duration;
+            rendition.window.open(gap, duration);
+            rendition.window.close();
+        }
+    }
+
+    pub(crate) fn finish_run(&mut self) {
+        for index in 0..self.renditions.len() {
+            self.close(index);
+        }
+        let (end, next_number, segment_duration) =
+            (self.end, self.next_number, self.targets.segment_duration);
+        if let Some(period) = self.periods.last_mut() {
+            // Players count segments by the period's duration: the last frame of a rendition may reach a little beyond
+            // its last segment's nominal end, and must not promise another.
+            let segments = next_number.0.saturating_sub(period.first.0) as Ticks;
+            period.end = Some(end.min(period.start + segments * segment_duration));
+        }
+    }
+
+    // --- the readers' side ---
+
+    /// A media playlist that satisfies the directives.
+    pub(crate) fn playlist(
+        &self,
+        state: State,
+        id: &RenditionId,
+        directives: Directives,
+    ) -> Result<Found<String>, BadDirective> {
+        let Some(rendition) = self.rendition(id) else { return Ok(Found::Never) };
+        let ended = state == State::Ended;
+        // After EXT-X-ENDLIST the directives mean nothing (6.2.5.2).
+        // A playlist without a whole segment is one that plain players give up on: they wait for it here.
+        if rendition.window.last_closed().is_none()
+            || !(ended || directives.satisfied(&rendition.window, self.targets)?)
+        {
+            return Ok(Found::Later);
+        }
+        let playlist = Playlist {
+            id,
+            window: &rendition.window,
+            targets: self.targets,
+            anchor: self.anchor,
+            reports: &self.reports(id),
+            // A run that has no segment yet will bring an init segment of its own: there is nothing to name before.
+            hint: state == State::Live
+                && rendition.epoch == self.epoch()
+                && rendition.window.segments().next_back().is_some_and(|last| last.epoch == rendition.epoch),
+            ended,
+        };
+        Ok(Found::Ready(playlist.render()))
+    }
+
+    /// The MPD.
+    pub(crate) fn mpd(
+        &self,
+        state: State,
+        latency_ms: u64,
+        published_unix_ms: i64,
+        time_url: &str,
+    ) -> String {
+        let mut periods = self.periods.clone();
+        for variant in periods.iter_mut().flat_map(|period| &mut period.variants) {
+            if let Some(rendition) = self.rendition(&variant.id) {
+                variant.measured = rendition.window.bitrate();
+            }
+        }
+        let mpd = Mpd {
+            anchor: self.anchor,
+            targets: self.targets,
+            window: self.depth(),
+            latency_ms,
+            published_unix_ms,
+            time_url,
+            periods: &periods,
+            ended: (state == State::Ended).then(|| self.oldest()),
+        };
+        mpd.render()
+    }
+
+    /// A segment. One that is about to begin is worth waiting for: players are told of it by preload hints and by
+    /// availabilityTimeOffset.
+    pub(crate) fn segment(
+        &self,
+        state: State,
+        epoch: Epoch,
+        id: &RenditionId,
+        number: SegmentNumber,
+    ) -> Found<Object> {
+        let Some(rendition) = self.rendition(id) else { return Found::Never };
+        if let Some(object) = rendition.window.find(epoch, number) {
+            return Found::Ready(object.clone());
+        }
+        let next = rendition.window.last().map_or(self.next_number, SegmentNumber::next);
+        let soon = number == next || number == next.next();
+        if soon && state == State::Live && epoch == self.epoch() && rendition.epoch == epoch {
+            return Found::Later;
+        }
+        Found::Never
+    }
+
+    /// It with the newest `segments` of each rendition.
+    pub(crate) fn view(&self, state: State, segments: usize) -> View {
+        let renditions = self.renditions.iter().map(|rendition| {
+            let window = &rendition.window;
+            let open = window.open_segment().map(|segment| segment.number);
+            let newest = window.segments().skip(window.segments().len().saturating_sub(segments));
+            let segments = newest.map(|segment| SegmentView {
+                number: segment.number,
+                epoch: segment.epoch,
+                parts: segment.parts.len() as u64,
+                open: open == Some(segment.number),
+                object: segment.object.clone(),
+            });
+            RenditionView {
+                id: rendition.variant.id.clone(),
+                epoch: rendition.epoch,
+                init: rendition.inits.last().cloned(),
+                segments: segments.collect(),
+            }
+        });
+        View { state, run: self.epoch(), renditions: renditions.collect() }
+    }
+
+    /// How far back viewers may go, in whole segments. A young broadcast says its age: FFmpeg's reader subtracts the depth
+    /// from it without looking.
+    pub(crate) fn depth(&self) -> Ticks {
+        let segment = self.targets.segment_duration;
+        // What an origin was handed begins later than the broadcast.
+        let began = self.periods.first().map_or(self.anchor.ticks, |period| period.start);
+        let age = (self.end - began) / segment * segment;
+        age.clamp(segment, self.listed.max(segment))
+    }
+
+    /// The oldest segment that is listed in every rendition of the newest run.
+    pub(crate) fn oldest(&self) -> SegmentNumber {
+        let current = self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch());
+        let oldest =
+            current.filter_map(|rendition| rendition.window.segments().next().map(|segment| segment.number));
+        oldest.max().unwrap_or(self.next_number)
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.periods.last().map_or(Epoch(0), |period| period.epoch)
+    }
+
+    pub(crate) fn rendition(&self, id: &RenditionId) -> Option<&Rendition> {
+        self.renditions.iter().find(|rendition| rendition.variant.id == *id)
+    }
+
+    pub(crate) fn variants(&self) -> Vec<Variant> {
+        let measured = |r: &Rendition| Variant { measured: r.window.bitrate(), ..r.variant.clone() };
+        self.renditions.iter().filter(|r| r.epoch == self.epoch()).map(measured).collect()
+    }
+
+    pub(crate) fn reports(&self, except: &RenditionId) -> Vec<Report> {
+        let others = self.renditions.iter().filter(|r| r.variant.id != *except && r.epoch == self.epoch());
+        let report = |rendition: &Rendition| {
+            let mut segments = rendition.window.segments().rev().skip_while(|segment| {
+                // An open segment without a part is not in its playlist yet.
+                segment.parts.is_empty() && segment.object.is_some()
+            });
+            let newest = segments.next()?;
+            let part = (newest.parts.len() as u64).checked_sub(1);
+            Some(Report { id: rendition.variant.id.clone(), msn: newest.number, part })
+        };
+        others.filter_map(report).collect()
+    }
+}
