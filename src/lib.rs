@@ -65,6 +65,8 @@ impl Server {
                 server_tls: tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?,
                 metrics: origin::Metrics::register(&mut registry),
                 transcode_metrics: transcode::Metrics::register(&mut registry),
+                members: origin::mirror::plan::Members::new(config.node.name.clone(), ring(&origins)),
+                client_tls: client_tls.clone(),
             };
             let origin = origin::Origin::bind(config.origin.clone(), deps).await.context("origin")?;
             listeners.insert("origin", origin.addr());

@@ -115,6 +115,19 @@ impl Object {
         Some(state.whole().into())
     }
 
+    /// The bytes of `range` that are there, chunk by chunk, not copied.
+    pub fn chunks(&self, range: Range<u64>) -> Vec<Bytes> {
+        let state = self.lock();
+        let (mut next, mut chunks) = (range.start, Vec::new());
+        while next < range.end
+            && let Some(chunk) = state.chunk_at(next, range.end)
+        {
+            next += chunk.len() as u64;
+            chunks.push(chunk);
+        }
+        chunks
+    }
+
     /// A copy of the whole body of a complete object, which holds no memory but its own: chunks may be pieces of larger
     /// buffers.
     pub fn to_vec(&self) -> Option<Vec<u8>> {

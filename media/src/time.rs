@@ -1,6 +1,8 @@
 //! What the media says about time: integer ticks of a timescale, never floating seconds.
 #![deny(clippy::disallowed_methods)]
 
+use serde::{Deserialize, Serialize};
+
 /// A moment or a length on a media timeline, in units of 1 / [`Timescale`] seconds.
 pub type Ticks = i64;
 
@@ -40,7 +42,7 @@ impl Timescale {
 }
 
 /// A frame rate as a fraction of frames per second, such as 30000/1001.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FrameRate {
     /// Frames...
     pub num: u32,

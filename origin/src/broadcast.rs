@@ -5,6 +5,7 @@ use bytes::Bytes;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, object};
 
+use crate::continuation::Continuation;
 use crate::dash::{Mpd, Period};
 use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
 use crate::live::{Found, Place, State};
@@ -13,10 +14,10 @@ use crate::window::{Segment, Window};
 
 /// Init segments kept per rendition: one per run that may still be listed. A broadcaster whose encoder restarts more
 /// often than this within a window is not watchable anyway.
-const MAX_INITS: usize = 32;
+pub(crate) const MAX_INITS: usize = 32;
 
 /// Periods kept: as init segments.
-const MAX_PERIODS: usize = 32;
+pub(crate) const MAX_PERIODS: usize = 32;
 
 #[derive(Debug)]
 pub(crate) struct Broadcast {
@@ -29,6 +30,10 @@ pub(crate) struct Broadcast {
     /// Where the newest run ended, or has come so far, 90 kHz.
     pub(crate) end: Ticks,
     pub(crate) breaks: u64,
+    /// What follows the newest segment that is complete, as it was last told to the POP.
+    pub(crate) next: Option<Continuation>,
+    /// Where the gaps begin that were listed since the broadcaster went away: number, and time (90 kHz).
+    pub(crate) away: Option<(SegmentNumber, Ticks)>,
 }
 
 #[derive(Debug)]
@@ -94,10 +99,14 @@ pub struct SegmentView {
 
 impl Broadcast {
     pub(crate) fn begin(&mut self, epoch: Epoch, place: Place, renditions: Vec<NewRendition>, fresh: bool) {
-        self.breaks += u64::from(!fresh);
+        let breaks = !(fresh || (place.seamless && self.goes_on(&renditions)));
+        self.breaks += u64::from(breaks);
         self.end = place.start;
+        (self.next, self.away) = (None, None);
+        let mut connected = None;
         if let Some(before) = self.periods.last_mut() {
             before.end.get_or_insert(place.start);
+            connected = (!breaks).then_some(before.epoch);
         }
         if self.periods.len() >= MAX_PERIODS {
             self.periods.remove(0);
@@ -108,6 +117,7 @@ impl Broadcast {
             end: None,
             first: place.first,
             variants: renditions.iter().map(|new| new.variant.clone()).collect(),
+            connected,
         });
         for NewRendition { variant, timescale, init } in renditions {
             let index =
@@ -126,7 +136,7 @@ impl Broadcast {
                     self.renditions.len() - 1
                 });
             let rendition = &mut self.renditions[index];
-            rendition.break_pending = rendition.window.last().is_some();
+            rendition.break_pending |= breaks && rendition.window.last().is_some();
             rendition.variant = variant;
             rendition.epoch = epoch;
             if rendition.inits.len() >= MAX_INITS {
@@ -139,6 +149,51 @@ impl Broadcast {
             hls::Kind::Video { height, .. } => (0, u32::MAX - height),
             hls::Kind::Audio { .. } => (1, 0),
         });
+    }
+
+    /// Whether these renditions can be appended to those of the run before as if they were one: the same ones, and a decoder
+    /// that was set up for the old ones need not be told anything.
+    fn goes_on(&self, renditions: &[NewRendition]) -> bool {
+        let epoch = self.epoch();
+        let before = |id: &RenditionId| {
+            let rendition = self.rendition(id).filter(|rendition| rendition.epoch == epoch)?;
+            rendition.inits.last().map(|(_, init)| init)
+        };
+        self.renditions.iter().filter(|rendition| rendition.epoch == epoch).count() == renditions.len()
+            && renditions.iter().all(|new| before(&new.variant.id) == Some(&new.init))
+    }
+
+    /// Whether everything up to and without `number` is complete in all renditions of the newest run.
+    pub(crate) fn is_whole_before(&self, number: SegmentNumber) -> bool {
+        let mut current = self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch());
+        current.all(|rendition| rendition.window.last_closed().is_some_and(|last| last.next() >= number))
+    }
+
+    /// Goes back to where segment `number` begins, at `start` (90 kHz): what is listed from there on will be made once more.
+    /// False, and nothing is changed, if not even a segment would be left.
+    pub(crate) fn rewind(&mut self, number: SegmentNumber, start: Ticks) -> bool {
+        let reaches = |rendition: &Rendition| {
+            rendition.window.segments().next().is_some_and(|oldest| oldest.number < number)
+        };
+        if !self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch()).all(reaches) {
+            return false;
+        }
+        for rendition in &mut self.renditions {
+            rendition.break_pending |= rendition.window.truncate(number);
+            // Whoever reads what was open finds that the rest does not come.
+            rendition.writer = None;
+        }
+        for index in 0..self.renditions.len() {
+            self.close(index);
+        }
+        while self.periods.len() > 1 && self.periods.last().is_some_and(|period| period.first >= number) {
+            self.periods.pop();
+        }
+        if let Some(period) = self.periods.last_mut() {
+            period.end = Some(start.max(period.start));
+        }
+        (self.end, self.next_number) = (start, number);
+        true
     }
 
     pub(crate) fn open(&mut self, index: usize, number: SegmentNumber, start: Ticks) {
@@ -202,6 +257,40 @@ impl Broadcast {
         let oldest = self.renditions.iter().filter_map(held).min();
         if let Some(oldest) = oldest {
             self.periods.retain(|period| period.epoch >= oldest);
+        }
+    }
+
+    /// Nothing comes: lists gaps for what lies wholly before `until` (90 kHz), so that the playlists stay alive. At most a
+    /// window of them at once: what is older would leave it at once.
+    pub(crate) fn stay_alive(&mut self, until: Ticks) {
+        if self.away.is_none() {
+            self.finish_run();
+            self.away = Some((self.next_number, self.end));
+        }
+        let duration = self.targets.segment_duration;
+        let most = self.listed / duration + 1;
+        for _ in 0..most {
+            if self.end + duration > until {
+                break;
+            }
+            for rendition in &mut self.renditions {
+                let ticks = |ticks| Timescale::VIDEO.rescale(ticks, rendition.window.timescale());
+                let gap = Segment {
+                    number: self.next_number,
+                    epoch: rendition.epoch,
+                    start: ticks(self.end),
+                    duration: ticks(duration),
+                    parts: Vec::new(),
+                    object: None,
+                    bytes: 0,
+                    discontinuity: std::mem::take(&mut rendition.break_pending),
+                };
+                let duration = gap.duration;
+                rendition.window.open(gap, duration);
+                rendition.window.close();
+            }
+            self.end += duration;
+            self.next_number = self.next_number.next();
         }
     }
 

@@ -38,6 +38,9 @@ pub struct Config {
     /// How long a stream stays alive without its broadcaster. Default `60s`, 0s to 1h.
     #[serde(with = "humantime_serde")]
     pub reconnect_grace: Duration,
+    /// Streams of other origins mirrored at most, so that they go on here without a break when their owner is lost: each
+    /// takes the memory of its window and the bit rate of its ladder. Default 64, 0 (none) to 10000.
+    pub mirrored_streams: usize,
     /// How long an ended stream stays fetchable. Default `60s`, 0s to 1h: players that are behind finish watching.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
@@ -61,6 +64,7 @@ impl Default for Config {
             probe: Duration::from_secs(1),
             keyframe_timeout: Duration::from_secs(10),
             reconnect_grace: Duration::from_secs(60),
+            mirrored_streams: 64,
             retention: Duration::from_secs(60),
             time_url: "/time".into(),
             drain: Duration::from_secs(5),
@@ -103,6 +107,10 @@ impl Config {
         }
         if !(1..=10_000).contains(&self.max_streams) {
             problems.push(format!("{path}.max_streams: {} is outside 1 to 10000", self.max_streams));
+        }
+        if self.mirrored_streams > 10_000 {
+            problems
+                .push(format!("{path}.mirrored_streams: {} is outside 0 to 10000", self.mirrored_streams));
         }
         if self.time_url.is_empty() || self.time_url.contains(['"', '<', '>', '&']) {
             problems.push(format!("{path}.time_url: {:?} is not a URL or absolute path", self.time_url));

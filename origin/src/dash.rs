@@ -4,12 +4,13 @@
 
 use media::time::{Ticks, Timescale};
 use media::{Epoch, SegmentNumber};
+use serde::{Deserialize, Serialize};
 
 use crate::hls::{Kind, Targets, Variant};
 use crate::timeline::{Anchor, rfc3339};
 
 /// One uninterrupted run of a broadcast.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Period {
     /// Part of its media URLs.
     pub epoch: Epoch,
@@ -21,6 +22,9 @@ pub struct Period {
     pub first: SegmentNumber,
     /// Its renditions.
     pub variants: Vec<Variant>,
+    /// The run before, if its media and this run's are one timeline in one encoding: a player appends the one behind the
+    /// other, as if there were no border.
+    pub connected: Option<Epoch>,
 }
 
 /// A broadcast as an MPD sees it.
@@ -152,7 +156,18 @@ impl Mpd<'_> {
         put!(
             out,
             "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\" \
-             segmentAlignment=\"true\" startWithSAP=\"1\">\n      \
+             segmentAlignment=\"true\" startWithSAP=\"1\">\n"
+        );
+        // Only to what this MPD has: the period before may be gone.
+        if let Some(before) = period.connected.filter(|id| self.periods.iter().any(|p| p.epoch == *id)) {
+            put!(
+                out,
+                "      <SupplementalProperty schemeIdUri=\"urn:mpeg:dash:period-connectivity:2015\" value=\"{before}\"/>\n"
+            );
+        }
+        put!(
+            out,
+            "      \
              <SegmentTemplate timescale=\"{}\" duration=\"{}\" startNumber=\"{}\" presentationTimeOffset=\"{}\" \
              availabilityTimeOffset=\"{:.3}\" availabilityTimeComplete=\"false\" \
              initialization=\"{epoch}/$RepresentationID$/init.mp4\" media=\"{epoch}/$RepresentationID$/$Number$.m4s\"/>\n",
@@ -230,6 +245,7 @@ mod tests {
             end,
             first: SegmentNumber(first),
             variants: variants.iter().copied().cloned().collect(),
+            connected: None,
         };
         let periods = [
             period(5, start, Some(start + 12 * 90_000 + 45_000), 1000, &[&video, &audio]),

@@ -4,6 +4,7 @@
 
 use media::time::{Ticks, Timescale};
 use media::{RenditionId, SegmentNumber};
+use serde::{Deserialize, Serialize};
 
 use crate::path;
 use crate::timeline::Anchor;
@@ -13,7 +14,7 @@ use crate::window::{Bitrate, Window};
 const PARTS_LISTED: Ticks = 3;
 
 /// What a player needs to know of a rendition before it loads its playlist.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
     /// The rendition.
     pub id: RenditionId,
@@ -28,7 +29,7 @@ pub struct Variant {
 }
 
 /// Video or audio, with what manifests say of each.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Kind {
     /// Size in samples, and frames per second where known.
     Video {
@@ -64,7 +65,7 @@ impl Variant {
 }
 
 /// Constants of a broadcast that no playlist may ever change (4.4.3.7, 4.4.3.8).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Targets {
     /// 90 kHz.
     pub segment_duration: Ticks,

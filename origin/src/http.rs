@@ -24,6 +24,7 @@ use tracing::{Instrument, info, info_span};
 use crate::Shared;
 use crate::hls::Directives;
 use crate::live::{Found, Live, State};
+use crate::mirror;
 use crate::path::{self, Target};
 use crate::push::{self, Told};
 use crate::relay;
@@ -68,13 +69,16 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
     if let Some(prefix) = path.strip_prefix(media::push::PATH_PREFIX)
         && prefix.starts_with('/')
     {
-        return subscription(&shared, prefix, request.method());
+        return subscription(&shared, prefix, request.method()).await;
+    }
+    if let Some(of) = path.strip_prefix("/mirror") {
+        return mirror(&shared, of, request.method());
     }
     shared.metrics.requests.inc();
     let Some((stream, target)) = path::parse(path) else {
         return not_found("no such path");
     };
-    let Some(live) = shared.stream(&stream).filter(|live| live.state() != State::Offline) else {
+    let Some(live) = readable(&shared, &stream).await else {
         // Another origin may own it (RFC 9110, 15.5.20).
         return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
     };
@@ -83,15 +87,50 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
     object(&shared, &live, target, query, asked).await
 }
 
+/// The stream as viewers may have it: this origin's own, or one whose owner is lost.
+async fn readable(shared: &Shared, stream: &StreamName) -> Option<Arc<Live>> {
+    match shared.stream(stream).filter(|live| live.state() != State::Offline) {
+        Some(live) => Some(live),
+        None => shared.mirrors.orphan(stream).await,
+    }
+}
+
+/// What another origin is told: all streams, or one of them.
+fn mirror(shared: &Arc<Shared>, of: &str, method: &Method) -> Response<Body> {
+    if method != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "a mirror is asked for with GET");
+    }
+    let (sender, told) = mpsc::channel(mirror::QUEUE);
+    if of.is_empty() {
+        shared.tasks.spawn(mirror::tell_streams(shared.clone(), sender));
+    } else {
+        let stream = of.strip_prefix("/live/").and_then(|name| name.parse::<StreamName>().ok());
+        let Some(stream) = stream else {
+            return not_found("mirrors are of /mirror and /mirror/live/{stream}");
+        };
+        let live =
+            shared.stream(&stream).filter(|live| !matches!(live.state(), State::Offline | State::Ended));
+        let Some(live) = live else {
+            return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
+        };
+        shared.tasks.spawn(mirror::tell_stream(shared.clone(), live, sender));
+    }
+    let mut response = Response::new(Body::Lines(told));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media::push::MEDIA_TYPE));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 /// A push of all objects whose names begin with `prefix`.
-fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Response<Body> {
+async fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Response<Body> {
     let Some(stream) = prefix.strip_prefix("/live/").and_then(|name| name.parse::<StreamName>().ok()) else {
         return not_found("pushes are of /push/live/{stream}");
     };
     if method != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "a push is asked for with GET");
     }
-    let Some(live) = shared.stream(&stream).filter(|live| live.state() != State::Offline) else {
+    let Some(live) = readable(shared, &stream).await else {
         return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
     };
     if live.state() == State::Ended {

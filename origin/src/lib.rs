@@ -27,6 +27,7 @@ pub mod hls;
 mod http;
 pub mod live;
 pub mod metrics;
+pub mod mirror;
 pub mod packager;
 pub mod path;
 mod push;
@@ -54,10 +55,17 @@ pub use config::Config;
 pub use error::Error;
 use live::{Live, State};
 pub use metrics::Metrics;
+use mirror::Mirrors;
+use mirror::plan::Members;
+use mirror::wire::Listed;
 use revoked::{Revoked, Which};
 
 /// Open connections: one per POP session and a few per edge.
 const MAX_CONNECTIONS: usize = 10_000;
+
+/// Segments for which nothing is listed when a broadcaster has gone away: a relay that is lost is back by then, with all
+/// that it missed.
+const QUIET_SEGMENTS: u32 = 2;
 
 /// For the TLS handshake of a POP or edge.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,12 +84,17 @@ pub struct Deps {
     pub metrics: Metrics,
     /// Counters of the encoders.
     pub transcode_metrics: transcode::Metrics,
+    /// The origins of the fleet, this one among them.
+    pub members: Members,
+    /// Shows this node's certificate to them.
+    pub client_tls: Arc<rustls::ClientConfig>,
 }
 
 /// An origin that is bound but does not serve yet.
 pub struct Origin {
     listener: net::Listener,
     server_tls: Arc<rustls::ServerConfig>,
+    client_tls: Arc<rustls::ClientConfig>,
     shared: Arc<Shared>,
 }
 
@@ -98,6 +111,7 @@ struct Shared {
     transcode_metrics: transcode::Metrics,
     streams: Mutex<HashMap<StreamName, Arc<Live>>>,
     hubs: Mutex<Hubs>,
+    mirrors: Mirrors,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     /// Tells this process from others, and from itself before a restart.
@@ -136,12 +150,13 @@ impl Origin {
             transcode_metrics: deps.transcode_metrics,
             streams: Mutex::default(),
             hubs: Mutex::default(),
+            mirrors: Mirrors::new(deps.members),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: instance(),
             revoked: watch::Sender::default(),
         });
-        Ok(Origin { listener, server_tls: deps.server_tls, shared })
+        Ok(Origin { listener, server_tls: deps.server_tls, client_tls: deps.client_tls, shared })
     }
 
     /// Where relays and edges connect.
@@ -157,7 +172,7 @@ impl Origin {
     /// Serves until `shutdown`; then ends the sessions, publishing what they brought, and lets requests finish for
     /// [`Config::drain`].
     pub async fn serve(self, shutdown: CancellationToken) {
-        let Origin { listener, server_tls, shared } = self;
+        let Origin { listener, server_tls, client_tls, shared } = self;
         info!(addr = %listener.local_addr(), "origin serves");
         let drain = shared.config.drain;
         // Relay bodies carry a ladder's source: a window of a second of the highest bitrate keeps them flowing.
@@ -177,6 +192,7 @@ impl Origin {
         };
         tokio::join!(
             net::http::serve(listener, Some(server_tls), options, shutdown.clone(), drain, service),
+            mirror::run(shared.clone(), client_tls),
             sessions
         );
     }
@@ -197,18 +213,65 @@ impl Shared {
     }
 
     /// The stream, new if need be; `None` when there are too many.
-    fn stream_for_publishing(&self, name: &StreamName) -> Option<Arc<Live>> {
-        let mut streams = self.streams();
-        if let Some(live) = streams.get(name) {
-            return Some(live.clone());
+    fn stream_for_publishing(self: &Arc<Self>, name: &StreamName) -> Option<Arc<Live>> {
+        {
+            let streams = self.streams();
+            if let Some(live) = streams.get(name) {
+                return Some(live.clone());
+            }
+            if streams.len() >= self.config.max_streams {
+                return None;
+            }
         }
-        if streams.len() >= self.config.max_streams {
-            return None;
+        let mirrored = self.mirrors.take(self, name);
+        let new = mirrored.clone().unwrap_or_else(|| Arc::new(Live::new(name.clone())));
+        let live = {
+            let mut streams = self.streams();
+            let live = streams.entry(name.clone()).or_insert(new).clone();
+            self.metrics.streams.set(streams.len() as i64);
+            live
+        };
+        if mirrored.is_some() {
+            self.interrupted(&live, true);
         }
-        let live = Arc::new(Live::new(name.clone()));
-        streams.insert(name.clone(), live.clone());
-        self.metrics.streams.set(streams.len() as i64);
         Some(live)
+    }
+
+    /// The streams that this origin owns, for others to see.
+    fn list(&self) -> Vec<Listed> {
+        let streams = self.streams();
+        let listed = streams.values().filter_map(|live| {
+            let (state, epoch) = live.standing();
+            let live_now = state == State::Live;
+            let there = live_now || matches!(state, State::Interrupted(_));
+            there.then(|| Listed { name: live.name().clone(), epoch, live: live_now })
+        });
+        let mut listed: Vec<_> = listed.collect();
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        listed
+    }
+
+    /// Whether it is this that viewers of the stream get here.
+    fn has(&self, live: &Arc<Live>) -> bool {
+        self.streams().get(live.name()).is_some_and(|kept| Arc::ptr_eq(kept, live))
+    }
+
+    /// The stream is another origin's: here it is no more.
+    fn withdraw(&self, live: &Arc<Live>) {
+        let mut streams = self.streams();
+        if streams.get(live.name()).is_some_and(|kept| Arc::ptr_eq(kept, live)) {
+            streams.remove(live.name());
+            self.metrics.streams.set(streams.len() as i64);
+        }
+        drop(streams);
+        self.end_pushes(live);
+    }
+
+    /// Those to whom the stream is pushed ask anew, here or elsewhere.
+    fn end_pushes(&self, live: &Live) {
+        if let Some(hub) = self.hubs().remove(live.name()) {
+            hub.end();
+        }
     }
 
     /// A run is over, its segments complete or left `open`: the stream waits for its broadcaster, then ends, then is
@@ -218,27 +281,32 @@ impl Shared {
         if !matches!(state, State::Interrupted(_)) {
             return;
         }
-        let (shared, live) = (self.clone(), live.clone());
-        self.tasks.spawn(async move {
-            let lingered = async {
-                shared.grace(&live, state).await;
-            };
-            tokio::select! {
-                biased;
-                () = shared.shutdown.cancelled() => {}
-                () = lingered => {}
-            }
+        live.wait_for_broadcaster(state, || {
+            let (shared, live) = (self.clone(), live.clone());
+            let absence = async move { shared.absence(&live, state).await };
+            let shutdown = self.shutdown.clone();
+            self.tasks.spawn(async move { shutdown.run_until_cancelled(absence).await }).abort_handle()
         });
     }
 
-    async fn grace(&self, live: &Arc<Live>, interrupted: State) {
-        tokio::time::sleep(self.config.reconnect_grace).await;
+    /// The playlists stay alive for as long as the broadcaster may come back; then the broadcast is over.
+    async fn absence(&self, live: &Arc<Live>, interrupted: State) {
+        let segment = self.config.segment_duration;
+        let listing = async {
+            tokio::time::sleep(segment * QUIET_SEGMENTS).await;
+            // Behind the clock as far as media is that has yet to be made: whoever comes back is not in the past.
+            while live.stay_alive(interrupted, relay::unix_ms() - segment.as_millis() as i64) {
+                tokio::time::sleep(segment).await;
+            }
+        };
+        let _ = tokio::time::timeout(self.config.reconnect_grace, listing).await;
         if !live.end(interrupted) {
             return;
         }
         info!(stream = %live.name(), "broadcast ended: its broadcaster did not come back");
         tokio::time::sleep(self.config.retention).await;
         self.forget_if(live, |state| state == State::Ended);
+        self.mirrors.forget(self, live);
     }
 
     /// The stream may have been forgotten after `live` was taken for a session that now holds its writer: puts it back.

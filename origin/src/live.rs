@@ -8,6 +8,7 @@ use cluster::lease::Grant;
 use media::time::Ticks;
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
@@ -38,6 +39,8 @@ pub struct Live {
     version: watch::Sender<u64>,
     /// Held by the session that publishes: the next one waits until the one before has let go.
     pub writer: Arc<tokio::sync::Mutex<Writer>>,
+    /// What waits for the broadcaster, and since which interruption: one task, however often it comes and goes.
+    absence: Mutex<Option<(State, AbortHandle)>>,
 }
 
 /// What one writer leaves to the next.
@@ -76,6 +79,8 @@ struct Inner {
     state: State,
     interruptions: u64,
     broadcast: Option<Broadcast>,
+    /// What another origin tells is taken in, until a run is over or begins here.
+    copies: bool,
 }
 
 /// Where a new run is to begin.
@@ -89,6 +94,8 @@ pub struct Place {
     pub targets: Targets,
     /// The timeline that another origin handed over, and its discontinuities so far: what was listed here is of the past.
     pub handed: Option<(Anchor, u64)>,
+    /// It begins with the very frame that follows what is listed.
+    pub seamless: bool,
 }
 
 /// What a request for a manifest or object finds.
@@ -105,8 +112,14 @@ pub enum Found<T> {
 impl Live {
     /// A stream that was never published.
     pub fn new(name: StreamName) -> Self {
-        let inner = Inner { state: State::Offline, interruptions: 0, broadcast: None };
-        Self { name, inner: Mutex::new(inner), version: watch::Sender::new(0), writer: Arc::default() }
+        let inner = Inner { state: State::Offline, interruptions: 0, broadcast: None, copies: true };
+        Self {
+            name,
+            inner: Mutex::new(inner),
+            version: watch::Sender::new(0),
+            writer: Arc::default(),
+            absence: Mutex::default(),
+        }
     }
 
     /// Its name.
@@ -124,12 +137,36 @@ impl Live {
         self.lock().state
     }
 
+    /// How the broadcast stands, and its newest run.
+    pub fn standing(&self) -> (State, Epoch) {
+        let inner = self.lock();
+        (inner.state, inner.broadcast.as_ref().map_or(Epoch(0), Broadcast::epoch))
+    }
+
+    /// Looks at the whole of it.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(State, Option<&Broadcast>) -> T) -> T {
+        let inner = self.lock();
+        read(inner.state, inner.broadcast.as_ref())
+    }
+
+    /// Takes in what another origin tells; `None` if it is too late for that.
+    pub(crate) fn copy<T>(&self, copy: impl FnOnce(&mut State, &mut Option<Broadcast>) -> T) -> Option<T> {
+        let mut copied = None;
+        self.change(|inner| {
+            if inner.copies {
+                copied = Some(copy(&mut inner.state, &mut inner.broadcast));
+            }
+        });
+        copied
+    }
+
     // --- the writer's side ---
 
     /// Finds the place of a new run whose first frame a POP received at `unix_ms`, and completes what the run before left
     /// open. After the end of a broadcast, a new one begins.
     pub fn place(&self, unix_ms: i64, follow: Follow, targets: Targets) -> Place {
-        let mut place = Place { start: FIRST_TICK, first: SegmentNumber(0), targets, handed: None };
+        let mut place =
+            Place { start: FIRST_TICK, first: SegmentNumber(0), targets, handed: None, seamless: false };
         self.change(|inner| {
             // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on with
             // higher numbers, since segments are never made faster than time passes.
@@ -140,16 +177,31 @@ impl Live {
             {
                 let by_clock = if next.lead.is_some() { next.start } else { next.anchor.at(unix_ms) };
                 (place.start, place.first) = (by_clock.max(next.start), next.first);
-                place.handed = Some((next.anchor, next.breaks));
+                // The very timeline that it speaks of: what is listed before stays.
+                let known = inner
+                    .broadcast
+                    .as_mut()
+                    .filter(|broadcast| inner.state != State::Ended && broadcast.anchor == next.anchor);
+                if let Some(broadcast) = known
+                    && broadcast.rewind(next.first, next.start)
+                {
+                    (place.targets, place.seamless) = (broadcast.targets, next.lead.is_some());
+                } else {
+                    place.handed = Some((next.anchor, next.breaks));
+                }
                 return;
             }
             match &mut inner.broadcast {
                 Some(broadcast) if inner.state != State::Ended => {
+                    // What its relay left is gone on with: it was not away.
+                    if let (Follow::Left(left), Some((number, _))) = (follow, broadcast.away) {
+                        broadcast.rewind(number, left.end);
+                    }
                     broadcast.finish_run();
-                    place.start = match follow {
+                    (place.start, place.seamless) = match follow {
                         // Audio may reach a little beyond: the video goes on where it was.
-                        Follow::Left(left) => left.end,
-                        _ => broadcast.anchor.at(unix_ms).max(broadcast.end),
+                        Follow::Left(left) => (left.end, true),
+                        _ => (broadcast.anchor.at(unix_ms).max(broadcast.end), false),
                     };
                     (place.first, place.targets) = (broadcast.next_number, broadcast.targets);
                 }
@@ -186,8 +238,10 @@ impl Live {
                 next_number: place.first,
                 end: place.start,
                 breaks,
+                next: None,
+                away: None,
             });
-            inner.state = State::Live;
+            (inner.state, inner.copies) = (State::Live, false);
             broadcast.begin(epoch, place, renditions, fresh);
         });
     }
@@ -231,11 +285,33 @@ impl Live {
         inner.broadcast.as_ref().map(|broadcast| (broadcast.anchor, broadcast.breaks, broadcast.end))
     }
 
+    /// Remembers what follows the newest complete segment, as the POP is told.
+    pub fn acknowledged(&self, next: Continuation) {
+        self.change(|inner| {
+            if let Some(broadcast) = &mut inner.broadcast {
+                broadcast.next = Some(next);
+            }
+        });
+    }
+
+    /// Where to go on from: `next`, as the POP has it, or a later segment of the same run that is known here to be complete.
+    pub fn newest(&self, next: Continuation) -> Continuation {
+        let inner = self.lock();
+        let known = inner.broadcast.as_ref().and_then(|broadcast| {
+            let known = broadcast.next?;
+            let of_that_run = |c: &Continuation| (c.instance, c.anchor, c.breaks);
+            let later = of_that_run(&known) == of_that_run(&next) && known.first > next.first;
+            (later && broadcast.is_whole_before(known.first)).then_some(known)
+        });
+        known.unwrap_or(next)
+    }
+
     /// The run is over; the stream waits for its broadcaster. Segments that are left `open` become whole at another
     /// origin, or are completed by the next run or the end. Returns what to pass to [`Live::end`].
     pub fn interrupt(&self, open: bool) -> State {
         let mut state = State::Offline;
         self.change(|inner| {
+            inner.copies = false;
             if let Some(broadcast) = &mut inner.broadcast
                 && inner.state == State::Live
             {
@@ -248,6 +324,29 @@ impl Live {
             state = inner.state;
         });
         state
+    }
+
+    /// Has `wait` begin for the interruption `state`, in place of what waited for an earlier one; nothing if it waits already.
+    pub(crate) fn wait_for_broadcaster(&self, state: State, wait: impl FnOnce() -> AbortHandle) {
+        let mut absence = self.absence.lock().unwrap_or_else(PoisonError::into_inner);
+        if absence.as_ref().is_some_and(|(since, _)| *since == state) {
+            return;
+        }
+        if let Some((_, before)) = absence.replace((state, wait())) {
+            before.abort();
+        }
+    }
+
+    /// Lists gaps up to the wall clock time `unix_ms` for a broadcaster who is away since `interrupted`. False if it is not.
+    pub fn stay_alive(&self, interrupted: State, unix_ms: i64) -> bool {
+        let mut away = false;
+        self.change(|inner| {
+            away = inner.state == interrupted;
+            if let Some(broadcast) = inner.broadcast.as_mut().filter(|_| away) {
+                broadcast.stay_alive(broadcast.anchor.at(unix_ms));
+            }
+        });
+        away
     }
 
     /// Ends the broadcast, unless it went on since `interrupted`. Returns whether it did end.

@@ -85,6 +85,20 @@ metrics! {
     pushes_cut: Counter,
     /// Bytes pushed to subscribers.
     pushed_bytes: Counter,
+    /// Streams of other origins that are mirrored here.
+    mirrored_streams: Gauge,
+    /// Bytes that came for them.
+    mirrored_bytes: Counter,
+    /// How long ago, in milliseconds, the owner told what was mirrored last: by its clock and this one's.
+    mirror_lag_ms: Gauge,
+    /// Mirrors that broke off before their stream was over, and were or will be begun anew.
+    mirrors_broken: Counter,
+    /// Streams that were to be mirrored but for the bound.
+    mirrors_refused: Counter,
+    /// Streams that went on here with what was mirrored.
+    takeovers: Counter,
+    /// Streams given up because another origin writes them under a higher epoch.
+    fenced: Counter,
     /// Requests for objects.
     requests: Counter,
     /// Requests that waited for media that had yet to be made.

@@ -293,6 +293,7 @@ impl Packager {
             lead: Some((resume_ms as u32, pts)),
             audio: self.audio.as_ref().and_then(audio_start),
         };
+        self.plan.live.acknowledged(next);
         Some(Published { number, resume_ms, next })
     }
 

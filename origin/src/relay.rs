@@ -171,7 +171,7 @@ impl Session<'_> {
                 self.left = Some(left);
                 Follow::Left(left)
             }
-            (_, Some(next)) => Follow::Handed(next),
+            (_, Some(next)) => Follow::Handed(self.live.newest(next)),
             (_, None) => Follow::Clock,
         };
         let mut feed = Feed::new(self.rules);
@@ -330,7 +330,7 @@ impl Session<'_> {
         let followed = match follow {
             Follow::Clock => false,
             Follow::Left(left) => place.start == left.end,
-            Follow::Handed(_) => place.handed.is_some(),
+            Follow::Handed(_) => place.handed.is_some() || place.seamless,
         };
         let (zero_ms, base) = lead.filter(|_| followed).unwrap_or((source.first_ms, place.start));
         let video = source.video.as_ref().map(|config| VideoSource {
@@ -738,6 +738,10 @@ mod tests {
             transcode_metrics: transcode::Metrics::register(&mut registry),
             streams: Mutex::new(HashMap::new()),
             hubs: std::sync::Mutex::default(),
+            mirrors: crate::mirror::Mirrors::new(crate::mirror::plan::Members::new(
+                "a".into(),
+                cluster::Ring::new(Vec::new()),
+            )),
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: 1,

@@ -4,13 +4,14 @@
 use std::time::{Duration, SystemTime};
 
 use media::time::{Ticks, Timescale};
+use serde::{Deserialize, Serialize};
 
 /// Where timelines begin (90 kHz): a second in, so that audio which begins a few milliseconds before the first video
 /// frame has no negative time.
 pub const FIRST_TICK: Ticks = 90_000;
 
 /// One moment on both clocks: `ticks` (90 kHz) was `unix_ms`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {
     /// Milliseconds since 1970 at which the first frame came.
     pub unix_ms: i64,

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, SegmentNumber};
+use serde::{Deserialize, Serialize};
 
 /// One part of a segment: a byte range of the segment's object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub struct Window {
 }
 
 /// Measured bits per second of whole segments.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bitrate {
     /// The largest of one segment.
     pub peak_bps: u64,
@@ -160,6 +161,11 @@ impl Window {
         self.discontinuity_sequence
     }
 
+    /// Bytes of media that it holds, what left the list included.
+    pub fn bytes(&self) -> u64 {
+        self.segments.iter().chain(&self.retired).map(|segment| segment.bytes).sum()
+    }
+
     /// What was measured so far.
     pub fn bitrate(&self) -> Bitrate {
         self.bitrate
@@ -185,6 +191,22 @@ impl Window {
             }
             Some(_) => false,
         }
+    }
+
+    /// Takes the segments from `number` on out of the list: others will bear these numbers. They stay fetchable for a while,
+    /// for those whom an older list told of them. Returns whether the timeline broke before one of them.
+    pub fn truncate(&mut self, number: SegmentNumber) -> bool {
+        let mut broke = false;
+        while let Some(last) = self.segments.pop_back() {
+            if last.number < number {
+                self.segments.push_back(last);
+                break;
+            }
+            self.open = false;
+            broke |= last.discontinuity;
+            self.retired.push_back(last);
+        }
+        broke
     }
 
     fn trim(&mut self) {

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use crate::kit::*;
 
-const SECONDS: u32 = 24;
-const RATE: u32 = 30;
+pub const SECONDS: u32 = 24;
+pub const RATE: u32 = 30;
 
 /// Bits of the number that a picture bears, each a bar of 16 pixels.
 const BITS: u32 = 12;
 
 /// A broadcast with B-frames, whose groups of pictures do not divide into segments evenly.
-fn numbered() -> Clip {
+pub fn numbered() -> Clip {
     static CLIP: Mutex<Option<Arc<Folder>>> = Mutex::new(None);
     let mut made = CLIP.lock().unwrap();
     let folder = made.get_or_insert_with(|| {
@@ -42,14 +42,14 @@ fn numbered() -> Clip {
 }
 
 /// A viewer: ffmpeg, which decodes the video and copies the audio.
-struct Viewer {
+pub struct Viewer {
     child: Child,
     pictures: std::path::PathBuf,
     sounds: std::path::PathBuf,
 }
 
 impl Viewer {
-    fn watch(folder: &Folder, url: &str) -> Viewer {
+    pub fn watch(folder: &Folder, url: &str) -> Viewer {
         let (pictures, sounds) = (folder.path().join("pictures"), folder.path().join("sounds"));
         let child = ffmpeg()
             .args(["-live_start_index", "0", "-i", url])
@@ -65,7 +65,7 @@ impl Viewer {
     }
 
     /// After the end of the broadcast: the number of each picture, the hash of each audio frame, what it complained of.
-    fn end(mut self) -> (Vec<u32>, Vec<String>, String) {
+    pub fn end(mut self) -> (Vec<u32>, Vec<String>, String) {
         let mut said = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert!(self.child.wait().unwrap().success(), "{said}");

@@ -155,6 +155,11 @@ impl Node {
         signal(&self.child, "-STOP");
     }
 
+    /// It goes on where it was frozen.
+    pub fn thaw(&self) {
+        signal(&self.child, "-CONT");
+    }
+
     /// SIGTERM; the exit status and how long it took.
     pub fn stop(mut self) -> (std::process::ExitStatus, Duration) {
         let began = Instant::now();

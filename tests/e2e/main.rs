@@ -23,4 +23,5 @@ mod publisher;
 mod push;
 mod reconnect;
 mod soak;
+mod takeover;
 mod tokens;

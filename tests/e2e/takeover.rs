@@ -1,0 +1,231 @@
+//! The owner of a stream is lost in the middle of a broadcast, and the origin that mirrored it goes on: viewers' playlists
+//! never go back, what was listed stays, and nobody reloads.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::browser::{Player, SOURCE};
+use crate::failover::{RATE, SECONDS, Viewer, numbered};
+use crate::kit::*;
+
+/// Two origins that know one another, of which `owner` gets the stream; POPs; an edge.
+struct Fleet {
+    owner: Option<Node>,
+    mirror: Node,
+    pop: Option<Node>,
+    other_pop: Node,
+    edge: Node,
+    folder: Folder,
+}
+
+/// An address that nothing listened on a moment ago: members must know one another before they run.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+impl Fleet {
+    fn start(name: &str, grace: &str) -> Fleet {
+        let folder = Folder::new(name);
+        let names = ["origin-1", "origin-2"];
+        let addrs = names.map(|_| free());
+        let members: Vec<_> = names
+            .iter()
+            .zip(addrs)
+            .map(|(name, addr)| format!("{{ name = \"{name}\", address = \"{addr}\" }}"))
+            .collect();
+        let config = |name: &str, role: &str, sections: &str| {
+            format!(
+                "[node]\nname = \"{name}\"\nroles = [\"{role}\"]\nstate_dir = {:?}\n[admin]\n\
+                 listen = \"127.0.0.1:0\"\n[cluster]\norigins = [{}]\nshields = []\n{sections}\n",
+                folder.path().join("state").display(),
+                members.join(", ")
+            )
+        };
+        let mut origins = names.iter().zip(addrs).map(|(name, addr)| {
+            let listen =
+                format!("[origin]\nlisten = \"{addr}\"\nwindow = \"60s\"\nreconnect_grace = \"{grace}\"");
+            Node::start(&folder, name, &config(name, "origin", &listen))
+        });
+        let (first, second) = (origins.next().unwrap(), origins.next().unwrap());
+        let edge = "[edge]\nhttp = \"127.0.0.1:0\"";
+        let edge = Node::start(&folder, "edge", &config("edge", "edge", edge));
+        let pop = |name: &str| {
+            let ingest = "[ingest]\nrtmps = \"127.0.0.1:0\"\n[ingest.relay]\nack_timeout = \"2s\"";
+            Node::start(&folder, name, &config(name, "ingest", ingest))
+        };
+        let (pop, other_pop) = (pop("pop-1"), pop("pop-2"));
+        let ring = cluster::Ring::new(
+            names.map(|name| cluster::Node { name: name.into(), address: String::new() }).into(),
+        );
+        let (owner, mirror) =
+            if ring.candidates("show")[0].name == names[0] { (first, second) } else { (second, first) };
+        Fleet { owner: Some(owner), mirror, pop: Some(pop), other_pop, edge, folder }
+    }
+
+    fn pop(&self) -> &Node {
+        self.pop.as_ref().unwrap()
+    }
+
+    /// Waits until some segments are published and mirrored, and the next one has begun.
+    fn in_the_middle_of_a_segment(&self, rendition: &str) {
+        eventually("six segments", || {
+            (self.pop().metric("ingest_acknowledged_segments_total") >= 6.0).then_some(())
+        });
+        self.mirror.logged(" mirrored ");
+        assert_eq!(self.mirror.metric("origin_mirrored_streams"), 1.0);
+        assert_eq!(self.mirror.metric("origin_streams"), 0.0);
+        eventually("parts of an open segment", || {
+            let playlist = self.playlist(rendition);
+            let open = playlist.rsplit(".m4s\n").next().unwrap_or_default();
+            (open.matches("#EXT-X-PART:").count() >= 2).then_some(())
+        });
+    }
+
+    fn playlist(&self, rendition: &str) -> String {
+        get(&self.edge.url(&format!("/live/show/{rendition}.m3u8"))).text()
+    }
+
+    fn mpd(&self) -> String {
+        get(&self.edge.url("/live/show/manifest.mpd")).text()
+    }
+}
+
+/// What a viewer's playlist said over time.
+#[derive(Debug, Default)]
+struct Seen {
+    first: u64,
+    breaks_before: u64,
+    /// Whole segments by number: where they are, and when.
+    segments: BTreeMap<u64, (String, String)>,
+    breaks: usize,
+    /// Segments that had another name later.
+    renamed: Vec<u64>,
+    gaps: usize,
+}
+
+/// Reads a playlist over and over; fails as soon as anything goes back, or is not answered.
+fn watch(fleet: &Fleet, rendition: &str, done: &AtomicBool) -> Seen {
+    let mut seen = Seen::default();
+    let url = fleet.edge.url(&format!("/live/show/{rendition}.m3u8"));
+    while !done.load(Ordering::Relaxed) {
+        let answer = get(&url);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        seen.look(&answer.text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    seen
+}
+
+impl Seen {
+    fn look(&mut self, playlist: &str) {
+        let number = |name| tag(playlist, name).unwrap().parse::<u64>().unwrap();
+        let (first, breaks_before) =
+            (number("#EXT-X-MEDIA-SEQUENCE"), number("#EXT-X-DISCONTINUITY-SEQUENCE"));
+        assert!(first >= self.first, "EXT-X-MEDIA-SEQUENCE went from {} to {first}", self.first);
+        assert!(
+            breaks_before >= self.breaks_before,
+            "EXT-X-DISCONTINUITY-SEQUENCE went from {} to {breaks_before}",
+            self.breaks_before
+        );
+        let times = playlist.lines().filter_map(|line| line.strip_prefix("#EXT-X-PROGRAM-DATE-TIME:"));
+        let uris = playlist.lines().filter(|line| !line.starts_with('#'));
+        let listed: Vec<_> = (first..).zip(uris.zip(times)).collect();
+        let (oldest, newest) = (listed[0].0, listed[listed.len() - 1].0);
+        let known = self.segments.last_key_value().map_or(0, |(number, _)| *number);
+        assert!(newest >= known, "the newest segment went from {known} to {newest}:\n{playlist}");
+        for (number, (uri, time)) in listed {
+            let now = (uri.to_owned(), time.to_owned());
+            let before = self.segments.insert(number, now.clone());
+            if before.is_some_and(|before| before != now) {
+                self.renamed.push(number);
+            }
+        }
+        (self.first, self.breaks_before) = (oldest, breaks_before);
+        self.breaks = self.breaks.max(playlist.matches("#EXT-X-DISCONTINUITY\n").count());
+        self.gaps = self.gaps.max(playlist.matches("#EXT-X-GAP\n").count());
+    }
+}
+
+fn epoch(uri: &str) -> u64 {
+    uri.split('/').next().unwrap().parse().unwrap()
+}
+
+fn attribute<'a>(mpd: &'a str, name: &str) -> &'a str {
+    mpd.split(&format!("{name}=\"")).nth(1).unwrap().split('"').next().unwrap()
+}
+
+/// The POP lives: what it had not heard of it sends again, and viewers find no border at all.
+#[test]
+fn a_killed_owner_is_taken_over_without_a_border() {
+    let _turn = real_time();
+    let mut fleet = Fleet::start("takeover", "5s");
+    let clip = numbered();
+    let source = packets(clip.path.to_str().unwrap());
+    let broadcaster = Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), 0);
+    live(&fleet.edge, "show");
+    let viewer = Viewer::watch(&fleet.folder, &fleet.edge.url("/live/show/index.m3u8"));
+    fleet.in_the_middle_of_a_segment("96p");
+    let (mpd, owner) = (fleet.mpd(), fleet.owner.take().unwrap());
+    let done = AtomicBool::new(false);
+    let (seen, said, mpd_after) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&fleet, "96p", &done));
+        let stop = Done(&done);
+        owner.kill();
+        eventually("ten more segments", || {
+            (fleet.mirror.metric("origin_segments_total") >= 20.0).then_some(())
+        });
+        let mpd = fleet.mpd();
+        let (sent, said) = broadcaster.wait();
+        assert!(sent, "the broadcaster's connection lives on: {said}");
+        drop(stop);
+        (watcher.join().unwrap(), said, mpd)
+    });
+    let (pictures, sounds, complaints) = viewer.end();
+    println!("broadcaster: {said}; viewer: {complaints}; {} segments", seen.segments.len());
+
+    // Every frame once.
+    let expected: Vec<u32> = (0..SECONDS * RATE).collect();
+    let odd: Vec<_> = pictures.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
+    assert!(pictures == expected, "{} pictures, not in turn: {odd:?}; {complaints}", pictures.len());
+    let audio = &source.iter().find(|(kind, _)| kind == "audio").unwrap().1;
+    let skipped = audio.iter().position(|packet| packet.hash.ends_with(&sounds[0])).unwrap();
+    let sent: Vec<_> = audio[skipped..].iter().map(|packet| packet.hash.trim_start_matches("MD5:")).collect();
+    assert!(skipped <= 2 && sent == sounds, "{} audio frames of {}", sounds.len(), sent.len());
+
+    // One list: no break, no gap, what was listed is where it was, and its times go on.
+    assert_eq!((seen.breaks_before, seen.breaks, seen.gaps), (0, 0, 0), "{seen:?}");
+    assert_eq!(seen.renamed, [0u64; 0], "a whole segment that was listed stays what it is: {seen:?}");
+    let numbers: Vec<_> = seen.segments.keys().copied().collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+    let epochs: Vec<_> = seen.segments.values().map(|(uri, _)| epoch(uri)).collect();
+    assert!(epochs.is_sorted() && epochs[0] < epochs[epochs.len() - 1], "{epochs:?}");
+    let ms = |time: &str| humantime::parse_rfc3339(time).unwrap();
+    let times: Vec<_> = seen.segments.values().map(|(_, time)| ms(time)).collect();
+    let odd = times.windows(2).map(|pair| pair[1].duration_since(pair[0]).unwrap());
+    let odd: Vec<_> = odd.filter(|step| (step.as_millis() as i64 - 1000).abs() > 40).collect();
+    assert!(odd.len() <= 1, "all but the last last a second: {odd:?}");
+    let playlist = fleet.playlist("96p");
+    for uri in playlist.lines().filter(|line| !line.starts_with('#')) {
+        assert_eq!(get(&fleet.edge.url(&format!("/live/show/{uri}"))).status, 200, "{uri}");
+    }
+    assert_eq!(attribute(&mpd, "availabilityStartTime"), attribute(&mpd_after, "availabilityStartTime"));
+    let connected = format!(
+        "<SupplementalProperty schemeIdUri=\"urn:mpeg:dash:period-connectivity:2015\" value=\"{}\"/>",
+        epochs[0]
+    );
+    assert_eq!(mpd_after.matches("<Period ").count(), 2, "{mpd_after}");
+    assert_eq!(mpd_after.matches(&connected).count(), 2, "one for each adaptation set: {mpd_after}");
+    assert_eq!(fleet.mirror.metric("origin_takeovers_total"), 1.0);
+    assert_eq!(fleet.mirror.metric("origin_mirrored_streams"), 0.0);
+}
+
+/// Set at the end of a scope, also when that is a panic: threads that wait for it would hang the test.
+struct Done<'a>(&'a AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
