@@ -583,6 +583,60 @@ mod tests {
     }
 
     #[test]
+    fn a_playlist_stays_alive_by_gaps_until_the_broadcaster_is_back() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["360p", "audio"], 3);
+        let away = live.interrupt(false);
+        for (ms, gaps) in [(3900, 0), (4000, 1), (4900, 1), (6500, 3)] {
+            assert!(live.stay_alive(away, T0 + ms));
+            for name in ["360p", "audio"] {
+                let listed = playlist(&live, name);
+                assert_eq!(listed.matches("#EXT-X-GAP\n").count(), gaps, "{ms} ms: {listed}");
+            }
+        }
+        let place = begin(&live, 2, T0 + 8000, &["360p", "audio"]);
+        assert_eq!(place.first.0, T0 as u64 / 1000 + 6);
+        assert_eq!(place.start, FIRST_TICK + 8 * 90_000);
+        assert!(!live.stay_alive(away, T0 + 9000), "it is back");
+        // Nor does an absence without end grow without bound.
+        let away = live.interrupt(false);
+        assert!(live.stay_alive(away, T0 + 3_600_000));
+        let listed = playlist(&live, "360p");
+        assert!(listed.matches("#EXTINF").count() <= 7, "{listed}");
+        assert!(live.end(away) && playlist(&live, "360p").ends_with("#EXT-X-ENDLIST\n"));
+    }
+
+    #[test]
+    fn gaps_give_way_to_what_a_lost_relay_brings_after_all() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["360p"], 3);
+        let away = live.interrupt(true);
+        assert!(live.stay_alive(away, T0 + 5000));
+        assert_eq!(playlist(&live, "360p").matches("#EXT-X-GAP\n").count(), 2);
+        let end = FIRST_TICK + 3 * 90_000;
+        let left = Left { lead: (7, end - 3000), end, audio: None };
+        let place = live.place(T0 + 5000, Follow::Left(left), TARGETS);
+        assert_eq!((place.start, place.first.0), (end, T0 as u64 / 1000 + 3));
+        assert!(!playlist(&live, "360p").contains("#EXT-X-GAP"));
+    }
+
+    #[tokio::test]
+    async fn one_task_waits_however_often_a_broadcaster_comes_and_goes() {
+        let live = Live::new("demo".parse().unwrap());
+        let tasks = tokio_util::task::TaskTracker::new();
+        for times in 0..100 {
+            let wait = || tasks.spawn(std::future::pending::<()>()).abort_handle();
+            live.wait_for_broadcaster(State::Interrupted(times), wait);
+            live.wait_for_broadcaster(State::Interrupted(times), wait);
+        }
+        // Those that were told to end do so when they are next looked at.
+        while tasks.len() > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(tasks.len(), 1);
+    }
+
+    #[test]
     fn what_is_left_open_is_completed_by_the_next_run_or_the_end() {
         for ends in [true, false] {
             let live = Live::new("demo".parse().unwrap());

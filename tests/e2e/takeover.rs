@@ -103,16 +103,20 @@ struct Seen {
     /// Segments that had another name later.
     renamed: Vec<u64>,
     gaps: usize,
+    /// Answers that were none.
+    refused: Vec<u16>,
 }
 
-/// Reads a playlist over and over; fails as soon as anything goes back, or is not answered.
+/// Reads a playlist over and over; fails as soon as anything goes back.
 fn watch(fleet: &Fleet, rendition: &str, done: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let url = fleet.edge.url(&format!("/live/show/{rendition}.m3u8"));
     while !done.load(Ordering::Relaxed) {
         let answer = get(&url);
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        seen.look(&answer.text());
+        match answer.status {
+            200 => seen.look(&answer.text()),
+            status => seen.refused.push(status),
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
     seen
@@ -196,6 +200,7 @@ fn a_killed_owner_is_taken_over_without_a_border() {
 
     // One list: no break, no gap, what was listed is where it was, and its times go on.
     assert_eq!((seen.breaks_before, seen.breaks, seen.gaps), (0, 0, 0), "{seen:?}");
+    assert_eq!(seen.refused, [0u16; 0]);
     assert_eq!(seen.renamed, [0u64; 0], "a whole segment that was listed stays what it is: {seen:?}");
     let numbers: Vec<_> = seen.segments.keys().copied().collect();
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
@@ -219,6 +224,146 @@ fn a_killed_owner_is_taken_over_without_a_border() {
     assert_eq!(mpd_after.matches(&connected).count(), 2, "one for each adaptation set: {mpd_after}");
     assert_eq!(fleet.mirror.metric("origin_takeovers_total"), 1.0);
     assert_eq!(fleet.mirror.metric("origin_mirrored_streams"), 0.0);
+}
+
+/// What became of hls.js in a browser, and of the list, when the owner and perhaps the POP are killed.
+fn hls_js_goes_on(name: &str, fresh: bool) -> (serde_json::Value, Seen) {
+    let _turn = real_time();
+    let mut fleet = Fleet::start(name, "20s");
+    let clip = Clip::make("browser", SOURCE);
+    let mut broadcasters = vec![Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), -1)];
+    live(&fleet.edge, "show");
+    let player = Player::watch(&fleet.edge, "show", "hls", &["--seconds", "40"]);
+    eventually("six segments more than the player was told of", || {
+        (fleet.pop().metric("ingest_acknowledged_segments_total") >= 12.0).then_some(())
+    });
+    fleet.in_the_middle_of_a_segment("360p");
+    let (owner, pop) = (fleet.owner.take().unwrap(), fleet.pop.take().unwrap());
+    let done = AtomicBool::new(false);
+    let (report, seen) = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&fleet, "360p", &done));
+        let stop = Done(&done);
+        owner.kill();
+        let pop = if fresh {
+            pop.kill();
+            broadcasters.push(Broadcaster::send(&clip, &fleet.other_pop.publish_url("rtmps", "show"), -1));
+            None
+        } else {
+            Some(pop)
+        };
+        let report = player.report();
+        drop((stop, pop));
+        (report, watcher.join().unwrap())
+    });
+    println!(
+        "{name}: {} stalls, {} s in all; {} recoveries; gaps listed {}, refused {:?}",
+        report["stalls"], report["stalled_seconds"], report["recoveries"], seen.gaps, seen.refused
+    );
+    assert_eq!(fleet.mirror.metric("origin_takeovers_total"), 1.0);
+    assert_eq!(report["recoveries"], 0, "{report:#}");
+    // At its end it plays.
+    let samples: Vec<_> =
+        report["samples"].as_array().unwrap().iter().map(|s| s[1].as_f64().unwrap()).collect();
+    let (last, before) = (samples[samples.len() - 1], samples[samples.len() - 21]);
+    assert!(last > before + 3.0, "five seconds took it from {before} to {last}: {report:#}");
+    (report, seen)
+}
+
+#[test]
+fn hls_js_goes_on_when_the_owner_is_killed() {
+    let (_, seen) = hls_js_goes_on("takeover-hls", false);
+    assert_eq!((seen.breaks_before, seen.breaks, seen.gaps), (0, 0, 0), "{seen:?}");
+    assert_eq!((seen.renamed.len(), seen.refused.len()), (0, 0), "{seen:?}");
+}
+
+/// The POP is lost as well: what it had not passed on is lost, and the broadcaster begins anew at another.
+#[test]
+fn hls_js_goes_on_when_owner_and_pop_are_killed() {
+    let (_, seen) = hls_js_goes_on("takeover-fresh", true);
+    assert_eq!(seen.breaks, 1, "{seen:?}");
+    assert_eq!((seen.renamed.len(), seen.refused.len()), (0, 0), "{seen:?}");
+    let numbers: Vec<_> = seen.segments.keys().copied().collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
+}
+
+/// Owner, POP and broadcaster are gone: for the grace the mirror answers alone, then the broadcast is over.
+#[test]
+fn the_mirror_answers_while_nobody_owns_the_stream() {
+    let _turn = real_time();
+    let mut fleet = Fleet::start("orphan", "10s");
+    let clip = Clip::make("browser", SOURCE);
+    let broadcaster = Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), -1);
+    live(&fleet.edge, "show");
+    fleet.in_the_middle_of_a_segment("360p");
+    let (owner, pop) = (fleet.owner.take().unwrap(), fleet.pop.take().unwrap());
+    let done = AtomicBool::new(false);
+    let seen = std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&fleet, "360p", &done));
+        let _stop = Done(&done);
+        owner.kill();
+        pop.kill();
+        broadcaster.kill();
+        fleet.mirror.logged("its window is answered for here");
+        // The edge never had these: nobody asked for sound so far.
+        let audio = fleet.playlist("audio");
+        let oldest = audio.lines().find(|line| !line.starts_with('#')).unwrap();
+        assert_eq!(get(&fleet.edge.url(&format!("/live/show/{oldest}"))).status, 200, "{oldest}");
+        let mpd = fleet.mpd();
+        assert!(mpd.contains("type=\"dynamic\"") && mpd.matches("<Period ").count() == 1, "{mpd}");
+        // What does not come is not waited for in vain.
+        for _ in 0..3 {
+            let playlist = fleet.playlist("360p");
+            let first: u64 = tag(&playlist, "#EXT-X-MEDIA-SEQUENCE").unwrap().parse().unwrap();
+            let next = first + playlist.matches("#EXTINF").count() as u64;
+            let answer = get(&fleet.edge.url(&format!("/live/show/360p.m3u8?_HLS_msn={next}")));
+            assert_eq!(answer.status, 200);
+            assert!(answer.text().contains(&format!("/360p/{next}.m4s")), "{}", answer.text());
+        }
+        let ended = eventually("the end", || {
+            let playlist = fleet.playlist("360p");
+            playlist.ends_with("#EXT-X-ENDLIST\n").then_some(playlist)
+        });
+        eventually("the end in the MPD", || fleet.mpd().contains("type=\"static\"").then_some(()));
+        assert!(ended.contains("#EXT-X-GAP\n"), "{ended}");
+        drop(_stop);
+        watcher.join().unwrap()
+    });
+    assert_eq!((seen.breaks, seen.renamed.len(), seen.refused.len()), (0, 0, 0), "{seen:?}");
+    assert!(seen.gaps >= 3, "{seen:?}");
+    assert_eq!(fleet.mirror.metric("origin_takeovers_total"), 0.0);
+}
+
+/// An owner that was frozen wakes up when another has the stream: it learns so and lets go.
+#[test]
+fn an_owner_that_thaws_lets_go() {
+    let _turn = real_time();
+    let fleet = Fleet::start("thaw", "20s");
+    let clip = Clip::make("browser", SOURCE);
+    let _broadcaster = Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), -1);
+    live(&fleet.edge, "show");
+    fleet.in_the_middle_of_a_segment("360p");
+    let owner = fleet.owner.as_ref().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| watch(&fleet, "360p", &done));
+        let _stop = Done(&done);
+        let before = fleet.mirror.metric("origin_segments_total");
+        owner.freeze();
+        eventually("segments of the mirror", || {
+            (fleet.mirror.metric("origin_segments_total") >= before + 6.0).then_some(())
+        });
+        owner.thaw();
+        owner.logged("another origin has taken the stream over");
+        assert_eq!(owner.metric("origin_fenced_total"), 1.0);
+        eventually("the stream mirrored by who had it", || {
+            (owner.metric("origin_streams") == 0.0 && owner.metric("origin_mirrored_streams") == 1.0)
+                .then_some(())
+        });
+        drop(_stop);
+        let seen = watcher.join().unwrap();
+        println!("while its owner was frozen: refused {:?}, gaps {}", seen.refused, seen.gaps);
+    });
+    assert_eq!(fleet.mirror.metric("origin_takeovers_total"), 1.0);
 }
 
 /// Set at the end of a scope, also when that is a panic: threads that wait for it would hang the test.
