@@ -32,8 +32,8 @@ pub(crate) struct Broadcast {
     pub(crate) breaks: u64,
     /// What follows the newest segment that is complete, as it was last told to the POP.
     pub(crate) next: Option<Continuation>,
-    /// Where the gaps begin that were listed since the broadcaster went away: number, and time (90 kHz).
-    pub(crate) away: Option<(SegmentNumber, Ticks)>,
+    /// The first of the gaps that were listed since the broadcaster went away.
+    pub(crate) away: Option<SegmentNumber>,
 }
 
 #[derive(Debug)]
@@ -99,14 +99,17 @@ pub struct SegmentView {
 
 impl Broadcast {
     pub(crate) fn begin(&mut self, epoch: Epoch, place: Place, renditions: Vec<NewRendition>, fresh: bool) {
-        let breaks = !(fresh || (place.seamless && self.goes_on(&renditions)));
-        self.breaks += u64::from(breaks);
+        // The same renditions under the same init segments, and no frame between: players notice nothing.
+        let joined = place.joined
+            && renditions.len() == self.renditions.iter().filter(|r| r.epoch == self.epoch()).count()
+            && renditions.iter().all(|new| self.goes_on_as(new));
+        self.breaks += u64::from(!fresh && !joined);
         self.end = place.start;
         (self.next, self.away) = (None, None);
         let mut connected = None;
         if let Some(before) = self.periods.last_mut() {
             before.end.get_or_insert(place.start);
-            connected = (!breaks).then_some(before.epoch);
+            connected = joined.then_some(before.epoch);
         }
         if self.periods.len() >= MAX_PERIODS {
             self.periods.remove(0);
@@ -136,7 +139,8 @@ impl Broadcast {
                     self.renditions.len() - 1
                 });
             let rendition = &mut self.renditions[index];
-            rendition.break_pending |= breaks && rendition.window.last().is_some();
+            rendition.break_pending =
+                (!joined || rendition.break_pending) && rendition.window.last().is_some();
             rendition.variant = variant;
             rendition.epoch = epoch;
             if rendition.inits.len() >= MAX_INITS {
@@ -151,16 +155,13 @@ impl Broadcast {
         });
     }
 
-    /// Whether these renditions can be appended to those of the run before as if they were one: the same ones, and a decoder
-    /// that was set up for the old ones need not be told anything.
-    fn goes_on(&self, renditions: &[NewRendition]) -> bool {
-        let epoch = self.epoch();
-        let before = |id: &RenditionId| {
-            let rendition = self.rendition(id).filter(|rendition| rendition.epoch == epoch)?;
-            rendition.inits.last().map(|(_, init)| init)
-        };
-        self.renditions.iter().filter(|rendition| rendition.epoch == epoch).count() == renditions.len()
-            && renditions.iter().all(|new| before(&new.variant.id) == Some(&new.init))
+    /// Whether a rendition of the newest run has this name and the same header.
+    fn goes_on_as(&self, new: &NewRendition) -> bool {
+        self.rendition(&new.variant.id).is_some_and(|before| {
+            before.epoch == self.epoch()
+                && before.window.timescale() == new.timescale
+                && before.inits.last().is_some_and(|(_, init)| *init == new.init)
+        })
     }
 
     /// Whether everything up to and without `number` is complete in all renditions of the newest run.
@@ -265,7 +266,7 @@ impl Broadcast {
     pub(crate) fn stay_alive(&mut self, until: Ticks) {
         if self.away.is_none() {
             self.finish_run();
-            self.away = Some((self.next_number, self.end));
+            self.away = Some(self.next_number);
         }
         let duration = self.targets.segment_duration;
         let most = self.listed / duration + 1;
@@ -285,12 +286,20 @@ impl Broadcast {
                     bytes: 0,
                     discontinuity: std::mem::take(&mut rendition.break_pending),
                 };
-                let duration = gap.duration;
-                rendition.window.open(gap, duration);
-                rendition.window.close();
+                rendition.window.away(gap);
             }
             self.end += duration;
             self.next_number = self.next_number.next();
+        }
+    }
+
+    /// It is over, and ended where its media did: to those who look at it later the gaps of the last absence say nothing,
+    /// and players wait at gaps at the end of a list rather than to end.
+    pub(crate) fn end(&mut self) {
+        self.finish_run();
+        let end = self.periods.last().and_then(|period| period.end);
+        if let Some((number, end)) = self.away.zip(end) {
+            self.rewind(number, end);
         }
     }
 
@@ -322,7 +331,8 @@ impl Broadcast {
         }
         let (end, next_number, segment_duration) =
             (self.end, self.next_number, self.targets.segment_duration);
-        if let Some(period) = self.periods.last_mut() {
+        // The gaps of an absence are no part of a run.
+        if let Some(period) = self.periods.last_mut().filter(|_| self.away.is_none()) {
             // Players count segments by the period's duration: the last frame of a rendition may reach a little beyond
             // its last segment's nominal end, and must not promise another.
             let segments = next_number.0.saturating_sub(period.first.0) as Ticks;

@@ -94,8 +94,8 @@ pub struct Place {
     pub targets: Targets,
     /// The timeline that another origin handed over, and its discontinuities so far: what was listed here is of the past.
     pub handed: Option<(Anchor, u64)>,
-    /// It begins with the very frame that follows what is listed.
-    pub seamless: bool,
+    /// It goes on exactly where the run before ended: nothing breaks, unless its encoding does.
+    pub joined: bool,
 }
 
 /// What a request for a manifest or object finds.
@@ -166,7 +166,7 @@ impl Live {
     /// open. After the end of a broadcast, a new one begins.
     pub fn place(&self, unix_ms: i64, follow: Follow, targets: Targets) -> Place {
         let mut place =
-            Place { start: FIRST_TICK, first: SegmentNumber(0), targets, handed: None, seamless: false };
+            Place { start: FIRST_TICK, first: SegmentNumber(0), targets, handed: None, joined: false };
         self.change(|inner| {
             // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on with
             // higher numbers, since segments are never made faster than time passes.
@@ -185,7 +185,7 @@ impl Live {
                 if let Some(broadcast) = known
                     && broadcast.rewind(next.first, next.start)
                 {
-                    (place.targets, place.seamless) = (broadcast.targets, next.lead.is_some());
+                    (place.targets, place.joined) = (broadcast.targets, next.lead.is_some());
                 } else {
                     place.handed = Some((next.anchor, next.breaks));
                 }
@@ -193,15 +193,19 @@ impl Live {
             }
             match &mut inner.broadcast {
                 Some(broadcast) if inner.state != State::Ended => {
-                    // What its relay left is gone on with: it was not away.
-                    if let (Follow::Left(left), Some((number, _))) = (follow, broadcast.away) {
-                        broadcast.rewind(number, left.end);
-                    }
+                    // What its relay left is gone on with, in place of the gaps: it was not away.
+                    let here = match (follow, broadcast.away) {
+                        (Follow::Left(left), Some(number)) => broadcast.rewind(number, left.end),
+                        _ => true,
+                    };
                     broadcast.finish_run();
-                    (place.start, place.seamless) = match follow {
+                    place.start = match follow {
                         // Audio may reach a little beyond: the video goes on where it was.
-                        Follow::Left(left) => (left.end, true),
-                        _ => (broadcast.anchor.at(unix_ms).max(broadcast.end), false),
+                        Follow::Left(left) if here => {
+                            place.joined = left.end <= broadcast.end;
+                            left.end
+                        }
+                        _ => broadcast.anchor.at(unix_ms).max(broadcast.end),
                     };
                     (place.first, place.targets) = (broadcast.next_number, broadcast.targets);
                 }
@@ -355,7 +359,7 @@ impl Live {
         self.change(|inner| {
             if inner.state == interrupted {
                 if let Some(broadcast) = &mut inner.broadcast {
-                    broadcast.finish_run();
+                    broadcast.end();
                 }
                 inner.state = State::Ended;
                 ended = true;
@@ -598,12 +602,40 @@ mod tests {
         assert_eq!(place.first.0, T0 as u64 / 1000 + 6);
         assert_eq!(place.start, FIRST_TICK + 8 * 90_000);
         assert!(!live.stay_alive(away, T0 + 9000), "it is back");
-        // Nor does an absence without end grow without bound.
+        for name in ["360p", "audio"] {
+            let id = name.parse().unwrap();
+            live.open(Epoch(2), &id, place.first, 0);
+            live.part(Epoch(2), &id, Bytes::from_static(b"part"), 90_000, true);
+            live.close(Epoch(2), &id);
+        }
+        // What is left of the media is not pushed out, and is all there is at the end.
         let away = live.interrupt(false);
-        assert!(live.stay_alive(away, T0 + 3_600_000));
+        let before = playlist(&live, "360p");
+        for minute in 1..5 {
+            assert!(live.stay_alive(away, T0 + minute * 60_000));
+        }
         let listed = playlist(&live, "360p");
-        assert!(listed.matches("#EXTINF").count() <= 7, "{listed}");
+        assert!(listed.matches("#EXT-X-GAP\n").count() > 20, "{listed}");
+        assert!(live.end(away));
+        assert_eq!(playlist(&live, "360p"), format!("{}#EXT-X-ENDLIST\n", without_reports(&before)));
+    }
+
+    #[test]
+    fn an_absence_does_not_grow_a_list_without_bound() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["360p"], 3);
+        let away = live.interrupt(false);
+        for second in 0..3600 {
+            assert!(live.stay_alive(away, T0 + second * 1000));
+        }
+        assert_eq!(playlist(&live, "360p").matches("#EXTINF").count(), 606);
         assert!(live.end(away) && playlist(&live, "360p").ends_with("#EXT-X-ENDLIST\n"));
+    }
+
+    /// As a list that has ended has it.
+    fn without_reports(playlist: &str) -> String {
+        let lines = playlist.lines().filter(|line| !line.starts_with("#EXT-X-RENDITION-REPORT"));
+        lines.map(|line| format!("{line}\n")).collect()
     }
 
     #[test]

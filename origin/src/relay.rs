@@ -330,7 +330,7 @@ impl Session<'_> {
         let followed = match follow {
             Follow::Clock => false,
             Follow::Left(left) => place.start == left.end,
-            Follow::Handed(_) => place.handed.is_some() || place.seamless,
+            Follow::Handed(_) => place.handed.is_some() || place.joined,
         };
         let (zero_ms, base) = lead.filter(|_| followed).unwrap_or((source.first_ms, place.start));
         let video = source.video.as_ref().map(|config| VideoSource {

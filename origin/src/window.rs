@@ -7,6 +7,9 @@ use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
+/// Gaps for an absent broadcaster that are listed beside what there is of media, in seconds: as long as the longest window.
+const MAX_AWAY_SECONDS: Ticks = 600;
+
 /// One part of a segment: a byte range of the segment's object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
@@ -49,6 +52,8 @@ pub struct Window {
     listed: Ticks,
     segments: VecDeque<Segment>,
     open: bool,
+    /// Length of the gaps at the end that stand for a broadcaster who is away.
+    away: Ticks,
     /// Left the list, still fetchable: a player may ask for what an older playlist listed
     /// (RFC 8216bis, 6.2.2). At most as many as are listed.
     retired: VecDeque<Segment>,
@@ -76,6 +81,7 @@ impl Window {
             listed: Timescale::VIDEO.rescale(listed, timescale),
             segments: VecDeque::new(),
             open: false,
+            away: 0,
             retired: VecDeque::new(),
             discontinuity_sequence: breaks,
             bitrate: Bitrate::default(),
@@ -107,6 +113,15 @@ impl Window {
         }
         self.segments.push_back(segment);
         self.open = true;
+        self.away = 0;
+    }
+
+    /// Lists a gap because the broadcaster is away. What there is of media is not pushed out by it, for [`MAX_AWAY_SECONDS`].
+    pub fn away(&mut self, gap: Segment) {
+        self.close();
+        self.away += gap.duration;
+        self.segments.push_back(gap);
+        self.trim();
     }
 
     /// Adds a part to the open segment.
@@ -203,16 +218,19 @@ impl Window {
                 break;
             }
             self.open = false;
+            self.away = 0;
             broke |= last.discontinuity;
-            self.retired.push_back(last);
+            // There is nothing to be had of a gap.
+            self.retired.extend(Some(last).filter(|last| last.object.is_some()));
         }
         broke
     }
 
     fn trim(&mut self) {
+        let most_away = MAX_AWAY_SECONDS * Ticks::from(self.timescale.per_second());
         let mut length: Ticks = self.segments.iter().map(|segment| segment.duration).sum();
         while let Some(oldest) = self.segments.front()
-            && length - oldest.duration >= self.listed
+            && length - oldest.duration >= self.listed + self.away.min(most_away)
         {
             length -= oldest.duration;
             // A break is counted when the segment behind its tag has left.

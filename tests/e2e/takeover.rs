@@ -138,7 +138,9 @@ impl Seen {
         let listed: Vec<_> = (first..).zip(uris.zip(times)).collect();
         let (oldest, newest) = (listed[0].0, listed[listed.len() - 1].0);
         let known = self.segments.last_key_value().map_or(0, |(number, _)| *number);
-        assert!(newest >= known, "the newest segment went from {known} to {newest}:\n{playlist}");
+        // The end takes back what stood for media that never came.
+        let back = newest < known && !playlist.ends_with("#EXT-X-ENDLIST\n");
+        assert!(!back, "the newest segment went from {known} to {newest}:\n{playlist}");
         for (number, (uri, time)) in listed {
             let now = (uri.to_owned(), time.to_owned());
             let before = self.segments.insert(number, now.clone());
@@ -150,6 +152,13 @@ impl Seen {
         self.breaks = self.breaks.max(playlist.matches("#EXT-X-DISCONTINUITY\n").count());
         self.gaps = self.gaps.max(playlist.matches("#EXT-X-GAP\n").count());
     }
+}
+
+/// What a node has used so far, in user and kernel mode.
+fn cpu_seconds(node: &Node) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid())).unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
 }
 
 fn epoch(uri: &str) -> u64 {
@@ -171,6 +180,13 @@ fn a_killed_owner_is_taken_over_without_a_border() {
     live(&fleet.edge, "show");
     let viewer = Viewer::watch(&fleet.folder, &fleet.edge.url("/live/show/index.m3u8"));
     fleet.in_the_middle_of_a_segment("96p");
+    println!(
+        "mirrored {} bytes of {}, CPU of the mirror {:.2} s, of the owner {:.2} s",
+        fleet.mirror.metric("origin_mirrored_bytes_total"),
+        fleet.owner.as_ref().unwrap().metric("origin_published_bytes_total"),
+        cpu_seconds(&fleet.mirror),
+        cpu_seconds(fleet.owner.as_ref().unwrap())
+    );
     let (mpd, owner) = (fleet.mpd(), fleet.owner.take().unwrap());
     let done = AtomicBool::new(false);
     let (seen, said, mpd_after) = std::thread::scope(|scope| {
@@ -212,6 +228,7 @@ fn a_killed_owner_is_taken_over_without_a_border() {
     let odd: Vec<_> = odd.filter(|step| (step.as_millis() as i64 - 1000).abs() > 40).collect();
     assert!(odd.len() <= 1, "all but the last last a second: {odd:?}");
     let playlist = fleet.playlist("96p");
+    assert!(playlist.ends_with("#EXT-X-ENDLIST\n") && !playlist.contains("#EXT-X-GAP"), "{playlist}");
     for uri in playlist.lines().filter(|line| !line.starts_with('#')) {
         assert_eq!(get(&fleet.edge.url(&format!("/live/show/{uri}"))).status, 200, "{uri}");
     }
@@ -324,7 +341,7 @@ fn the_mirror_answers_while_nobody_owns_the_stream() {
             playlist.ends_with("#EXT-X-ENDLIST\n").then_some(playlist)
         });
         eventually("the end in the MPD", || fleet.mpd().contains("type=\"static\"").then_some(()));
-        assert!(ended.contains("#EXT-X-GAP\n"), "{ended}");
+        assert!(ended.matches("#EXTINF").count() >= 6 && !ended.contains("#EXT-X-GAP\n"), "{ended}");
         drop(_stop);
         watcher.join().unwrap()
     });
