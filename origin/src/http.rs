@@ -180,6 +180,7 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
         return text(StatusCode::SERVICE_UNAVAILABLE, "this origin is full");
     };
     let grant = shared.store.claim(stream.as_str(), &relay_request.session);
+    let live = shared.take_over(live);
     let (lines, answer) = mpsc::channel(relay::LINE_QUEUE);
     let span = info_span!("relay", %stream, session = %relay_request.session);
     let (body, shutdown) = (request.into_body(), shared.shutdown.clone());

@@ -213,28 +213,29 @@ impl Shared {
     }
 
     /// The stream, new if need be; `None` when there are too many.
-    fn stream_for_publishing(self: &Arc<Self>, name: &StreamName) -> Option<Arc<Live>> {
-        {
-            let streams = self.streams();
-            if let Some(live) = streams.get(name) {
-                return Some(live.clone());
-            }
-            if streams.len() >= self.config.max_streams {
-                return None;
-            }
+    fn stream_for_publishing(&self, name: &StreamName) -> Option<Arc<Live>> {
+        let mut streams = self.streams();
+        if let Some(live) = streams.get(name) {
+            return Some(live.clone());
         }
-        let mirrored = self.mirrors.take(self, name);
-        let new = mirrored.clone().unwrap_or_else(|| Arc::new(Live::new(name.clone())));
-        let live = {
-            let mut streams = self.streams();
-            let live = streams.entry(name.clone()).or_insert(new).clone();
-            self.metrics.streams.set(streams.len() as i64);
-            live
-        };
-        if mirrored.is_some() {
-            self.interrupted(&live, true);
+        if streams.len() >= self.config.max_streams {
+            return None;
         }
+        let live = Arc::new(Live::new(name.clone()));
+        streams.insert(name.clone(), live.clone());
+        self.metrics.streams.set(streams.len() as i64);
         Some(live)
+    }
+
+    /// A session has claimed the stream: if nothing was published here but it is mirrored, it goes on with that.
+    fn take_over(self: &Arc<Self>, live: Arc<Live>) -> Arc<Live> {
+        if live.state() != State::Offline {
+            return live;
+        }
+        let Some(mirrored) = self.mirrors.take(self, live.name()) else { return live };
+        self.streams().insert(live.name().clone(), mirrored.clone());
+        self.interrupted(&mirrored, true);
+        mirrored
     }
 
     /// The streams that this origin owns, for others to see.
@@ -300,6 +301,10 @@ impl Shared {
             }
         };
         let _ = tokio::time::timeout(self.config.reconnect_grace, listing).await;
+        // It goes on elsewhere.
+        if !self.has(live) && !self.mirrors.has(live) {
+            return;
+        }
         if !live.end(interrupted) {
             return;
         }

@@ -39,6 +39,8 @@ pub struct Snapshot {
     next_number: SegmentNumber,
     end: Ticks,
     breaks: u64,
+    /// The first of the gaps at the end that stand for an absent broadcaster.
+    away: Option<SegmentNumber>,
     /// As POPs are told.
     next: Option<String>,
     periods: Vec<Period>,
@@ -85,6 +87,7 @@ impl Snapshot {
             next_number: broadcast.next_number,
             end: broadcast.end,
             breaks: broadcast.breaks,
+            away: broadcast.away,
             next: broadcast.next.map(|next| next.to_string()),
             periods: broadcast.periods.clone(),
             renditions: renditions.collect(),
@@ -237,7 +240,8 @@ pub(crate) fn apply(
         }
         (Message::Piece(piece, bytes), Some(broadcast)) => {
             let gap = broadcast.targets.segment_duration;
-            put(find(broadcast, &piece.rendition)?, piece, bytes, gap)?;
+            let away = broadcast.away.is_some_and(|first| first <= piece.number);
+            put(find(broadcast, &piece.rendition)?, piece, bytes, gap, away)?;
             let held = broadcast.renditions.iter().map(|rendition| rendition.window.bytes());
             if held.sum::<u64>() > MAX_STREAM_BYTES {
                 return Err(Nonsense::Insane("stream: more media than is mirrored"));
@@ -255,8 +259,8 @@ fn find<'a>(broadcast: &'a mut Broadcast, id: &RenditionId) -> Result<&'a mut Re
 }
 
 fn update(broadcast: &mut Option<Broadcast>, snapshot: Snapshot) -> Result<(), Nonsense> {
-    let Snapshot { anchor, targets, listed, next_number, end, breaks, next, periods, renditions, .. } =
-        snapshot;
+    let Snapshot { anchor, targets, listed, next_number, end, breaks, away, next, periods, .. } = snapshot;
+    let renditions = snapshot.renditions;
     let next = next.map(|text| text.parse::<Continuation>()).transpose();
     let next = next.map_err(|_| Nonsense::Insane("snapshot: not a continuation"))?;
     let mut before = broadcast.take().map_or_else(Vec::new, |before| before.renditions);
@@ -288,12 +292,19 @@ fn update(broadcast: &mut Option<Broadcast>, snapshot: Snapshot) -> Result<(), N
         end,
         breaks,
         next,
-        away: None,
+        away,
     });
     Ok(())
 }
 
-fn put(rendition: &mut Rendition, piece: Piece, bytes: Vec<Bytes>, gap: Ticks) -> Result<(), Nonsense> {
+/// `gap`: how long skipped segments are, 90 kHz; `away`: it is one of those that stand for an absent broadcaster.
+fn put(
+    rendition: &mut Rendition,
+    piece: Piece,
+    bytes: Vec<Bytes>,
+    gap: Ticks,
+    away: bool,
+) -> Result<(), Nonsense> {
     let Piece { epoch, number, start, discontinuity, gap: missing, parts, closed, .. } = piece;
     let ticks = |at: Ticks| at.unsigned_abs() < MAX_NUMBER;
     let sane = number.0 < MAX_NUMBER
@@ -322,6 +333,10 @@ fn put(rendition: &mut Rendition, piece: Piece, bytes: Vec<Bytes>, gap: Ticks) -
                 bytes: 0,
                 discontinuity,
             };
+            if away && missing.is_some() {
+                window.away(segment);
+                return Ok(());
+            }
             let gap = Timescale::VIDEO.rescale(gap, window.timescale());
             window.open(segment, gap);
             rendition.writer = missing.is_none().then_some(writer);
@@ -487,9 +502,17 @@ mod tests {
         assert_eq!(playlist(&pair.mirror, "96p"), playlist(&pair.owner, "96p"));
         assert!(playlist(&pair.mirror, "96p").contains("#EXT-X-DISCONTINUITY\n"));
         let state = pair.owner.interrupt(false);
-        assert!(pair.owner.end(state));
-        pair.tell();
+        for second in 14..40 {
+            assert!(pair.owner.stay_alive(state, T0 + second * 1000));
+            pair.tell();
+            assert_eq!(playlist(&pair.mirror, "96p"), playlist(&pair.owner, "96p"));
+        }
+        assert!(playlist(&pair.mirror, "96p").matches("#EXT-X-GAP").count() > 20);
+        // The owner is lost as well, and nobody comes: what was listed of media is what is left.
+        let away = pair.mirror.interrupt(true);
+        assert!(pair.owner.end(state) && pair.mirror.end(away));
         assert_eq!(playlist(&pair.mirror, "96p"), playlist(&pair.owner, "96p"));
+        assert!(!playlist(&pair.mirror, "96p").contains("#EXT-X-GAP"));
     }
 
     /// Takes over in the middle of segment `first + 8`; returns both and the number.

@@ -96,6 +96,10 @@ impl Mirror {
         }
     }
 
+    fn is(&self, live: &Arc<Live>) -> bool {
+        self.live.borrow().as_ref().is_some_and(|kept| Arc::ptr_eq(kept, live))
+    }
+
     fn epoch(&self) -> Epoch {
         self.live.borrow().as_ref().map_or(Epoch(0), |live| live.standing().1)
     }
@@ -137,12 +141,15 @@ impl Mirrors {
         Some(live)
     }
 
+    /// Whether it is this that is answered for the stream, if its owner is lost.
+    pub(crate) fn has(&self, live: &Arc<Live>) -> bool {
+        self.lock().mirrors.get(live.name()).is_some_and(|mirror| mirror.is(live))
+    }
+
     /// Forgets a copy that nobody claimed.
     pub(crate) fn forget(&self, shared: &Shared, live: &Arc<Live>) {
         let mut inner = self.lock();
-        let mine =
-            |mirror: &Arc<Mirror>| mirror.live.borrow().as_ref().is_some_and(|kept| Arc::ptr_eq(kept, live));
-        if inner.mirrors.get(live.name()).is_some_and(mine)
+        if inner.mirrors.get(live.name()).is_some_and(|mirror| mirror.is(live))
             && let Some(mirror) = inner.mirrors.remove(live.name())
         {
             mirror.stop.cancel();

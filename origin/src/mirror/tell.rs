@@ -72,10 +72,12 @@ pub(crate) async fn tell_stream(shared: Arc<Shared>, live: Arc<Live>, sender: Se
             state = now;
             messages = broadcast.map_or(Some(Vec::new()), |broadcast| teller.look(now, broadcast, unix_ms()));
         });
-        let Some(mut messages) = messages else { break };
-        if state == State::Ended {
-            messages.push(Message::Gone);
-        }
+        let messages = match messages {
+            // What of its end is listed does not matter to those who would go on with it.
+            _ if state == State::Ended => vec![Message::Gone],
+            Some(messages) => messages,
+            None => break,
+        };
         // A stream that was withdrawn is told by whoever has it now.
         if send(&sender, &messages).await.is_err() || state == State::Ended || !shared.has(&live) {
             break;
