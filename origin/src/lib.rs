@@ -28,6 +28,7 @@ mod http;
 pub mod live;
 pub mod metrics;
 pub mod mirror;
+pub mod overlap;
 pub mod packager;
 pub mod path;
 mod push;
