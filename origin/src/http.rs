@@ -28,6 +28,7 @@ use crate::mirror;
 use crate::path::{self, Target};
 use crate::push::{self, Told};
 use crate::relay;
+use crate::succession::Heir;
 
 /// A body that an answer may have.
 pub(crate) enum Body {
@@ -179,15 +180,22 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     let Some(live) = shared.stream_for_publishing(&stream) else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "this origin is full");
     };
-    let grant = shared.store.claim(stream.as_str(), &relay_request.session);
-    let live = shared.take_over(live);
+    // A session that another one of this stream publishes beside claims it when it knows what it goes on with.
+    let heir = relay_request.next.is_none().then(|| Heir::new(&live, &relay_request.session)).flatten();
+    let (right, live) = match heir {
+        Some(heir) => (relay::Right::Heir(heir), live),
+        None => {
+            let grant = shared.store.claim(stream.as_str(), &relay_request.session);
+            (relay::Right::Claimed(grant), shared.take_over(live))
+        }
+    };
     let (lines, answer) = mpsc::channel(relay::LINE_QUEUE);
     let span = info_span!("relay", %stream, session = %relay_request.session);
     let (body, shutdown) = (request.into_body(), shared.shutdown.clone());
     let session = {
         let (shared, live) = (shared.clone(), live.clone());
         async move {
-            relay::session(shared.clone(), live.clone(), grant, relay_request, body, lines, shutdown).await;
+            relay::session(shared.clone(), live.clone(), right, relay_request, body, lines, shutdown).await;
             // A session that published nothing leaves nothing behind.
             shared.forget_if(&live, |state| state == State::Offline);
         }

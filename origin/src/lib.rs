@@ -35,7 +35,9 @@ mod push;
 mod relay;
 pub mod repair;
 pub mod revoked;
+mod run;
 pub mod segmenter;
+pub mod succession;
 pub mod timeline;
 pub mod window;
 

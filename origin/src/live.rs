@@ -13,6 +13,8 @@ use tokio::task::AbortHandle;
 use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
 use crate::hls::{self, BadDirective, Directives, Targets, Variant};
+use crate::run::Run;
+use crate::succession::Succession;
 use crate::timeline::{Anchor, FIRST_TICK};
 
 /// How far a POP's count of segments may be ahead of the wall clock's, in segments.
@@ -41,6 +43,8 @@ pub struct Live {
     pub writer: Arc<tokio::sync::Mutex<Writer>>,
     /// What waits for the broadcaster, and since which interruption: one task, however often it comes and goes.
     absence: Mutex<Option<(State, AbortHandle)>>,
+    /// How one session gives way to the next.
+    pub succession: Succession,
 }
 
 /// What one writer leaves to the next.
@@ -48,6 +52,10 @@ pub struct Live {
 pub struct Writer {
     /// The session that wrote last and whose relay was lost, and where it can be taken up.
     pub left: Option<(String, Left)>,
+    /// How far the last run came that was completed.
+    pub came: Option<Left>,
+    /// A run whose session gave way to the next one.
+    pub(crate) parked: Option<Box<Run>>,
     /// Its right to write.
     pub grant: Option<Grant>,
 }
@@ -63,13 +71,26 @@ pub struct Left {
     pub audio: Option<AudioStart>,
 }
 
+impl Left {
+    /// The same for a session whose clock shows so many milliseconds more.
+    pub(crate) fn shifted(self, offset_ms: i64) -> Self {
+        // As sent, times have 32 bits.
+        let shifted = |ms: u32| ms.wrapping_add(offset_ms as u32);
+        let audio = self.audio.map(|start| AudioStart { source_ms: shifted(start.source_ms), ..start });
+        Self { lead: (shifted(self.lead.0), self.lead.1), audio, ..self }
+    }
+}
+
 /// How a new run follows what was before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Follow {
     /// By the wall clock: a new session, or a break of the timeline.
     Clock,
-    /// Behind what its own relay left here.
+    /// Behind what its own relay left here, or a session whose frames it goes on with.
     Left(Left),
+    /// Where the broadcaster's clock says, which went on while it was away: milliseconds as sent of what is shown first, and
+    /// its place (90 kHz).
+    At((u32, Ticks)),
     /// As another origin told.
     Handed(Continuation),
 }
@@ -119,6 +140,7 @@ impl Live {
             version: watch::Sender::new(0),
             writer: Arc::default(),
             absence: Mutex::default(),
+            succession: Succession::default(),
         }
     }
 
@@ -205,6 +227,7 @@ impl Live {
                             place.joined = left.end <= broadcast.end;
                             left.end
                         }
+                        Follow::At((_, place)) => place.max(broadcast.end),
                         _ => broadcast.anchor.at(unix_ms).max(broadcast.end),
                     };
                     (place.first, place.targets) = (broadcast.next_number, broadcast.targets);

@@ -67,6 +67,11 @@ metrics! {
     frames_repaired: Repaired,
     /// Runs that ended because their timeline broke, by reason.
     timeline_breaks: Breaks,
+    /// New sessions of streams that had one, by what they go on with: `repeated` frames of the one before, the one that
+    /// `followed`, after having been `away`, or with something `new`.
+    successions: Repaired,
+    /// Frames that a session brought which the one before had brought already.
+    frames_repeated: Counter,
     /// Messages with tracks beside the first of their kind, which are not taken.
     tracks_ignored: Counter,
     /// Audio frames that came after their segment had been given up.

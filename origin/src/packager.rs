@@ -88,7 +88,7 @@ struct Track {
     end: Option<Ticks>,
 }
 
-/// How far a suspended run came.
+/// How far a run came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Came {
     /// Where the last frame of video ends that is published in every rung (audio-only: of audio), 90 kHz.
@@ -226,9 +226,10 @@ impl Packager {
         if let Some(track) = self.audio.as_mut().filter(|_| self.began) {
             // Audio that reaches beyond the last video frame belongs to the last segment: no rendition may
             // have one segment more than the others.
-            for (sample, _) in self.waiting_audio.drain(..) {
+            for (sample, source_ms) in self.waiting_audio.drain(..) {
                 let may_open =
                     self.video.is_empty() || track.segmenter.index_at(sample.pts) <= self.video_index;
+                self.audio_end = Some((source_ms, sample.pts + sample.duration));
                 track.segmenter.push(sample, may_open);
             }
             track.segmenter.finish();
@@ -238,8 +239,8 @@ impl Packager {
     }
 
     /// The relay is lost and may come back: what came is published, but segments stay open, so that another origin may
-    /// still make them whole under their numbers. `None` if nothing came of it yet.
-    pub fn suspend(&mut self) -> Option<Came> {
+    /// still make them whole under their numbers.
+    pub fn suspend(&mut self) {
         for track in &mut self.video {
             track.segmenter.suspend();
             publish(&self.plan, track);
@@ -248,6 +249,10 @@ impl Packager {
             track.segmenter.suspend();
             publish(&self.plan, track);
         }
+    }
+
+    /// How far a run came that was suspended or finished. `None` if nothing came of it.
+    pub fn came(&self) -> Option<Came> {
         let timescale = self.audio.as_ref().map(|track| track.segmenter.timescale());
         let audio_end = self.audio_end.zip(timescale);
         let waiting = self.waiting_audio.front().map(|(sample, source_ms)| (*source_ms, sample.pts));

@@ -1,7 +1,7 @@
 //! The far end of ingest's relay: one session, from FLV bytes to published segments, and the acknowledgements back.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -9,13 +9,12 @@ use cluster::lease::Grant;
 use cluster::token::Claims;
 use http_body::Body;
 use http_body_util::BodyExt;
+use media::Epoch;
 use media::codec::AudioConfig;
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
-use media::{Epoch, Sample};
 use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use transcode::{Job, VideoSource};
@@ -25,16 +24,23 @@ use crate::continuation::Continuation;
 use crate::error::{Error, Fault};
 use crate::feed::{self, Feed, Frame, Rules, Source};
 use crate::hls::Targets;
-use crate::live::{Follow, Left, Live};
+use crate::live::{Follow, Left, Live, Writer};
 use crate::metrics::{Kind, Reason};
-use crate::packager::{Came, Packager, Plan, Published, part_target};
-use crate::repair::{Repair, Repairs, Times};
+use crate::overlap::{Head, Known, Setup, Verdict};
+use crate::packager::{Packager, Plan, part_target};
+use crate::repair::{Repair, Repairs};
+use crate::run::{Answers, Encoder, Recoder, Run, publish, publish_audio};
+use crate::succession::Heir;
 
 /// Lines that wait for the POP to read them: one a second and run; a POP that is this far behind is gone.
 pub(crate) const LINE_QUEUE: usize = 64;
 
 /// How long the session before may take to publish what it has, once it is fenced.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a new session looks on, once it has what it begins with: the frames before may still be on their way through
+/// the other connection. And how long one that has ended waits for the next to take its run.
+const LOOK_ON: Duration = Duration::from_secs(2);
 
 /// How long the last line may wait for a POP that does not read.
 const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -45,7 +51,7 @@ const MAX_CLOCK_SKEW_MS: i64 = 60_000;
 /// One line of the answer.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Line<'a> {
+pub(crate) enum Line<'a> {
     Published { published: u64, resume_ms: u32, r#continue: &'a str },
     Passed { published: u64, passed: u64, r#continue: &'a str },
     Error { error: &'a str, code: &'a str },
@@ -65,11 +71,19 @@ pub(crate) struct Request {
     pub(crate) next: Option<Continuation>,
 }
 
-/// Runs a session to its end. The stream was claimed by `grant`; `lines` go back to the POP.
+/// By what right a session publishes.
+pub(crate) enum Right {
+    /// It has claimed the stream.
+    Claimed(Grant),
+    /// Another session of this origin publishes: it claims the stream when its turn has come.
+    Heir(Heir),
+}
+
+/// Runs a session to its end; `lines` go back to the POP.
 pub(crate) async fn session<B>(
     shared: Arc<Shared>,
     live: Arc<Live>,
-    grant: Grant,
+    right: Right,
     request: Request,
     body: B,
     lines: mpsc::Sender<Bytes>,
@@ -88,7 +102,12 @@ pub(crate) async fn session<B>(
         },
         shared: &shared,
         live: &live,
-        grant,
+        grant: None,
+        writer: None,
+        waiting: None,
+        known: Known::default(),
+        adopted: false,
+        epoch: Epoch(0),
         request,
         lines: &lines,
         run: None,
@@ -99,8 +118,12 @@ pub(crate) async fn session<B>(
         media_came: false,
         counted: Counted::default(),
     };
-    info!(epoch = session.grant.epoch, resume = session.request.next.is_some(), "session began");
-    let ended = session.relay(body, &shutdown).await;
+    info!(
+        resume = session.request.next.is_some(),
+        looks_on = matches!(right, Right::Heir(_)),
+        "session began"
+    );
+    let ended = session.relay(right, body, &shutdown).await;
     let (seconds, bytes) = (began.elapsed().as_secs_f64(), session.received_bytes);
     match &ended {
         Ok(()) => {
@@ -125,7 +148,18 @@ pub(crate) async fn session<B>(
 struct Session<'a> {
     shared: &'a Arc<Shared>,
     live: &'a Arc<Live>,
-    grant: Grant,
+    /// From its claim on.
+    grant: Option<Grant>,
+    /// From its turn on.
+    writer: Option<OwnedMutexGuard<Writer>>,
+    /// Its first frames, until it is known what they follow.
+    waiting: Option<Waiting>,
+    /// What the session before brought already.
+    known: Known,
+    /// Its first run is the one of the session before.
+    adopted: bool,
+    /// Of its run.
+    epoch: Epoch,
     request: Request,
     rules: Rules,
     lines: &'a mpsc::Sender<Bytes>,
@@ -141,6 +175,19 @@ struct Session<'a> {
     counted: Counted,
 }
 
+/// What a session begins with.
+#[derive(Default)]
+struct Waiting {
+    /// While another session publishes.
+    heir: Option<Heir>,
+    head: Head,
+    /// The run's beginning, if it has begun.
+    source: Option<Source>,
+    /// The run is over already: no more of it comes.
+    whole: bool,
+    events: VecDeque<feed::Event>,
+}
+
 /// What of the feed and the run's repair is in the metrics already.
 #[derive(Default)]
 struct Counted {
@@ -152,17 +199,35 @@ struct Counted {
 }
 
 impl Session<'_> {
-    async fn relay<B>(&mut self, mut body: B, shutdown: &CancellationToken) -> Result<(), Error>
+    async fn relay<B>(&mut self, right: Right, mut body: B, shutdown: &CancellationToken) -> Result<(), Error>
     where
         B: Body<Data = Bytes> + Unpin + Send,
         B::Error: std::fmt::Display,
     {
-        // The session before was fenced by our claim; it publishes what it has and lets go.
-        let writer = tokio::time::timeout(HANDOVER_TIMEOUT, self.live.writer.clone().lock_owned());
-        let mut writer = writer.await.map_err(|_| Error::Busy)?;
-        if !self.shared.keep(self.live) {
-            return Err(Error::Busy);
+        let mut feed = Feed::new(self.rules);
+        match right {
+            Right::Heir(heir) => self.waiting = Some(Waiting { heir: Some(heir), ..Waiting::default() }),
+            Right::Claimed(grant) => {
+                self.grant = Some(grant);
+                self.begin().await?;
+            }
         }
+        let relayed = self.take_in(&mut body, &mut feed, shutdown).await;
+        if relayed.is_ok() {
+            feed.finish();
+        }
+        let fed = match relayed {
+            Ok(()) => self.feed_on(&mut feed, shutdown, true).await,
+            Err(error) => Err(error),
+        };
+        self.count(&feed);
+        let finished = self.end(&fed).await;
+        fed.and(finished)
+    }
+
+    /// The session has claimed the stream: finds out what it follows.
+    async fn begin(&mut self) -> Result<(), Error> {
+        let mut writer = self.lock_writer().await?;
         let left = writer.left.take().filter(|(session, _)| *session == self.request.session);
         self.follow = match (left, self.request.next) {
             // The same broadcaster over a new relay, and no other origin in between: what its last relay brought is
@@ -174,29 +239,71 @@ impl Session<'_> {
             (_, Some(next)) => Follow::Handed(self.live.newest(next)),
             (_, None) => Follow::Clock,
         };
-        let mut feed = Feed::new(self.rules);
-        let relayed = self.take_in(&mut body, &mut feed, shutdown).await;
-        if relayed.is_ok() {
-            feed.finish();
+        if self.follow == Follow::Clock && !self.live.succession.trail(|trail| trail.is_empty()) {
+            self.waiting = Some(Waiting::default());
+        } else if let Some(run) = writer.parked.take() {
+            self.complete(*run, &mut writer).await?;
         }
-        let fed = match relayed {
-            Ok(()) => self.feed_on(&mut feed).await,
-            Err(error) => Err(error),
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// The session before was fenced by our claim; it lets go.
+    async fn lock_writer(&self) -> Result<OwnedMutexGuard<Writer>, Error> {
+        let writer = tokio::time::timeout(HANDOVER_TIMEOUT, self.live.writer.clone().lock_owned());
+        let writer = writer.await.map_err(|_| Error::Busy)?;
+        if !self.shared.keep(self.live) {
+            return Err(Error::Busy);
+        }
+        self.live.succession.writes(&self.request.session);
+        Ok(writer)
+    }
+
+    /// Whatever ended the session: what came is published.
+    async fn end(&mut self, fed: &Result<(), Error>) -> Result<(), Error> {
+        // Who had no turn has published nothing.
+        let (Some(mut writer), Some(grant)) = (self.writer.take(), self.grant.clone()) else { return Ok(()) };
+        // It was to be decided about, and the session did not come so far.
+        let undecided = match writer.parked.take() {
+            Some(run) => self.complete(*run, &mut writer).await,
+            None => Ok(()),
         };
-        // Whatever ended the session: what came is published. If it may come back, here or at another origin, as far as
-        // it came without a hole.
-        let lost = match &fed {
+        let succession = &self.live.succession;
+        if matches!(fed, Ok(()) | Err(Error::Relay(_))) && self.run.is_some() {
+            // The next session may be about to go on with this one's run.
+            succession.ended();
+            let mut heirs = succession.heirs();
+            tokio::select! {
+                biased;
+                () = self.shared.store.fenced(&grant) => {}
+                _ = heirs.wait_for(|heirs| *heirs == 0) => {}
+                () = tokio::time::sleep(LOOK_ON) => {}
+            }
+        }
+        // If it may come back, here or at another origin, it is taken up where it came to without a hole.
+        let lost = match fed {
             Err(Error::Relay(_) | Error::ShuttingDown) => true,
             Err(Error::TakenOver) => {
-                self.shared.store.holder(&self.grant.stream) == Some(self.request.session.clone())
+                self.shared.store.holder(&grant.stream) == Some(self.request.session.clone())
             }
             _ => false,
         };
-        let finished = if lost { self.suspend_run().await } else { self.finish_run().await };
+        let taken = matches!(fed, Ok(()) | Err(Error::Relay(_) | Error::TakenOver)) && succession.is_taken();
+        let finished = match self.run.take() {
+            Some(run) if taken => {
+                self.count_repairs(&run);
+                run.park();
+                writer.parked = Some(Box::new(run));
+                Ok(())
+            }
+            Some(run) if lost => self.suspend(run, &mut writer).await,
+            Some(run) => self.complete(run, &mut writer).await,
+            None => Ok(()),
+        };
         writer.left = self.left.filter(|_| lost).map(|left| (self.request.session.clone(), left));
-        writer.grant = Some(self.grant.clone());
-        self.count(&feed);
-        fed.and(finished)
+        writer.grant = Some(grant);
+        succession.lets_go();
+        undecided.and(finished)
     }
 
     async fn take_in<B>(
@@ -214,10 +321,16 @@ impl Session<'_> {
         let (mut revocations, claims) = (shared.revoked.subscribe(), self.request.claims.clone());
         loop {
             let grant = self.grant.clone();
+            let fenced = async {
+                match &grant {
+                    Some(grant) => shared.store.fenced(grant).await,
+                    None => std::future::pending().await,
+                }
+            };
             let frame = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Err(Error::ShuttingDown),
-                () = shared.store.fenced(&grant) => return Err(Error::TakenOver),
+                () = fenced => return Err(Error::TakenOver),
                 _ = revocations.wait_for(|revoked| revoked.contains(&claims)) => return Err(Error::Revoked),
                 frame = body.frame() => frame,
             };
@@ -239,7 +352,7 @@ impl Session<'_> {
                     self.request.received_unix_ms = unix_ms();
                 }
                 feed.push(&tag)?;
-                self.feed_on(feed).await?;
+                self.feed_on(feed, shutdown, false).await?;
             }
             self.count(feed);
         }
@@ -270,43 +383,214 @@ impl Session<'_> {
         counted.other_tracks = tracks.len();
     }
 
-    async fn feed_on(&mut self, feed: &mut Feed) -> Result<(), Error> {
+    /// `last`: no more comes.
+    async fn feed_on(
+        &mut self,
+        feed: &mut Feed,
+        shutdown: &CancellationToken,
+        last: bool,
+    ) -> Result<(), Error> {
         while let Some(event) = feed.poll() {
-            match event {
-                feed::Event::Start(source) => self.start_run(source)?,
-                feed::Event::Video(frame) => {
-                    if let Some(run) = &mut self.run {
-                        run.video(frame).await?;
-                    }
+            match &mut self.waiting {
+                Some(waiting) => waiting.push(event, self.live),
+                None => self.happen(event).await?,
+            }
+        }
+        if let Some(waiting) = &mut self.waiting {
+            waiting.whole |= last;
+            if self.turn(shutdown).await? {
+                while let Some(event) = self.waiting.as_mut().and_then(|waiting| waiting.events.pop_front()) {
+                    self.happen(event).await?;
                 }
-                feed::Event::Audio(frame) => {
-                    if let Some(run) = &mut self.run {
-                        run.audio(frame).await?;
-                    }
-                }
-                feed::Event::Restart(why) => {
-                    let why = why.as_str();
-                    self.shared.metrics.timeline_breaks.get_or_create(&Reason { reason: why }).inc();
-                    info!(why, "the timeline breaks: a new run begins");
-                    self.finish_run().await?;
-                    self.pass().await;
-                    (self.follow, self.left) = (Follow::Clock, None);
-                    self.media_came = true;
-                    self.request.received_unix_ms = unix_ms();
-                    // Not a claim: a session that was fenced meanwhile must not take the stream back.
-                    self.grant = self.shared.store.renew(&self.grant).ok_or(Error::TakenOver)?;
-                }
+                self.waiting = None;
             }
         }
         Ok(())
     }
 
-    fn start_run(&mut self, source: Source) -> Result<(), Error> {
-        if let (Some(limit), Some(video)) = (self.request.claims.max_height, &source.video)
-            && video.width.min(video.height) > limit
-        {
-            return Err(Error::TooTall { width: video.width, height: video.height, limit });
+    async fn happen(&mut self, event: feed::Event) -> Result<(), Error> {
+        match event {
+            feed::Event::Start(_) if std::mem::take(&mut self.adopted) => {}
+            feed::Event::Start(source) => self.start_run(source)?,
+            feed::Event::Video(frame) => self.frame(true, frame).await?,
+            feed::Event::Audio(frame) => self.frame(false, frame).await?,
+            feed::Event::Restart(why) => {
+                let why = why.as_str();
+                self.shared.metrics.timeline_breaks.get_or_create(&Reason { reason: why }).inc();
+                info!(why, "the timeline breaks: a new run begins");
+                self.finish_run().await?;
+                self.pass().await;
+                (self.follow, self.left, self.known) = (Follow::Clock, None, Known::default());
+                self.media_came = true;
+                self.request.received_unix_ms = unix_ms();
+                // Not a claim: a session that was fenced meanwhile must not take the stream back.
+                let renewed = self.grant.as_ref().and_then(|grant| self.shared.store.renew(grant));
+                self.grant = Some(renewed.ok_or(Error::TakenOver)?);
+            }
         }
+        Ok(())
+    }
+
+    async fn frame(&mut self, video: bool, frame: Frame) -> Result<(), Error> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        if self.known.covers(video, frame.dts_ms) {
+            self.shared.metrics.frames_repeated.inc();
+            return Ok(());
+        }
+        let id = self.live.succession.identify(&frame);
+        let place = if video { run.video(frame).await? } else { run.audio(frame).await? };
+        if let Some(place) = place {
+            self.live.succession.note(video, &id, place);
+        }
+        Ok(())
+    }
+
+    /// Whether the session may go on with what waits: it knows what it follows, and the one before has let go.
+    async fn turn(&mut self, shutdown: &CancellationToken) -> Result<bool, Error> {
+        let (live, shared) = (self.live.clone(), self.shared.clone());
+        let Some(waiting) = &mut self.waiting else { return Ok(true) };
+        let judge = |waiting: &Waiting| live.succession.trail(|trail| trail.judge(&waiting.head));
+        if waiting.source.is_none() && !waiting.whole {
+            return Ok(false);
+        }
+        let enough = waiting.whole || waiting.head.is_enough();
+        let Some(heir) = waiting.heir.take() else {
+            if enough || judge(waiting) != Verdict::Unrelated {
+                self.settle().await?;
+                return Ok(true);
+            }
+            return Ok(false);
+        };
+        let mut changes = live.succession.changes();
+        let until = tokio::time::Instant::now() + LOOK_ON;
+        let (mut revocations, claims) = (shared.revoked.subscribe(), self.request.claims.clone());
+        loop {
+            changes.mark_unchanged();
+            let reached = |waiting: &Waiting| {
+                live.succession.trail(|trail| trail.reaches(&waiting.head, trail.judge(&waiting.head)))
+            };
+            if live.succession.has_ended() && (enough || judge(waiting) != Verdict::Unrelated) {
+                break;
+            }
+            if reached(waiting) {
+                break;
+            }
+            if !enough {
+                waiting.heir = Some(heir);
+                return Ok(false);
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Err(Error::ShuttingDown),
+                _ = revocations.wait_for(|revoked| revoked.contains(&claims)) => return Err(Error::Revoked),
+                () = tokio::time::sleep_until(until) => break,
+                _ = changes.changed() => {}
+            }
+        }
+        let turn = heir.turn();
+        let grant = shared.store.claim(live.name().as_str(), &self.request.session);
+        self.grant = Some(grant.clone());
+        let writer = self.lock_writer().await?;
+        self.writer = Some(writer);
+        drop((turn, heir));
+        tokio::select! {
+            biased;
+            () = shared.store.fenced(&grant) => return Err(Error::TakenOver),
+            () = std::future::ready(()) => {}
+        }
+        self.settle().await?;
+        Ok(true)
+    }
+
+    /// Decides, as the writer, what the session goes on with.
+    async fn settle(&mut self) -> Result<(), Error> {
+        let (Some(waiting), Some(mut writer)) = (self.waiting.take(), self.writer.take()) else {
+            return Ok(());
+        };
+        let settled = self.settle_with(&waiting, &mut writer).await;
+        (self.waiting, self.writer) = (Some(waiting), Some(writer));
+        settled
+    }
+
+    async fn settle_with(&mut self, waiting: &Waiting, writer: &mut Writer) -> Result<(), Error> {
+        let (parked, came) = (writer.parked.take(), writer.came.take());
+        let Some(source) = &waiting.source else {
+            return match parked {
+                Some(run) => self.complete(*run, writer).await,
+                None => Ok(()),
+            };
+        };
+        let succession = &self.live.succession;
+        let verdict = succession.trail(|trail| trail.judge(&waiting.head));
+        let max_gap_ms = self.rules.max_gap.as_millis() as i64;
+        let (kind, shift) = match verdict {
+            Verdict::Repeats(shift) => ("repeated", Some(shift)),
+            Verdict::Follows { shift, gap_ms } if gap_ms <= max_gap_ms => ("followed", Some(shift)),
+            Verdict::Follows { .. } => ("away", None),
+            Verdict::Unrelated => ("new", None),
+        };
+        let came = match parked {
+            Some(mut run) => {
+                if let Some(shift) = shift
+                    && self.allows(source).is_ok()
+                {
+                    self.known = succession.trail(|trail| {
+                        let known = trail.known(shift);
+                        trail.adopt(&waiting.head, shift);
+                        known
+                    });
+                    run.adopt(self.lines.clone(), shift);
+                    self.counted.repairs = run.repair.repairs();
+                    self.epoch = run.epoch;
+                    self.run = Some(*run);
+                    self.adopted = true;
+                    self.told(kind);
+                    return Ok(());
+                }
+                self.complete(*run, writer).await?;
+                writer.came.take()
+            }
+            None => came,
+        };
+        self.follow = match (verdict, came) {
+            (Verdict::Repeats(shift) | Verdict::Follows { shift, gap_ms: 0 }, Some(left)) => {
+                Follow::Left(left.shifted(shift.offset_ms))
+            }
+            // It was away: it goes on where its clock says.
+            (Verdict::Follows { shift, .. }, _) => {
+                let place = succession.trail(|trail| trail.place(shift, source.first_ms));
+                let end = self.live.line().map_or(0, |(_, _, end)| end);
+                let place = place.filter(|place| *place >= end);
+                place.map_or(Follow::Clock, |place| {
+                    Follow::Left(Left { lead: (source.first_ms as u32, place), end: place, audio: None })
+                })
+            }
+            _ => Follow::Clock,
+        };
+        self.told(kind);
+        Ok(())
+    }
+
+    fn told(&self, kind: &'static str) {
+        self.shared.metrics.successions.get_or_create(&Kind { kind }).inc();
+        info!(follows = kind, run = self.adopted, "the session goes on from the one before");
+    }
+
+    /// Whether the token allows what comes.
+    fn allows(&self, source: &Source) -> Result<(), Error> {
+        match (self.request.claims.max_height, &source.video) {
+            (Some(limit), Some(video)) if video.width.min(video.height) > limit => {
+                Err(Error::TooTall { width: video.width, height: video.height, limit })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn start_run(&mut self, source: Source) -> Result<(), Error> {
+        self.allows(&source)?;
+        let Some(epoch) = self.grant.as_ref().map(|grant| grant.epoch) else { return Err(Error::TakenOver) };
+        self.epoch = Epoch(epoch);
+        self.live.succession.trail(|trail| trail.restart(Setup::from(&source)));
         let config = &self.shared.config;
         let follow = std::mem::replace(&mut self.follow, Follow::Clock);
         // As sent, times have 32 bits: those nearest to the first frame are meant.
@@ -356,7 +640,7 @@ impl Session<'_> {
             }
         };
         info!(
-            epoch = self.grant.epoch,
+            epoch,
             video = video.as_ref().map(|video| format!("{} {}x{}", video.codec, video.width, video.height)),
             fps = source.frame_rate.map(media::time::FrameRate::fps),
             audio = audio.as_ref().map(media::codec::AacConfig::codec_string),
@@ -369,7 +653,7 @@ impl Session<'_> {
             audio_start.filter(|start| followed && recoder.is_none() && timescale == Some(start.timescale));
         let packager = Arc::new(Mutex::new(Packager::new(Plan {
             live: self.live.clone(),
-            epoch: Epoch(self.grant.epoch),
+            epoch: self.epoch,
             place,
             unix_ms,
             listed: ticks(config.window),
@@ -380,6 +664,7 @@ impl Session<'_> {
             instance: self.shared.instance,
             metrics: self.shared.metrics.clone(),
         })));
+        let answers = Answers::new(self.lines.clone());
         let encoder = match video {
             None => None,
             Some(source) => {
@@ -387,14 +672,14 @@ impl Session<'_> {
                 let job = Job { source, rungs, start: place.start, segment_duration };
                 let started = transcode::start(job, self.shared.transcode_metrics.clone());
                 let (input, output) = started.map_err(source_error)?;
-                let publisher = tokio::spawn(publish(output, packager.clone(), self.lines.clone()));
+                let publisher = tokio::spawn(publish(output, packager.clone(), answers.clone()));
                 Some(Encoder { input, publisher })
             }
         };
         let recoder = recoder.map(|(input, output)| {
             let start = Timescale::VIDEO.rescale(base, Timescale::OPUS);
             let source_ms = move |pts| zero_ms + Timescale::OPUS.rescale(pts - start, Timescale::MILLIS);
-            let publisher = publish_audio(output, source_ms, packager.clone(), self.lines.clone());
+            let publisher = publish_audio(output, source_ms, packager.clone(), answers.clone());
             Recoder { input, publisher: tokio::spawn(publisher) }
         });
         self.shared.metrics.runs.inc();
@@ -404,12 +689,13 @@ impl Session<'_> {
             repair.continue_audio(start.pts);
         }
         self.run = Some(Run {
+            epoch: self.epoch,
             packager,
             encoder,
             recoder,
             repair,
             timescale,
-            lines: self.lines.clone(),
+            answers,
             audio_from_ms: audio_start.map(|start| near(start.source_ms)),
             fed: VecDeque::new(),
         });
@@ -419,7 +705,7 @@ impl Session<'_> {
     /// Tells the POP that what came before the tag that broke the timeline is published: from here on times mean
     /// something else.
     async fn pass(&self) {
-        let Some(number) = self.live.complete(Epoch(self.grant.epoch)) else { return };
+        let Some(number) = self.live.complete(self.epoch) else { return };
         let Some((anchor, breaks, end)) = self.live.line() else { return };
         let next = Continuation {
             instance: self.shared.instance,
@@ -435,19 +721,28 @@ impl Session<'_> {
     }
 
     async fn finish_run(&mut self) -> Result<(), Error> {
-        let Some(run) = self.run.take() else { return Ok(()) };
-        self.count_repairs(&run);
-        let finished = run.finish().await;
-        self.shared.interrupted(self.live, false);
+        let (Some(run), Some(mut writer)) = (self.run.take(), self.writer.take()) else { return Ok(()) };
+        let finished = self.complete(run, &mut writer).await;
+        self.writer = Some(writer);
         finished
     }
 
-    async fn suspend_run(&mut self) -> Result<(), Error> {
-        let Some(run) = self.run.take() else { return Ok(()) };
+    /// Publishes all that came of a run.
+    async fn complete(&mut self, run: Run, writer: &mut Writer) -> Result<(), Error> {
+        self.count_repairs(&run);
+        let finished = run.finish().await;
+        self.shared.interrupted(self.live, false);
+        writer.came = finished?;
+        Ok(())
+    }
+
+    /// Publishes what came of a run without a hole; the rest comes again.
+    async fn suspend(&mut self, run: Run, writer: &mut Writer) -> Result<(), Error> {
         self.count_repairs(&run);
         let suspended = run.suspend().await;
         self.shared.interrupted(self.live, true);
         self.left = suspended?.or(self.left);
+        writer.came = self.left;
         Ok(())
     }
 
@@ -467,169 +762,25 @@ impl Session<'_> {
     }
 }
 
-/// One run of a session.
-struct Run {
-    packager: Arc<Mutex<Packager>>,
-    encoder: Option<Encoder>,
-    recoder: Option<Recoder>,
-    repair: Repair,
-    /// Of the source's audio.
-    timescale: Option<Timescale>,
-    lines: mpsc::Sender<Bytes>,
-    /// Audio before is published.
-    audio_from_ms: Option<i64>,
-    /// The latest frames of video (audio-only: of audio): place at 90 kHz, source milliseconds.
-    fed: VecDeque<(Ticks, i64)>,
-}
-
-struct Encoder {
-    input: transcode::Input,
-    publisher: JoinHandle<Result<(), Error>>,
-}
-
-/// Turns the source's audio into AAC.
-struct Recoder {
-    input: transcode::audio::AudioInput,
-    publisher: JoinHandle<Result<(), Error>>,
-}
-
-impl Run {
-    /// Waits while the encoders are behind.
-    async fn video(&mut self, frame: Frame) -> Result<(), Error> {
-        let Some(encoder) = &mut self.encoder else { return Ok(()) };
-        let Times { dts, pts, duration } = self.repair.video(frame.dts_ms, frame.pts_ms, frame.pts_nanos);
-        remember(&mut self.fed, pts, frame.pts_ms);
-        with(&self.packager, |packager| packager.source_video(pts, frame.pts_ms));
-        let sample = Sample { dts, pts, duration, key: frame.key, data: frame.data };
-        if encoder.input.send(sample).await.is_err() {
-            // The reason is with the publisher, which ends with the encoders.
-            return match self.encoder.take() {
-                Some(encoder) => encoder.publisher.await?,
-                None => Ok(()),
-            };
-        }
-        Ok(())
-    }
-
-    /// Waits while the audio encoder is behind, if there is one.
-    async fn audio(&mut self, frame: Frame) -> Result<(), Error> {
-        let Some(timescale) = self.timescale else { return Ok(()) };
-        if self.audio_from_ms.is_some_and(|from| frame.dts_ms < from) {
-            return Ok(());
-        }
-        let Some(times) = self.repair.audio(frame.dts_ms, frame.samples) else { return Ok(()) };
-        let Times { dts, pts, duration } = times;
-        if self.encoder.is_none() {
-            remember(&mut self.fed, timescale.rescale(pts, Timescale::VIDEO), frame.pts_ms);
-        }
-        let sample = Sample { dts, pts, duration, key: true, data: frame.data };
-        let Some(recoder) = &mut self.recoder else {
-            let published = with(&self.packager, |packager| {
-                packager.audio(sample, frame.pts_ms);
-                packager.poll_published()
-            });
-            acknowledge(&self.lines, published);
-            return Ok(());
+impl Waiting {
+    fn push(&mut self, event: feed::Event, live: &Live) {
+        let mut print = |video, frame: &Frame| {
+            if !self.whole {
+                self.head.push(video, live.succession.identify(frame).print(0), frame.data.len());
+            }
         };
-        if recoder.input.send(sample).await.is_err() {
-            return match self.recoder.take() {
-                Some(recoder) => recoder.publisher.await?,
-                None => Ok(()),
-            };
-        }
-        Ok(())
-    }
-
-    /// Publishes what came without a hole, and says how far that is.
-    async fn suspend(self) -> Result<Option<Left>, Error> {
-        if let Some(Recoder { input, publisher }) = self.recoder {
-            drop(input);
-            publisher.await??;
-        }
-        if let Some(Encoder { input, publisher }) = self.encoder {
-            input.abandon();
-            publisher.await??;
-        }
-        let Some(Came { end, audio }) = with(&self.packager, Packager::suspend) else { return Ok(None) };
-        let lead = self.fed.iter().filter(|(pts, _)| *pts < end).max();
-        // As sent, times have 32 bits.
-        Ok(lead.map(|(pts, ms)| Left { lead: (*ms as u32, *pts), end, audio }))
-    }
-
-    /// Publishes what is still in the encoders, then completes the open segments.
-    async fn finish(self) -> Result<(), Error> {
-        let recoded = match self.recoder {
-            Some(Recoder { input, publisher, .. }) => {
-                drop(input);
-                publisher.await?
+        match &event {
+            feed::Event::Start(source) if self.source.is_none() => {
+                self.head.start(Setup::from(source));
+                self.source = Some(source.clone());
             }
-            None => Ok(()),
-        };
-        let encoded = match self.encoder {
-            Some(Encoder { input, publisher }) => {
-                drop(input);
-                publisher.await?
-            }
-            None => Ok(()),
-        };
-        with(&self.packager, Packager::finish);
-        encoded.and(recoded)
-    }
-}
-
-/// Enough to find the last frame that is published, however many are on their way through decoder and encoders.
-const MAX_FED: usize = 512;
-
-fn remember(fed: &mut VecDeque<(Ticks, i64)>, pts: Ticks, source_ms: i64) {
-    if fed.len() >= MAX_FED {
-        fed.pop_front();
-    }
-    fed.push_back((pts, source_ms));
-}
-
-/// Takes what the encoders give until they end.
-async fn publish(
-    mut output: transcode::Output,
-    packager: Arc<Mutex<Packager>>,
-    lines: mpsc::Sender<Bytes>,
-) -> Result<(), Error> {
-    while let Some(event) = output.next().await {
-        match event {
-            transcode::Event::Config { rung, avcc, width, height } => {
-                with(&packager, |packager| packager.configured(rung, &avcc, width, height));
-            }
-            transcode::Event::Sample { rung, sample } => {
-                let published = with(&packager, |packager| {
-                    packager.video(rung, sample);
-                    packager.poll_published()
-                });
-                acknowledge(&lines, published);
-            }
-            transcode::Event::Damaged { frames } => debug!(frames, "damaged frames were patched over"),
-            transcode::Event::Ended(result) => return result.map_err(Error::from),
+            feed::Event::Start(_) => {}
+            feed::Event::Video(frame) => print(true, frame),
+            feed::Event::Audio(frame) => print(false, frame),
+            feed::Event::Restart(_) => self.whole = true,
         }
+        self.events.push_back(event);
     }
-    Ok(())
-}
-
-/// Takes what the audio encoder gives until it ends. `source_ms` says when in the source a frame is heard, as near as
-/// repair lets them differ.
-async fn publish_audio(
-    mut output: transcode::audio::AudioOutput,
-    source_ms: impl Fn(Ticks) -> i64,
-    packager: Arc<Mutex<Packager>>,
-    lines: mpsc::Sender<Bytes>,
-) -> Result<(), Error> {
-    while let Some(frame) = output.next().await {
-        let sample = frame?;
-        let source_ms = source_ms(sample.pts);
-        let published = with(&packager, |packager| {
-            packager.audio(sample, source_ms);
-            packager.poll_published()
-        });
-        acknowledge(&lines, published);
-    }
-    Ok(())
 }
 
 /// What cannot be decoded is the broadcaster's fault.
@@ -647,26 +798,13 @@ fn count_repairs(metrics: &crate::Metrics, counted: &mut Repairs, now: Repairs) 
     *counted = now;
 }
 
-fn with<T>(packager: &Mutex<Packager>, act: impl FnOnce(&mut Packager) -> T) -> T {
-    act(&mut packager.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn acknowledge(lines: &mpsc::Sender<Bytes>, published: Option<Published>) {
-    if let Some(Published { number, resume_ms, next }) = published {
-        let next = next.to_string();
-        // As sent, times have 32 bits.
-        let line = Line::Published { published: number.0, resume_ms: resume_ms as u32, r#continue: &next };
-        send_line(lines, &line);
-    }
-}
-
 fn text(line: &Line<'_>) -> Bytes {
     let mut text = serde_json::to_vec(line).expect("lines are plain data");
     text.push(b'\n');
     text.into()
 }
 
-fn send_line(lines: &mpsc::Sender<Bytes>, line: &Line<'_>) {
+pub(crate) fn send_line(lines: &mpsc::Sender<Bytes>, line: &Line<'_>) {
     // A POP that does not read its acknowledgements keeps more than it must; the newest line says all, so a lost one
     // costs nothing.
     if lines.try_send(text(line)).is_err() {
@@ -761,10 +899,10 @@ mod tests {
                 received_unix_ms: unix_ms(),
                 next: None,
             };
-            let grant = shared.store.claim("demo", "s1");
+            let right = Right::Claimed(shared.store.claim("demo", "s1"));
             let (lines, _answer) = mpsc::channel(LINE_QUEUE);
             let body = audio_relay(frames, breaks);
-            session(shared.clone(), live.clone(), grant, request, body, lines, shared.shutdown.clone()).await;
+            session(shared.clone(), live.clone(), right, request, body, lines, shared.shutdown.clone()).await;
         }
         let crate::live::Found::Ready(playlist) =
             live.playlist(&"audio".parse().unwrap(), crate::hls::Directives::default()).unwrap()

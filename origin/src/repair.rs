@@ -94,6 +94,12 @@ impl Repair {
         }
     }
 
+    /// Video lies so much later from now on (90 kHz, less than a millisecond): another clock shows the same moments,
+    /// rounded otherwise. Audio is timed by its samples.
+    pub fn nudge(&mut self, ticks: Ticks) {
+        self.base += ticks;
+    }
+
     /// Times of a video frame, 90 kHz. `pts_nanos` is what it is shown later than the milliseconds say.
     pub fn video(&mut self, dts_ms: i64, pts_ms: i64, pts_nanos: u32) -> Times {
         let raw = self.base + (pts_ms - self.zero_ms) * 90 + Ticks::from(pts_nanos) * 90 / 1_000_000;
