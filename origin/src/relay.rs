@@ -832,8 +832,8 @@ mod tests {
     use media::flv::Tag;
     use prometheus_client::registry::Registry;
 
-    /// A relay that brings these bytes and then ends, or breaks.
-    struct Relay(VecDeque<Result<Bytes, &'static str>>);
+    /// A relay that brings these bytes and then ends, or breaks, or brings nothing more.
+    struct Relay(VecDeque<Option<Result<Bytes, &'static str>>>);
 
     impl Body for Relay {
         type Data = Bytes;
@@ -843,7 +843,11 @@ mod tests {
             mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
         ) -> Poll<Option<Result<BodyFrame<Bytes>, &'static str>>> {
-            Poll::Ready(self.0.pop_front().map(|next| next.map(BodyFrame::data)))
+            match self.0.pop_front() {
+                Some(Some(next)) => Poll::Ready(Some(next.map(BodyFrame::data))),
+                Some(None) => Poll::Pending,
+                None => Poll::Ready(None),
+            }
         }
     }
 
@@ -852,17 +856,29 @@ mod tests {
         index * 1024 * 1000 / 44_100
     }
 
-    fn audio_relay(frames: std::ops::Range<u32>, breaks: bool) -> Relay {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Then {
+        Ends,
+        Breaks,
+        Pauses,
+    }
+
+    /// The clock shows 0 at frame `zero`.
+    fn audio_relay(frames: std::ops::Range<u32>, zero: u32, then: Then) -> Relay {
         let mut flv = BytesMut::from(&flv::HEADER[..]);
         let mut tag = |timestamp_ms, data: Vec<u8>| {
             Tag { kind: TagKind::Audio, timestamp_ms, data: data.into() }.encode(&mut flv);
         };
         tag(0, vec![0xAF, 0, 0x12, 0x10]);
         for index in frames {
-            tag(audio_ms(index), vec![0xAF, 1, 1, 2, (index >> 8) as u8, index as u8]);
+            tag(audio_ms(index) - audio_ms(zero), vec![0xAF, 1, 1, 2, (index >> 8) as u8, index as u8]);
         }
-        let broken = breaks.then_some(Err("connection lost"));
-        Relay([Ok(flv.freeze())].into_iter().chain(broken).collect())
+        let then = match then {
+            Then::Ends => None,
+            Then::Breaks => Some(Some(Err("connection lost"))),
+            Then::Pauses => Some(None),
+        };
+        Relay([Some(Ok(flv.freeze()))].into_iter().chain(then).collect())
     }
 
     fn shared() -> Arc<Shared> {
@@ -887,35 +903,29 @@ mod tests {
         })
     }
 
-    #[tokio::test]
-    async fn a_relay_that_comes_back_loses_and_doubles_no_audio_frame() {
-        let shared = shared();
-        let name = "demo".parse().unwrap();
-        let live = shared.stream_for_publishing(&name).unwrap();
-        for (frames, breaks) in [(0..200, true), (150..333, true), (300..500, false)] {
-            let request = Request {
-                claims: Claims::default(),
-                session: "s1".into(),
-                received_unix_ms: unix_ms(),
-                next: None,
-            };
-            let right = Right::Claimed(shared.store.claim("demo", "s1"));
-            let (lines, _answer) = mpsc::channel(LINE_QUEUE);
-            let body = audio_relay(frames, breaks);
-            session(shared.clone(), live.clone(), right, request, body, lines, shared.shutdown.clone()).await;
+    fn request(session: &str) -> Request {
+        Request {
+            claims: Claims::default(),
+            session: session.into(),
+            received_unix_ms: unix_ms(),
+            next: None,
         }
+    }
+
+    /// The numbers of all audio frames that are listed, and the epochs they lie in.
+    fn published(live: &Live) -> (Vec<u32>, Vec<u64>, String) {
         let crate::live::Found::Ready(playlist) =
             live.playlist(&"audio".parse().unwrap(), crate::hls::Directives::default()).unwrap()
         else {
             panic!("nothing was published")
         };
-        let mut came = Vec::new();
+        let (mut came, mut epochs) = (Vec::new(), Vec::new());
         for uri in playlist.lines().filter(|line| !line.starts_with('#')) {
             let (_, target) = crate::path::parse(&format!("/live/demo/{uri}")).unwrap();
             let crate::path::Target::Segment(epoch, id, number) = target else { panic!("{uri}") };
             let crate::live::Found::Ready(object) = live.segment(epoch, &id, number) else { panic!("{uri}") };
             let bytes = object.to_bytes().unwrap();
-            // Each frame of this test is 1, 2 and its own number.
+            // Each frame of these tests is 1, 2 and its own number.
             let mut rest = &bytes[..];
             while let Some(at) = rest.windows(4).position(|name| name == b"mdat") {
                 let len = u32::from_be_bytes(rest[at - 4..at].try_into().unwrap()) as usize - 8;
@@ -923,7 +933,109 @@ mod tests {
                 came.extend(frames.chunks(4).map(|f| u32::from(f[2]) << 8 | u32::from(f[3])));
                 rest = behind;
             }
+            epochs.push(epoch.0);
         }
+        epochs.dedup();
+        (came, epochs, playlist)
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_comes_back_loses_and_doubles_no_audio_frame() {
+        let shared = shared();
+        let name = "demo".parse().unwrap();
+        let live = shared.stream_for_publishing(&name).unwrap();
+        for (frames, then) in [(0..200, Then::Breaks), (150..333, Then::Breaks), (300..500, Then::Ends)] {
+            let right = Right::Claimed(shared.store.claim("demo", "s1"));
+            let (lines, _answer) = mpsc::channel(LINE_QUEUE);
+            let (body, shutdown) = (audio_relay(frames, 0, then), shared.shutdown.clone());
+            session(shared.clone(), live.clone(), right, request("s1"), body, lines, shutdown).await;
+        }
+        let (came, _, playlist) = published(&live);
         assert_eq!(came, (0..500).collect::<Vec<_>>());
+        assert!(!playlist.contains("#EXT-X-DISCONTINUITY\n"), "nothing breaks: {playlist}");
+    }
+
+    /// What the second of two sessions brings, and on which clock; what becomes of it all.
+    struct Succeeds {
+        frames: std::ops::Range<u32>,
+        zero: u32,
+        first: Then,
+        expected: Vec<u32>,
+        one_run: bool,
+        breaks: bool,
+    }
+
+    async fn succeeds(story: Succeeds) {
+        let shared = shared();
+        let live = shared.stream_for_publishing(&"demo".parse().unwrap()).unwrap();
+        let (lines, mut answer) = mpsc::channel(LINE_QUEUE);
+        let right = Right::Claimed(shared.store.claim("demo", "s1"));
+        let (body, shutdown) = (audio_relay(0..333, 0, story.first), shared.shutdown.clone());
+        let first = session(shared.clone(), live.clone(), right, request("s1"), body, lines, shutdown);
+        let first = tokio::spawn(first);
+        let mut changes = live.succession.changes();
+        // One for the writer, one for each frame.
+        changes.wait_for(|changes| *changes >= 334).await.unwrap();
+        if story.first != Then::Pauses {
+            first.await.unwrap();
+            assert!(Heir::new(&live, "s2").is_none(), "nobody publishes");
+        }
+        let right = match Heir::new(&live, "s2") {
+            Some(heir) => Right::Heir(heir),
+            None => Right::Claimed(shared.store.claim("demo", "s2")),
+        };
+        let (lines, mut second) = mpsc::channel(LINE_QUEUE);
+        let body = audio_relay(story.frames, story.zero, Then::Ends);
+        session(shared.clone(), live.clone(), right, request("s2"), body, lines, shared.shutdown.clone())
+            .await;
+        let mut told = String::new();
+        while let Some(line) = answer.recv().await {
+            told.push_str(std::str::from_utf8(&line).unwrap());
+        }
+        assert_eq!(told.contains("taken over by a newer session"), story.first == Then::Pauses, "{told}");
+        let mut told = String::new();
+        while let Some(line) = second.recv().await {
+            told.push_str(std::str::from_utf8(&line).unwrap());
+        }
+        assert!(told.contains("published") && told.ends_with("{\"end\":true}\n"), "{told}");
+        let (came, epochs, playlist) = published(&live);
+        assert_eq!(came, story.expected);
+        assert_eq!(epochs.len() == 1, story.one_run, "{playlist}");
+        assert_eq!(playlist.contains("#EXT-X-DISCONTINUITY\n"), story.breaks, "{playlist}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_overlaps_the_one_before_goes_on_with_its_run() {
+        for zero in [0, 290] {
+            let expected = (0..500).collect();
+            let (frames, first) = (290..500, Then::Pauses);
+            succeeds(Succeeds { frames, zero, first, expected, one_run: true, breaks: false }).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_follows_the_one_before_goes_on_with_its_run() {
+        let expected = (0..500).collect();
+        let (frames, zero, first) = (333..500, 0, Then::Pauses);
+        succeeds(Succeeds { frames, zero, first, expected, one_run: true, breaks: false }).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_comes_after_the_end_joins_where_that_was() {
+        for (frames, zero) in [(300..500, 0), (300..500, 300), (333..500, 0)] {
+            for first in [Then::Ends, Then::Breaks] {
+                let (expected, frames) = ((0..500).collect(), frames.clone());
+                succeeds(Succeeds { frames, zero, first, expected, one_run: false, breaks: false }).await;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_of_another_beginning_breaks_the_timeline() {
+        for first in [Then::Ends, Then::Pauses] {
+            let expected = (0..333).chain(600..700).collect();
+            let (frames, zero) = (600..700, 600);
+            succeeds(Succeeds { frames, zero, first, expected, one_run: false, breaks: true }).await;
+        }
     }
 }
