@@ -78,6 +78,8 @@ pub struct Packager {
     acknowledged: Option<SegmentNumber>,
     /// The last audio frame that was packaged: its source milliseconds, and its end in its timescale.
     audio_end: Option<(i64, Ticks)>,
+    /// What the broadcaster's clock shows now is so much more than the run's.
+    offset_ms: i64,
 }
 
 struct Track {
@@ -144,9 +146,20 @@ impl Packager {
             audio_boundaries: BTreeMap::new(),
             acknowledged: None,
             audio_end: None,
+            offset_ms: 0,
         };
         packager.begin_if_configured();
         packager
+    }
+
+    /// Another session goes on with the run: its clock shows so many milliseconds more than the one before.
+    pub fn shift_clock(&mut self, offset_ms: i64) {
+        self.offset_ms += offset_ms;
+    }
+
+    /// What the broadcaster's clock shows now is so much more than the run's, milliseconds.
+    pub fn offset_ms(&self) -> i64 {
+        self.offset_ms
     }
 
     /// A rung's encoder was opened.
@@ -259,7 +272,7 @@ impl Packager {
         // Times of audio grow: what comes next is later than what came last.
         let next = waiting.or(self.audio_end.map(|(source_ms, end)| (source_ms + 1, end)));
         let audio = next.zip(timescale).map(|((source_ms, pts), timescale)| AudioStart {
-            source_ms: source_ms as u32,
+            source_ms: (source_ms + self.offset_ms) as u32,
             pts,
             timescale,
         });
@@ -279,6 +292,7 @@ impl Packager {
         }
         let index = index + 1;
         let (pts, resume_ms) = *self.boundaries.get(&index)?;
+        let resume_ms = resume_ms + self.offset_ms;
         let (anchor, breaks, _) = self.plan.live.line()?;
         self.acknowledged = Some(number);
         self.boundaries = self.boundaries.split_off(&index);
@@ -286,7 +300,8 @@ impl Packager {
         let Place { start, targets, .. } = self.plan.place;
         let audio_start = |track: &Track| {
             let (pts, source_ms) = *self.audio_boundaries.get(&index)?;
-            Some(AudioStart { source_ms: source_ms as u32, pts, timescale: track.segmenter.timescale() })
+            let source_ms = (source_ms + self.offset_ms) as u32;
+            Some(AudioStart { source_ms, pts, timescale: track.segmenter.timescale() })
         };
         let next = Continuation {
             instance: self.plan.instance,

@@ -559,11 +559,7 @@ impl Session<'_> {
             // It was away: it goes on where its clock says.
             (Verdict::Follows { shift, .. }, _) => {
                 let place = succession.trail(|trail| trail.place(shift, source.first_ms));
-                let end = self.live.line().map_or(0, |(_, _, end)| end);
-                let place = place.filter(|place| *place >= end);
-                place.map_or(Follow::Clock, |place| {
-                    Follow::Left(Left { lead: (source.first_ms as u32, place), end: place, audio: None })
-                })
+                place.map_or(Follow::Clock, |place| Follow::At((source.first_ms as u32, place)))
             }
             _ => Follow::Clock,
         };
@@ -598,6 +594,7 @@ impl Session<'_> {
         let (lead, audio_start) = match follow {
             Follow::Clock => (None, None),
             Follow::Left(left) => (Some(left.lead), left.audio),
+            Follow::At(lead) => (Some(lead), None),
             Follow::Handed(next) => (next.lead, next.audio),
         };
         let lead = lead.map(|(ms, pts)| (near(ms), pts));
@@ -614,6 +611,7 @@ impl Session<'_> {
         let followed = match follow {
             Follow::Clock => false,
             Follow::Left(left) => place.start == left.end,
+            Follow::At((_, at)) => place.start == at,
             Follow::Handed(_) => place.handed.is_some() || place.joined,
         };
         let (zero_ms, base) = lead.filter(|_| followed).unwrap_or((source.first_ms, place.start));

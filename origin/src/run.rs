@@ -2,7 +2,7 @@
 //! outlives the session that began it when the next one brings the frames that follow.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use media::time::{Ticks, Timescale};
@@ -11,7 +11,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::debug;
 
-use crate::continuation::Continuation;
 use crate::error::Error;
 use crate::feed::Frame;
 use crate::live::Left;
@@ -51,16 +50,9 @@ pub(crate) struct Recoder {
     pub(crate) publisher: JoinHandle<Result<(), Error>>,
 }
 
-/// Where acknowledgements go. Clones share it.
+/// Where acknowledgements go: the session's POP; nowhere while the run waits for its next session. Clones share it.
 #[derive(Clone)]
-pub(crate) struct Answers(Arc<Mutex<Answering>>);
-
-struct Answering {
-    /// The session's POP; none while the run waits for its next session.
-    lines: Option<mpsc::Sender<Bytes>>,
-    /// To be added to the run's milliseconds.
-    offset_ms: i64,
-}
+pub(crate) struct Answers(Arc<Mutex<Option<mpsc::Sender<Bytes>>>>);
 
 impl std::fmt::Debug for Run {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -71,8 +63,8 @@ impl std::fmt::Debug for Run {
 impl Run {
     /// Takes a video frame in, and says its place (90 kHz). Waits while the encoders are behind.
     pub(crate) async fn video(&mut self, frame: Frame) -> Result<Option<Ticks>, Error> {
+        let offset_ms = self.offset_ms();
         let Some(encoder) = &mut self.encoder else { return Ok(None) };
-        let offset_ms = self.answers.offset_ms();
         let (dts_ms, pts_ms) = (frame.dts_ms - offset_ms, frame.pts_ms - offset_ms);
         let Times { dts, pts, duration } = self.repair.video(dts_ms, pts_ms, frame.pts_nanos);
         remember(&mut self.fed, pts, pts_ms);
@@ -90,7 +82,7 @@ impl Run {
     /// The same for audio. Waits while the audio encoder is behind, if there is one.
     pub(crate) async fn audio(&mut self, frame: Frame) -> Result<Option<Ticks>, Error> {
         let Some(timescale) = self.timescale else { return Ok(None) };
-        let ms = frame.dts_ms - self.answers.offset_ms();
+        let ms = frame.dts_ms - self.offset_ms();
         if self.audio_from_ms.is_some_and(|from| ms < from) {
             return Ok(None);
         }
@@ -122,15 +114,18 @@ impl Run {
 
     /// Waits for another session: what is in the encoders stays there.
     pub(crate) fn park(&self) {
-        self.answers.lock().lines = None;
+        *self.answers.lock() = None;
     }
 
     /// Another session brings the frames that follow.
     pub(crate) fn adopt(&mut self, lines: mpsc::Sender<Bytes>, shift: Shift) {
-        let mut answering = self.answers.lock();
-        answering.lines = Some(lines);
-        answering.offset_ms += shift.offset_ms;
+        *self.answers.lock() = Some(lines);
+        with(&self.packager, |packager| packager.shift_clock(shift.offset_ms));
         self.repair.nudge(shift.nudge);
+    }
+
+    fn offset_ms(&self) -> i64 {
+        with(&self.packager, |packager| packager.offset_ms())
     }
 
     /// Publishes what came without a hole, and says how far that is.
@@ -144,7 +139,7 @@ impl Run {
             publisher.await??;
         }
         with(&self.packager, Packager::suspend);
-        Ok(left(&self.packager, &self.fed, self.answers.offset_ms()))
+        Ok(left(&self.packager, &self.fed))
     }
 
     /// Publishes what is still in the encoders, then completes the open segments. Says how far it came.
@@ -165,17 +160,17 @@ impl Run {
         };
         with(&self.packager, Packager::finish);
         encoded.and(recoded)?;
-        Ok(left(&self.packager, &self.fed, self.answers.offset_ms()))
+        Ok(left(&self.packager, &self.fed))
     }
 }
 
 /// How far a run came, on the clock of its last session.
-fn left(packager: &Mutex<Packager>, fed: &VecDeque<(Ticks, i64)>, offset_ms: i64) -> Option<Left> {
-    let came = with(packager, |packager| packager.came())?;
+fn left(packager: &Mutex<Packager>, fed: &VecDeque<(Ticks, i64)>) -> Option<Left> {
+    let (came, offset_ms) = with(packager, |packager| (packager.came(), packager.offset_ms()));
+    let came = came?;
     let (pts, ms) = fed.iter().filter(|(pts, _)| *pts < came.end).max()?;
     // As sent, times have 32 bits.
-    let left = Left { lead: (*ms as u32, *pts), end: came.end, audio: came.audio };
-    Some(left.shifted(offset_ms))
+    Some(Left { lead: ((ms + offset_ms) as u32, *pts), end: came.end, audio: came.audio })
 }
 
 fn remember(fed: &mut VecDeque<(Ticks, i64)>, pts: Ticks, source_ms: i64) {
@@ -232,36 +227,22 @@ pub(crate) async fn publish_audio(
 
 impl Answers {
     pub(crate) fn new(lines: mpsc::Sender<Bytes>) -> Self {
-        Self(Arc::new(Mutex::new(Answering { lines: Some(lines), offset_ms: 0 })))
+        Self(Arc::new(Mutex::new(Some(lines))))
     }
 
     fn acknowledge(&self, published: Option<Published>) {
-        let Some(Published { number, resume_ms, next }) = published else { return };
-        let answering = self.lock();
-        let offset = answering.offset_ms as u32;
-        // As sent, times have 32 bits.
-        let sent = |ms: u32| ms.wrapping_add(offset);
-        let next = Continuation {
-            lead: next.lead.map(|(ms, pts)| (sent(ms), pts)),
-            audio: next.audio.map(|mut start| {
-                start.source_ms = sent(start.source_ms);
-                start
-            }),
-            ..next
-        };
-        let next = next.to_string();
-        let resume_ms = sent(resume_ms as u32);
-        let line = Line::Published { published: number.0, resume_ms, r#continue: &next };
-        if let Some(lines) = &answering.lines {
+        if let Some(Published { number, resume_ms, next }) = published
+            && let Some(lines) = &*self.lock()
+        {
+            let next = next.to_string();
+            // As sent, times have 32 bits.
+            let line =
+                Line::Published { published: number.0, resume_ms: resume_ms as u32, r#continue: &next };
             send_line(lines, &line);
         }
     }
 
-    fn offset_ms(&self) -> i64 {
-        self.lock().offset_ms
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Answering> {
+    fn lock(&self) -> MutexGuard<'_, Option<mpsc::Sender<Bytes>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
