@@ -160,6 +160,16 @@ impl Node {
         signal(&self.child, "-CONT");
     }
 
+    /// SIGTERM, without waiting for what it does.
+    pub fn ask_to_end(&self) {
+        terminate(&self.child);
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(mut self) -> std::process::ExitStatus {
+        self.child.wait().unwrap()
+    }
+
     /// SIGTERM; the exit status and how long it took.
     pub fn stop(mut self) -> (std::process::ExitStatus, Duration) {
         let began = Instant::now();

@@ -23,5 +23,6 @@ mod publisher;
 mod push;
 mod reconnect;
 mod soak;
+mod succession;
 mod takeover;
 mod tokens;

@@ -1,7 +1,7 @@
 //! A broadcaster whose every tag is ours: for what no encoder at hand sends.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::fragments::Track;
@@ -28,6 +28,12 @@ pub struct Publisher {
 impl Publisher {
     /// Connects and asks to publish; returns when the answer has come.
     pub fn publish(node: &Node, stream: &str) -> Publisher {
+        Publisher::publish_with(node, stream, 0)
+    }
+
+    /// The same for a client that says what it can do: 1 for reconnecting when it is asked to (`CapsExMask` of Enhanced
+    /// RTMP v2).
+    pub fn publish_with(node: &Node, stream: &str, caps_ex: u8) -> Publisher {
         let mut socket = TcpStream::connect(node.addr("rtmp")).unwrap();
         socket.set_nodelay(true).unwrap();
         let mut hello = vec![0; 1 + 2 * 1536];
@@ -36,7 +42,8 @@ impl Publisher {
         let mut publisher = Publisher { socket, heard: Vec::new() };
         publisher.send(2, 1, 0, &CHUNK_BYTES.to_be_bytes());
         let list = [&b"\x00\x0afourCcList\x0a\0\0\0\x01"[..], &string("hvc1")].concat();
-        let object = [b"\x03", &property("app", &string("live"))[..], &list, b"\0\0\x09"].concat();
+        let caps = property("capsEx", &[&[0][..], &f64::from(caps_ex).to_be_bytes()].concat());
+        let object = [b"\x03", &property("app", &string("live"))[..], &list, &caps, b"\0\0\x09"].concat();
         publisher.command("connect", &object);
         publisher.command("createStream", b"\x05");
         let key = stream_key(node.config(), stream, "1h");
@@ -52,11 +59,31 @@ impl Publisher {
             let due = began + Duration::from_millis(u64::from(tag.ms.wrapping_sub(first)));
             // A broadcaster's pace, not a wait for something.
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            let csid = if tag.kind == 9 { 6 } else { 4 };
-            let message = message(csid, tag.kind, tag.ms, &tag.body);
-            self.socket.write_all(&message)?;
+            self.send_now(tag)?;
         }
         Ok(())
+    }
+
+    /// Sends a tag.
+    pub fn send_now(&mut self, tag: &Tag) -> std::io::Result<()> {
+        let csid = if tag.kind == 9 { 6 } else { 4 };
+        self.socket.write_all(&message(csid, tag.kind, tag.ms, &tag.body))
+    }
+
+    /// What the server says from now on, as it comes.
+    pub fn ear(&self) -> TcpStream {
+        self.socket.try_clone().unwrap()
+    }
+
+    /// Ends the broadcast without waiting for the server.
+    pub fn unpublish(&mut self) {
+        self.command("deleteStream", b"\x05");
+    }
+
+    /// Goes away without a word, once all that was sent has arrived.
+    pub fn hang_up(mut self) {
+        let _ = self.socket.shutdown(Shutdown::Write);
+        let _ = self.socket.read_to_end(&mut self.heard);
     }
 
     /// Ends the broadcast and waits until the server has let go.
@@ -180,5 +207,18 @@ pub fn broadcast(fps: f64, video: Vec<Tag>, audio: Vec<Tag>) -> Vec<Tag> {
     let mut tags = [video, audio].concat();
     tags.sort_by_key(|tag| tag.ms.wrapping_sub(first_ms));
     tags.insert(0, Tag { kind: 18, ms: first_ms, body });
+    tags
+}
+
+/// The tags of an FLV file.
+pub fn tags_of(flv: &[u8]) -> Vec<Tag> {
+    let mut rest = &flv[9 + 4..];
+    let mut tags = Vec::new();
+    while let Some((header, behind)) = rest.split_first_chunk::<11>() {
+        let len = u32::from_be_bytes([0, header[1], header[2], header[3]]) as usize;
+        let ms = u32::from_be_bytes([header[7], header[4], header[5], header[6]]);
+        tags.push(Tag { kind: header[0], ms, body: behind[..len].to_vec() });
+        rest = &behind[len + 4..];
+    }
     tags
 }

@@ -1,5 +1,6 @@
 //! The broadcaster goes away for five seconds and comes back: players go on by themselves, and no sequence goes back.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ fn players_survive_a_broadcaster_that_is_away_for_five_seconds() {
 
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch_sequences(&node, &done));
+        let watcher = scope.spawn(|| watch_sequences(&node, "/live/show/360p.m3u8", &done));
         let players = ["hls", "dash"].map(|player| {
             (player, Player::watch(&node, "show", player, &["--seconds", "60", "--until-restart"]))
         });
@@ -49,43 +50,50 @@ fn last_segment(node: &Node) -> u64 {
     playlist.lines().rev().filter(|line| !line.starts_with('#')).find_map(number).unwrap_or(0)
 }
 
+/// What a playlist said over time.
 #[derive(Debug, Default)]
-struct Seen {
+pub struct Seen {
     media_sequence: u64,
     discontinuity_sequence: u64,
     last: u64,
-    breaks: usize,
+    pub breaks: usize,
+    /// Wall clock of each segment that was ever listed.
+    times: BTreeMap<u64, String>,
 }
 
-/// Reads a playlist over and over; fails as soon as anything goes back.
-fn watch_sequences(node: &Node, done: &AtomicBool) -> Seen {
+/// Reads a playlist over and over; fails as soon as anything goes back, or a segment's time changes.
+pub fn watch_sequences(node: &Node, path: &str, done: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     let began = Instant::now();
     while !done.load(Ordering::Relaxed) && began.elapsed() < Duration::from_secs(120) {
-        let answer = get(&node.url("/live/show/360p.m3u8"));
+        let answer = get(&node.url(path));
         if answer.status == 200 {
-            let playlist = answer.text();
-            let number = |name| tag(&playlist, name).unwrap().parse::<u64>().unwrap();
-            let media = number("#EXT-X-MEDIA-SEQUENCE");
-            let discontinuity = number("#EXT-X-DISCONTINUITY-SEQUENCE");
-            assert!(
-                media >= seen.media_sequence,
-                "media sequence went from {} to {media}",
-                seen.media_sequence
-            );
-            assert!(discontinuity >= seen.discontinuity_sequence);
-            let listed = playlist.lines().filter(|line| line.starts_with("#EXTINF")).count() as u64;
-            let last = media + listed;
-            assert!(last >= seen.last, "the newest segment went from {} to {last}", seen.last);
-            let breaks = playlist.lines().filter(|line| *line == "#EXT-X-DISCONTINUITY").count();
-            seen = Seen {
-                media_sequence: media,
-                discontinuity_sequence: discontinuity,
-                last,
-                breaks: seen.breaks.max(breaks),
-            };
+            seen.look(&answer.text());
         }
         std::thread::sleep(Duration::from_millis(100));
     }
     seen
+}
+
+impl Seen {
+    fn look(&mut self, playlist: &str) {
+        let number = |name| tag(playlist, name).unwrap().parse::<u64>().unwrap();
+        let media = number("#EXT-X-MEDIA-SEQUENCE");
+        let discontinuity = number("#EXT-X-DISCONTINUITY-SEQUENCE");
+        assert!(media >= self.media_sequence, "media sequence went from {} to {media}", self.media_sequence);
+        assert!(discontinuity >= self.discontinuity_sequence);
+        let listed = playlist.lines().filter(|line| line.starts_with("#EXTINF")).count() as u64;
+        let last = media + listed;
+        assert!(last >= self.last, "the newest segment went from {} to {last}", self.last);
+        let times = playlist.lines().filter_map(|line| line.strip_prefix("#EXT-X-PROGRAM-DATE-TIME:"));
+        for (number, time) in (media..).zip(times) {
+            let known = self.times.entry(number).or_insert_with(|| time.to_owned());
+            assert_eq!(known, time, "the time of segment {number} changed");
+        }
+        let times: Vec<_> = self.times.values().collect();
+        assert!(times.is_sorted(), "wall clock goes back: {times:?}");
+        let breaks = playlist.lines().filter(|line| *line == "#EXT-X-DISCONTINUITY").count();
+        (self.media_sequence, self.discontinuity_sequence, self.last) = (media, discontinuity, last);
+        self.breaks = self.breaks.max(breaks);
+    }
 }
