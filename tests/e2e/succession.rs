@@ -169,14 +169,13 @@ fn moves_to_another_pop(name: &str, overlaps: bool, restarts: bool) {
     let _turn = real_time();
     let Fleet { origin, pops: [first_pop, second_pop], edge, folder } = Fleet::start(name, "2s", "6s");
     let encoder = Encoder::new();
-    let done = AtomicBool::new(false);
+    let (done, pace) = (AtomicBool::new(false), Pace(Instant::now()));
     let (old_heard, plain_heard, plain_frames) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| {
             live(&edge, "show");
             Viewer::watch(&folder, &edge.url("/live/show/index.m3u8")).end()
         });
         let sequences = scope.spawn(|| watch_sequences(&edge, "/live/show/96p.m3u8", &done));
-        let pace = Pace(Instant::now());
         let plain = scope.spawn(|| {
             let mut plain = Connection::open(&first_pop, "plain", 0, 0);
             plain.begin(&encoder, 0);
@@ -197,7 +196,8 @@ fn moves_to_another_pop(name: &str, overlaps: bool, restarts: bool) {
         let (mut ending, mut old_heard) = (false, None);
         for (index, tag) in encoder.media.iter().enumerate() {
             pace.wait_for(tag.ms);
-            if !std::mem::replace(&mut ending, ending || tag.ms >= 6_000) && ending {
+            if !ending && tag.ms >= 6_000 {
+                ending = true;
                 first_pop.ask_to_end();
             }
             if new.is_none() && old.as_ref().is_some_and(Connection::is_asked) {
@@ -314,9 +314,8 @@ fn goes_on(fleet: &Fleet, encoder: &Encoder, index: usize, away: Away) {
         pace.wait_for(tag.ms);
         old.send(tag).unwrap();
     }
-    let done = AtomicBool::new(false);
+    let (done, path) = (AtomicBool::new(false), format!("/live/{stream}/96p.m3u8"));
     let (pictures, sounds, said) = std::thread::scope(|scope| {
-        let path = format!("/live/{stream}/96p.m3u8");
         let sequences = scope.spawn(|| watch_sequences(&fleet.edge, &path, &done));
         let silent = match away.silent {
             true => Some(old),
