@@ -129,7 +129,7 @@ impl World {
     }
 
     pub(crate) fn key(&self, stream: &str) -> String {
-        let token = self.keys.issue(stream, Duration::from_secs(3600), SystemTime::now());
+        let token = self.keys.issue(stream, Duration::from_secs(3600), SystemTime::now()).unwrap();
         format!("{stream}?token={token}")
     }
 
