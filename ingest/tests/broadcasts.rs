@@ -1,6 +1,8 @@
 //! Whole broadcasts over real sockets: real encoders and a hand-driven one at one end, an origin that notes what it gets
 //! at the other.
 
+#[path = "broadcasts/addresses.rs"]
+mod addresses;
 mod kit;
 #[path = "broadcasts/limits.rs"]
 mod limits;
