@@ -161,6 +161,7 @@ impl Why {
             Error::Handshake(_)
             | Error::Chunk { .. }
             | Error::Amf { .. }
+            | Error::Aggregate { .. }
             | Error::Unsupported(_)
             | Error::Answer(_)
             | Error::Order { .. }

@@ -5,6 +5,7 @@
 //! because its readers trust the peer.
 #![deny(clippy::disallowed_methods)]
 
+mod aggregate;
 mod answers;
 mod clock;
 mod handshake;
@@ -22,6 +23,7 @@ use crate::rtmp::amf;
 use crate::rtmp::chunk::{ChunkReader, Message};
 use crate::stream_key::StreamKey;
 
+use aggregate::Aggregate;
 use answers::{Answers, CAPS_RECONNECT};
 use clock::Clock;
 use handshake::{HANDSHAKE_BYTES, Handshaking};
@@ -59,6 +61,8 @@ pub struct Session {
     /// While it lasts.
     handshake: Option<Handshaking>,
     chunks: ChunkReader,
+    /// What is left of the last message, if that is many in one.
+    aggregate: Option<Aggregate>,
     max_message_bytes: u32,
     ack: AckWindow,
     clock: Clock,
@@ -91,6 +95,7 @@ impl Session {
             answers: Answers::new(),
             handshake: Some(Handshaking::new()),
             chunks: ChunkReader::new(max_message_bytes.min(MAX_UNPUBLISHED_BYTES), 0),
+            aggregate: None,
             max_message_bytes,
             ack: AckWindow::default(),
             clock: Clock::default(),
@@ -119,7 +124,8 @@ impl Session {
     /// Bytes of memory that this session holds for its peer's sake: what came and is not understood yet, and answers that
     /// were not read yet.
     pub fn held_bytes(&self) -> usize {
-        self.input.capacity() + self.answers.bytes.capacity() + self.chunks.held_bytes()
+        let aggregate = self.aggregate.as_ref().map_or(0, Aggregate::held_bytes);
+        self.input.capacity() + self.answers.bytes.capacity() + self.chunks.held_bytes() + aggregate
     }
 
     /// Asks the broadcaster for a sign of life (7.1.7); `time_ms` comes back in its answer.
@@ -137,6 +143,7 @@ impl Session {
         if matches!(event, Some(Event::Failed(_) | Event::Ended)) {
             self.over = true;
             self.input.clear();
+            self.aggregate = None;
         }
         event
     }
@@ -183,9 +190,22 @@ impl Session {
             }
             self.handshake = None;
         }
-        while let Some(message) = self.chunks.read(&mut self.input)? {
-            if let Some(event) = self.message(message)? {
-                return Ok(Some(event));
+        loop {
+            if let Some(aggregate) = &mut self.aggregate {
+                match aggregate.next()? {
+                    None => self.aggregate = None,
+                    Some(message) => {
+                        if let Some(event) = self.media(message)? {
+                            return Ok(Some(event));
+                        }
+                    }
+                }
+            } else if let Some(message) = self.chunks.read(&mut self.input)? {
+                if let Some(event) = self.message(message)? {
+                    return Ok(Some(event));
+                }
+            } else {
+                break;
             }
         }
         self.acknowledge()?;
@@ -196,15 +216,22 @@ impl Session {
         match message.kind {
             4 => self.user_control_received(&message.data)?,
             5 => self.ack.size = message.data.first_chunk().map(|bytes| u32::from_be_bytes(*bytes)),
-            8 => return Ok(self.tag(TagKind::Audio, message)),
-            9 => return Ok(self.tag(TagKind::Video, message)),
-            15 | 18 => return self.script(message),
             17 | 20 => return self.command(&message),
-            22 => return Err(Error::Unsupported("aggregate messages (type 22) are not supported")),
-            // 3 and 6 speak of what we send, which is next to nothing; others are unknown and harmless.
-            _ => {}
+            22 => self.aggregate = Some(Aggregate::new(message)),
+            // 3 and 6 speak of what we send, which is next to nothing.
+            _ => return self.media(message),
         }
         Ok(None)
+    }
+
+    /// What may also stand in an aggregate; everything else is unknown and harmless.
+    fn media(&mut self, message: Message) -> Result<Option<Event>, Error> {
+        match message.kind {
+            8 => Ok(self.tag(TagKind::Audio, message)),
+            9 => Ok(self.tag(TagKind::Video, message)),
+            15 | 18 => self.script(message),
+            _ => Ok(None),
+        }
     }
 
     fn tag(&mut self, kind: TagKind, message: Message) -> Option<Event> {

@@ -387,7 +387,11 @@ fn wrong_commands_are_named() {
             &message(20, &[0; 70_000]),
             "chunk stream 8: message of 70000 bytes exceeds 65536 (connection byte N)",
         ),
-        (&message(22, &[0]), "aggregate messages (type 22) are not supported"),
+        (&message(22, &[0]), "aggregate message: header of 1 bytes at byte 0"),
+        (
+            &message(22, &[8, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1]),
+            "aggregate message: message of 9 bytes at byte 0, where 1 are left",
+        ),
     ] {
         let mut pair = Pair::connected(1 << 20, "live");
         pair.command("setPeerInfo", vec![]);
@@ -478,4 +482,158 @@ fn damaged_broadcasts_never_panic() {
         }
         assert!(session.output().len() < 64 << 10, "answers are in proportion to questions");
     }
+}
+
+/// As FLV has it, with its back pointer.
+fn flv_tag(kind: u8, time: u32, body: &[u8]) -> Vec<u8> {
+    let [high, time @ ..] = time.to_be_bytes();
+    let len = body.len() as u32;
+    let mut bytes = [&[kind][..], &len.to_be_bytes()[1..], &time, &[high, 0, 0, 0], body].concat();
+    bytes.extend((len + 11).to_be_bytes());
+    bytes
+}
+
+/// A message at its time.
+fn timed(kind: u8, time: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = message(kind, body);
+    bytes[1..4].copy_from_slice(&time.min(0xFF_FFFF).to_be_bytes()[1..]);
+    if time >= 0xFF_FFFF {
+        assert!(body.len() <= 128, "a second chunk would repeat it");
+        bytes.splice(12..12, time.to_be_bytes());
+    }
+    bytes
+}
+
+fn tags(pair: &mut Pair) -> Vec<Tag> {
+    let tag = |event| match event {
+        Event::Tag(tag) => tag,
+        event => panic!("{event:?}"),
+    };
+    pair.events.drain(..).map(tag).collect()
+}
+
+fn publishing(step: usize) -> Pair {
+    let mut pair = Pair::connected(step, "live");
+    pair.publish("demo?token=x");
+    assert!(matches!(pair.events.pop(), Some(Event::Publish(_))));
+    pair.deliver(&message(1, &128u32.to_be_bytes()));
+    pair
+}
+
+#[test]
+fn aggregates_are_what_is_in_them() {
+    let mut seed = 7u64;
+    let mut random = move |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    for begin in [0u32, 5000, 0xFF_FF00, u32::MAX - 200] {
+        let step = 1 + random(500);
+        let (mut plain, mut packed) = (publishing(1 << 20), publishing(step));
+        let mut time = begin;
+        for _ in 0..40 {
+            // Their clock inside begins wherever it likes.
+            let (first, mut inside) = (time, [0, time, 77, u32::MAX - 20][random(4)]);
+            let mut body = Vec::new();
+            for _ in 0..1 + random(5) {
+                let (kind, tag) = match random(4) {
+                    0 => (8, vec![0xAF, 1, 9]),
+                    1 => (18, [&[2, 0, 10][..], b"onMetaData"].concat()),
+                    _ => (9, [&[0x27, 1, 0, 0, 0][..], &vec![time as u8; random(100)]].concat()),
+                };
+                plain.deliver(&timed(kind, time, &tag));
+                body.extend(flv_tag(kind, inside, &tag));
+                // Types that have no business there are passed over.
+                if random(4) == 0 {
+                    body.extend(flv_tag([20, 22, 1, 99][random(4)], inside, b"\x00\x00\x00\x01"));
+                }
+                let pause = random(60) as u32;
+                (time, inside) = (time.wrapping_add(pause), inside.wrapping_add(pause));
+            }
+            if random(3) == 0 {
+                body.truncate(body.len() - 4);
+            }
+            if first >= 0xFF_FFFF {
+                // Larger chunks, so that there is only one.
+                packed.deliver(&message(1, &70_000u32.to_be_bytes()));
+                let mut header = vec![8, 0xFF, 0xFF, 0xFF];
+                header.extend(&(body.len() as u32).to_be_bytes()[1..]);
+                header.extend([22, 1, 0, 0, 0]);
+                header.extend(first.to_be_bytes());
+                packed.deliver(&[header, body].concat());
+                packed.deliver(&message(1, &128u32.to_be_bytes()));
+            } else {
+                packed.deliver(&timed(22, first, &body));
+            }
+        }
+        let (plain, packed) = (tags(&mut plain), tags(&mut packed));
+        assert!(plain.len() > 40);
+        assert_eq!(plain, packed, "from {begin}");
+    }
+}
+
+#[test]
+fn aggregates_before_publish_and_half_ones_say_nothing() {
+    let mut pair = Pair::connected(4096, "live");
+    pair.deliver(&message(1, &128u32.to_be_bytes()));
+    pair.deliver(&message(22, &flv_tag(9, 0, &[0x17, 1, 0, 0, 0])));
+    pair.deliver(&message(22, &[]));
+    assert!(pair.events.is_empty(), "{:?}", pair.events);
+    // What comes before the damage counts.
+    let mut pair = publishing(4096);
+    pair.deliver(&message(
+        22,
+        &[flv_tag(9, 0, &[0x17, 1, 0, 0, 0]), vec![9, 0xFF, 0xFF, 0xFF, 0, 0, 0]].concat(),
+    ));
+    let [Event::Tag(_), Event::Failed(error)] = &pair.events[..] else { panic!("{:?}", pair.events) };
+    assert_eq!(error.to_string(), "aggregate message: header of 7 bytes at byte 20");
+    assert_eq!(pair.session.held_bytes() >> 20, 0, "nothing of it is kept");
+}
+
+/// As some hardware encoders and all of Adobe's do: the types of AMF3, but what is in them is AMF0 behind a zero.
+#[test]
+fn commands_and_metadata_marked_as_amf3() {
+    let text = |text: &str| Amf0Value::Utf8String(text.into());
+    let marked = |kind: u8, values: Vec<Amf0Value>| {
+        message(kind, &[&[0][..], &rml_rtmp::rml_amf0::serialize(&values).unwrap()].concat())
+    };
+    let mut session = Session::new(MAX);
+    shake_hands(&mut session, 4096);
+    let object = HashMap::from([
+        ("app".to_string(), text("live/demo?token=x")),
+        ("objectEncoding".to_string(), Amf0Value::Number(3.0)),
+    ]);
+    let mut events = Vec::new();
+    let call = |name, number| vec![text(name), Amf0Value::Number(number), Amf0Value::Null];
+    let metadata = HashMap::from([("width".to_string(), Amf0Value::Number(640.0))]);
+    for bytes in [
+        marked(17, vec![text("connect"), Amf0Value::Number(1.0), Amf0Value::Object(object)]),
+        marked(17, [call("releaseStream", 2.0), vec![text("")]].concat()),
+        marked(17, [call("FCPublish", 3.0), vec![text("")]].concat()),
+        marked(17, call("createStream", 4.0)),
+        marked(17, [call("publish", 5.0), vec![text(""), text("live")]].concat()),
+        marked(15, vec![text("@setDataFrame"), text("onMetaData"), Amf0Value::Object(metadata)]),
+        // Without the command, which some leave out; and the one that takes it back, which says nothing here.
+        marked(15, vec![text("onMetaData"), Amf0Value::Null]),
+        marked(15, vec![text("@clearDataFrame"), text("onMetaData")]),
+        marked(17, [call("FCUnpublish", 6.0), vec![text("")]].concat()),
+    ] {
+        session.input().extend_from_slice(&bytes);
+        events.extend(std::iter::from_fn(|| session.poll()));
+    }
+    let [Event::Publish(key), Event::Tag(first), Event::Tag(second), Event::Ended] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!((key.stream.as_str(), key.token.as_str()), ("demo", "x"));
+    for tag in [first, second] {
+        assert_eq!(amf::leading_string(&tag.data).unwrap().0, "onMetaData", "as AMF0, behind no zero");
+    }
+    // We speak AMF0, and say so.
+    let said = commands(&mut session);
+    let results: Vec<_> =
+        said.iter().filter(|values| values[0] == text("_result")).map(|v| v[1].clone()).collect();
+    assert_eq!(results, [1.0, 2.0, 3.0, 4.0].map(Amf0Value::Number));
+    let Amf0Value::Object(status) = &said[0][3] else { panic!("{said:?}") };
+    assert_eq!(status["objectEncoding"], Amf0Value::Number(0.0));
+    assert!(said.iter().any(|values| values[0] == text("onFCPublish")));
 }
