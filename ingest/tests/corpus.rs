@@ -17,6 +17,7 @@ fn replay(folder: &str, target: fn(&[u8])) -> usize {
 fn nothing_that_was_found_panics_or_hoards() {
     for (name, target) in [
         ("session", targets::session as fn(&[u8])),
+        ("broadcast", targets::broadcast),
         ("chunk", targets::chunk),
         ("amf", targets::amf),
         ("flv", targets::flv),

@@ -87,3 +87,73 @@ fn foreign(bytes: &[u8]) -> Error {
         _ => Error::NotRtmp { first: bytes.first().copied().unwrap_or_default() },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_lc_rs::hmac::{self, HMAC_SHA256};
+
+    /// What both ends sign with, and what follows it where one signs for the other's signature.
+    const SERVER: &[u8] = b"Genuine Adobe Flash Media Server 001";
+    const CLIENT: &[u8] = b"Genuine Adobe Flash Player 001";
+    const AND_SO_ON: [u8; 32] = [
+        0xF0, 0xEE, 0xC2, 0x4A, 0x80, 0x68, 0xBE, 0xE8, 0x2E, 0x00, 0xD0, 0xD1, 0x02, 0x9E, 0x7E, 0x57, 0x6E,
+        0xEC, 0x5D, 0x2D, 0x29, 0x80, 0x6F, 0xAB, 0x93, 0xB8, 0xE6, 0x36, 0xCF, 0xEB, 0x31, 0xAE,
+    ];
+
+    fn sign(key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
+        hmac::sign(&hmac::Key::new(HMAC_SHA256, key), &parts.concat()).as_ref().to_vec()
+    }
+
+    /// Where a packet of 1536 bytes has its digest, in the scheme whose pointer is at `base`.
+    fn place(packet: &[u8], base: usize) -> usize {
+        base + 4 + packet[base..base + 4].iter().map(|byte| usize::from(*byte)).sum::<usize>() % 728
+    }
+
+    fn digest(packet: &[u8], base: usize, key: &[u8]) -> Vec<u8> {
+        let at = place(packet, base);
+        sign(key, &[&packet[..at], &packet[at + 32..]])
+    }
+
+    /// S0, S1 and S2, however the request is cut.
+    fn answer(c1: &[u8], step: usize) -> BytesMut {
+        let (mut handshaking, mut output) = (Handshaking::new(), BytesMut::new());
+        for piece in [&[3], c1].concat().chunks(step) {
+            let mut input = BytesMut::from(piece);
+            assert!(!handshaking.advance(&mut input, &mut output).unwrap() && input.is_empty());
+        }
+        assert_eq!(output.len(), HANDSHAKE_BYTES);
+        // C2 and the first byte behind it, which is not the handshake's.
+        let mut input = BytesMut::from(&[7; 1537][..]);
+        assert!(handshaking.advance(&mut input, &mut BytesMut::new()).unwrap() && input.len() == 1);
+        output
+    }
+
+    #[test]
+    fn digests_are_answered_with_digests() {
+        for base in [8, 772] {
+            let mut c1: Vec<u8> = (0..1536).map(|index| (index * 7) as u8).collect();
+            c1[..8].copy_from_slice(&[0, 0, 0, 0, 9, 0, 124, 2]);
+            let at = place(&c1, base);
+            let signed = digest(&c1, base, CLIENT);
+            c1[at..at + 32].copy_from_slice(&signed);
+            for step in [1, 700, 1537] {
+                let answer = answer(&c1, step);
+                let (s1, s2) = answer[1..].split_at(1536);
+                let is_signed = |base| digest(s1, base, SERVER) == s1[place(s1, base)..][..32];
+                assert!(is_signed(8) || is_signed(772), "clients look in both places");
+                let key = sign(&[SERVER, &AND_SO_ON].concat(), &[&signed]);
+                assert_eq!(sign(&key, &[&s2[..1504]]), s2[1504..], "it has seen our digest");
+            }
+        }
+    }
+
+    #[test]
+    fn the_plain_handshake_is_echoed() {
+        for version in [[0; 4], [9, 0, 124, 2]] {
+            let mut c1 = [5; 1536];
+            c1[4..8].copy_from_slice(&version);
+            assert_eq!(answer(&c1, 1000)[1537..], c1);
+        }
+    }
+}
