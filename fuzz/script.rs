@@ -27,6 +27,8 @@ impl<'a> Choices<'a> {
 struct Script {
     bytes: Vec<u8>,
     chunk_bytes: usize,
+    /// Messages that have begun, with what is to come of each.
+    open: Vec<(u8, usize)>,
 }
 
 impl Script {
@@ -76,7 +78,7 @@ fn string(text: &str) -> Vec<u8> {
 /// The whole connection. The first byte says how it begins; each operation after it, what comes.
 pub(crate) fn script(data: &[u8]) -> Vec<u8> {
     let mut choices = Choices(data);
-    let mut script = Script { bytes: vec![3], chunk_bytes: 128 };
+    let mut script = Script { bytes: vec![3], chunk_bytes: 128, open: Vec::new() };
     script.bytes.extend([0; 2 * 1536]);
     let first = choices.byte();
     let amf3 = first & 1 != 0;
@@ -97,33 +99,48 @@ fn operation(script: &mut Script, choices: &mut Choices<'_>) {
     const KINDS: [u8; 8] = [8, 9, 9, 18, 15, 20, 22, 4];
     let what = choices.byte();
     let csid = 4 + (what >> 3);
+    // One in eight does what no encoder does.
+    let hostile = csid >= 32;
+    let is_open = script.open.iter().any(|(open, _)| *open == csid);
     match what & 7 {
         // A message as it should be.
-        0 | 1 => {
+        0 | 1 if hostile || !is_open => {
             let (kind, time, len) = (choices.byte(), choices.number(), usize::from(choices.byte()) * 8);
             let body = choices.take(len);
             script.message(csid, KINDS[usize::from(kind & 7)], time, body);
         }
-        // One that is announced, with or without a first chunk; its rest may come between others.
-        2 => {
+        // One that is announced and comes in pieces, between others.
+        2 if hostile => {
             let (kind, len, come) = (choices.byte(), choices.number() & 0xFF_FFFF, choices.byte());
             script.header(csid, KINDS[usize::from(kind & 7)], 0, len as usize);
-            let body = choices.take(usize::from(come));
-            script.bytes.extend(body);
+            script.bytes.extend(choices.take(usize::from(come)));
         }
-        3 => {
+        2 if !is_open => {
+            let (kind, len) = (choices.byte(), choices.number() as usize % 5000);
+            script.header(csid, KINDS[usize::from(kind & 7)], 0, len);
+            script.open.push((csid, len));
+            script.go_on(script.open.len() - 1, choices);
+        }
+        3 if hostile => {
             let n = usize::from(choices.byte()) * 4;
             script.bytes.push(0xC0 | csid);
             script.bytes.extend(choices.take(n));
         }
+        0..=3 if !script.open.is_empty() => {
+            let index = usize::from(csid) % script.open.len();
+            script.bytes.push(0xC0 | script.open[index].0);
+            script.go_on(index, choices);
+        }
         4 => {
             let size = choices.number();
-            // Mostly what encoders say.
-            script.chunk_size(if csid < 28 { 1 + size % 65_536 } else { size });
+            script.chunk_size(if hostile { size } else { 1 + size % 4096 });
         }
-        5 => script.message(2, 2, 0, &u32::from(csid).to_be_bytes()),
+        5 => {
+            script.message(2, 2, 0, &u32::from(csid).to_be_bytes());
+            script.open.retain(|(open, _)| *open != csid);
+        }
         // Several tags in one.
-        6 => {
+        6 if !is_open => {
             let mut body = Vec::new();
             for _ in 0..csid & 3 {
                 let (kind, time, len) = (choices.byte(), choices.number(), choices.byte());
@@ -139,9 +156,25 @@ fn operation(script: &mut Script, choices: &mut Choices<'_>) {
             script.message(csid, 22, choices.number(), &body);
         }
         // Anything.
-        _ => {
+        7 if hostile => {
             let n = usize::from(choices.byte());
             script.bytes.extend(choices.take(n));
+        }
+        _ => {}
+    }
+}
+
+impl Script {
+    /// The next chunk of an open message, as long as it must be; what the choices do not have are zeros.
+    fn go_on(&mut self, index: usize, choices: &mut Choices<'_>) {
+        let left = &mut self.open[index].1;
+        let n = self.chunk_bytes.min(*left);
+        *left -= n;
+        let body = choices.take(n);
+        self.bytes.extend(body);
+        self.bytes.extend(std::iter::repeat_n(0, n - body.len()));
+        if *left == 0 {
+            self.open.swap_remove(index);
         }
     }
 }
