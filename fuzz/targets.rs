@@ -1,11 +1,33 @@
 // What the fuzzer and the replay of its corpus (`tests/corpus.rs`) both run: each takes any bytes and panics only if the
 // code under it does, or if it holds more than it may. Included by both, so that neither can drift.
 
+use std::alloc::System;
+
 use bytes::{Bytes, BytesMut};
+use cap::Cap;
 use ingest::rtmp::chunk::ChunkReader;
 use ingest::rtmp::{Event, Session, amf};
 use media::codec::{AacConfig, AudioCodec, AudioConfig, VideoCodec, VideoConfig};
 use media::flv::{Decoder, Tag, TagKind};
+
+#[path = "script.rs"]
+mod script;
+
+/// Counts what is allocated, and refuses (which ends the process) what a target must not need.
+#[global_allocator]
+static MEMORY: Cap<System> = Cap::new(System, usize::MAX);
+
+/// What a session may allocate beyond its input, whatever it is told: 4096 AMF0 values of the largest kind, and a first
+/// buffer for each of 32 chunk streams. One message that is believed when it announces itself takes more.
+const MAX_ALLOCATED_BYTES: usize = 3 << 20;
+
+/// Runs `work` with so much memory on top of what is in use.
+fn within<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    MEMORY.set_limit(MEMORY.allocated() + bytes).expect("more than is in use");
+    let done = work();
+    MEMORY.set_limit(usize::MAX).expect("there is no more");
+    done
+}
 
 /// What a session may be told at most in one message here.
 const MAX_MESSAGE_BYTES: u32 = 1 << 20;
@@ -13,23 +35,58 @@ const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 /// What a session may hold: the largest message, unfinished ones beside it, doubled by growth; and what it has to say.
 const MAX_HELD_BYTES: usize = 2 * ((1 << 20) + (1 << 20)) + (512 << 10);
 
+/// The same before it publishes: 64 KiB of messages, doubled by growth, a first buffer and what is to be said.
+const MAX_UNPUBLISHED_BYTES: usize = 2 * (64 << 10) + (128 << 10);
+
 /// A whole connection. A byte of its C1 says how the network cuts it.
 pub(crate) fn session(data: &[u8]) {
     let step = data.get(9).copied().unwrap_or_default();
-    let mut session = Session::new(MAX_MESSAGE_BYTES);
-    for piece in data.chunks(1 + usize::from(step) * 16) {
-        session.input().extend_from_slice(piece);
-        while let Some(event) = session.poll() {
-            match event {
-                Event::Publish(_) => session.accept().expect("our answers can be written"),
-                Event::Tag(tag) => understand(&tag),
-                Event::Ended | Event::Failed(_) => {}
+    converse(data, 1 + usize::from(step) * 16);
+}
+
+/// A connection that gets as far as `publish` and is hostile from there on. However the network cuts it, the same comes out.
+pub(crate) fn broadcast(data: &[u8]) {
+    let bytes = script::script(data);
+    let whole = converse(&bytes, bytes.len());
+    let step = 1 + usize::from(data.last().copied().unwrap_or_default());
+    assert_eq!(converse(&bytes, step), whole, "cut every {step} bytes");
+}
+
+/// What came out of a session: its tags, and how it ended if it did.
+type Outcome = (Vec<Tag>, Option<String>);
+
+fn converse(data: &[u8], step: usize) -> Outcome {
+    let (mut tags, mut end) = (Vec::new(), None);
+    // What comes is held by the session, by its tags here, and once more where those were copied or a buffer has grown.
+    within(MAX_ALLOCATED_BYTES + 8 * data.len(), || {
+        let mut session = Session::new(MAX_MESSAGE_BYTES);
+        let mut published = false;
+        for piece in data.chunks(step) {
+            session.input().extend_from_slice(piece);
+            while let Some(event) = session.poll() {
+                assert!(end.is_none(), "nothing follows the end");
+                match event {
+                    Event::Publish(_) => {
+                        assert!(!published, "it publishes once");
+                        published = true;
+                        session.accept().expect("our answers can be written");
+                    }
+                    Event::Tag(tag) => {
+                        assert!(published, "media belongs to a broadcast");
+                        understand(&tag);
+                        tags.push(tag);
+                    }
+                    Event::Ended => end = Some("ended".to_owned()),
+                    Event::Failed(error) => end = Some(error.to_string()),
+                }
             }
+            let most = if published { MAX_HELD_BYTES } else { MAX_UNPUBLISHED_BYTES + 2 * step };
+            assert!(session.held_bytes() <= most, "{} bytes held, {most} allowed", session.held_bytes());
+            session.output().clear();
         }
-        assert!(session.held_bytes() <= MAX_HELD_BYTES, "{} bytes held", session.held_bytes());
-        session.output().clear();
-    }
-    let _ = session.request_reconnect(None, "bye");
+        let _ = session.request_reconnect(None, "bye");
+    });
+    (tags, end)
 }
 
 /// The chunk layer alone, from its first chunk on.

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 
 command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz --version 0.13.2
-targets=(session chunk amf flv records)
+targets=(session broadcast chunk amf flv records)
 seconds=$((${1:-5} * 60 / ${#targets[@]}))
 for target in "${targets[@]}"; do
   echo "== $target, $seconds s"

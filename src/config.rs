@@ -109,8 +109,9 @@ pub struct Tls {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tokens {
-    /// Files with a secret of at least 32 bytes each: the first signs, all are accepted. Every POP and origin needs the
-    /// same. Default: `state_dir/token.key`, made on first start.
+    /// Files with a key each, at most 8: a secret of at least 32 bytes, or Ed25519 in PEM, private or public. The first
+    /// signs, all are accepted. POPs and origins need secrets or public keys only. Read again on SIGHUP. Default:
+    /// `state_dir/token.key`, a secret made on first start.
     pub key_files: Vec<PathBuf>,
 }
 
@@ -243,6 +244,9 @@ impl Config {
                         .push(format!("cluster.{key}[{index}].address: {:?} is not host:port", node.address));
                 }
             }
+        }
+        if self.tokens.key_files.len() > cluster::keys::MAX_KEYS {
+            problems.push(format!("tokens.key_files: more than {} files", cluster::keys::MAX_KEYS));
         }
         if self.cluster.origins.is_empty() {
             problems.push("cluster.origins: there must be at least one".into());

@@ -50,6 +50,7 @@ impl Server {
     pub async fn bind(config: Config) -> anyhow::Result<Server> {
         let files = secrets::certificates(&config)?;
         let keys = Arc::new(secrets::token_keys(&config)?);
+        let mut in_use = secrets::InUse { publish: keys.clone(), watch: None };
         let client_tls = tls::client_config(&files.fleet)?;
         let mut registry = Registry::default();
         telemetry::register(&mut registry);
@@ -103,18 +104,16 @@ impl Server {
         let edge = if config.has(Role::Edge) {
             // Without shields an edge asks the origins itself.
             let upstreams = if shields.is_empty() { origins.clone() } else { ring(&shields) };
-            let playback_keys = if config.edge.playback.paths.is_empty() {
-                None
-            } else {
-                Some(Arc::new(secrets::playback_keys(&config)?))
-            };
+            if !config.edge.playback.paths.is_empty() {
+                in_use.watch = Some(Arc::new(secrets::playback_keys(&config)?));
+            }
             let deps = edge::Deps {
                 tier: "edge",
                 upstreams,
                 client_tls: Some(client_tls.clone()),
                 server_tls: Some(tls::server_config(&files.public, Clients::Anyone, &[b"h2", b"http/1.1"])?),
                 pages: Some(Arc::new(adapters::WatchPages)),
-                playback_keys,
+                playback_keys: in_use.watch.clone(),
                 pushes_on: false,
                 metrics: edge_metrics,
             };
@@ -152,7 +151,7 @@ impl Server {
         let ready = Arc::new(AtomicBool::new(false));
         let tiers = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
         let listen = config.admin.listen;
-        let operator = Operator::new(tiers, config);
+        let operator = Operator::new(tiers, in_use, config);
         let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams);
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());

@@ -1,5 +1,5 @@
 //! What operators change while a node runs: the policies of its cache tiers, by the admin listener or by reloading the
-//! configuration file; and purges. One change at a time, each logged with what it was before.
+//! configuration file, which also reads the token keys anew; and purges. One change at a time, each logged with what it was before.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,12 +13,16 @@ use serde_json::Value;
 use tracing::{error, info, warn};
 
 use crate::config::{self, Config};
+use crate::secrets::InUse;
 
 /// Lines that one change writes to the log; a change of everything is one line less to read than the file.
 const MAX_LOGGED: usize = 100;
 
 /// The keys of a tier's table that can change without a restart.
 const LIVE_KEYS: [&str; 2] = ["classes", "delivery"];
+
+/// The lists of token keys, which can change without a restart too.
+const KEY_FILES: [&str; 2] = ["tokens.key_files", "edge.playback.key_files"];
 
 /// A handle for operators. Cloning is cheap.
 #[derive(Clone)]
@@ -27,6 +31,8 @@ pub struct Operator(Arc<Inner>);
 struct Inner {
     /// Those of this node, the one nearest to the origins first.
     tiers: Vec<Control>,
+    /// What tokens are checked with.
+    keys: InUse,
     /// What it was started with; locked by whoever changes something.
     started: Mutex<Config>,
 }
@@ -51,8 +57,8 @@ struct Draft {
 }
 
 impl Operator {
-    pub(crate) fn new(tiers: Vec<Control>, started: Config) -> Operator {
-        Operator(Arc::new(Inner { tiers, started: Mutex::new(started) }))
+    pub(crate) fn new(tiers: Vec<Control>, keys: InUse, started: Config) -> Operator {
+        Operator(Arc::new(Inner { tiers, keys, started: Mutex::new(started) }))
     }
 
     /// The policies in force by tier, or that of one tier, as JSON in the shape of the configuration file.
@@ -118,8 +124,8 @@ impl Operator {
         Ok(tiers.map(|control| (control.tier(), control.purge_but(prefix, except))).collect())
     }
 
-    /// Puts the policies of a configuration file in force. A file with problems changes nothing; keys that need a restart
-    /// are named in the log. Returns whether the file could be used.
+    /// Puts the policies of a configuration file in force, and the token keys in the files that it names. A file with
+    /// problems changes nothing; keys that need a restart are named in the log. Returns whether the file could be used.
     pub fn reload(&self, file: &Path) -> bool {
         let started = self.turn();
         let config = match Config::load(file) {
@@ -131,9 +137,16 @@ impl Operator {
                 return false;
             }
         };
+        if let Err(problem) = self.0.keys.reload(&config) {
+            error!(file = %file.display(), problem = format!("{problem:#}"), "configuration not reloaded");
+            return false;
+        }
         let of = |tier: &str| if tier == "shield" { config.shield.policy() } else { config.edge.policy() };
         apply(self.0.tiers.iter().map(|control| (control, of(control.tier()))), "the configuration file");
         let is_live = |path: &str| {
+            if KEY_FILES.iter().any(|key| path.starts_with(key)) {
+                return true;
+            }
             let mut keys = path.split(['.', '[']);
             ["edge", "shield"].contains(&keys.next().unwrap_or_default())
                 && LIVE_KEYS.contains(&keys.next().unwrap_or_default())

@@ -4,10 +4,12 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context, bail};
-use cluster::token::{Keys, MIN_SECRET_BYTES};
+use anyhow::Context;
+use cluster::keys::{Key, Keys};
 use net::tls::{self, Files};
+use tracing::info;
 
 use crate::config::Config;
 
@@ -34,29 +36,83 @@ pub(crate) fn certificates(config: &Config) -> anyhow::Result<Certificates> {
     Ok(Certificates { fleet, public })
 }
 
-/// Reads the secrets of tokens to publish, or makes one.
+/// Reads the keys of tokens to publish, or makes one.
 pub(crate) fn token_keys(config: &Config) -> anyhow::Result<Keys> {
-    keys(config, &config.tokens.key_files, "token.key")
+    Ok(Keys::of(publish_keys(config)?)?)
 }
 
-/// Reads the secrets of tokens to watch, or makes one.
+/// Reads the keys of tokens to watch, or makes one.
 pub(crate) fn playback_keys(config: &Config) -> anyhow::Result<Keys> {
-    keys(config, &config.edge.playback.key_files, "playback.key")
+    Ok(Keys::of(watch_keys(config)?)?)
 }
 
-fn keys(config: &Config, files: &[PathBuf], own: &str) -> anyhow::Result<Keys> {
-    let mut secrets = Vec::new();
-    for path in files {
-        secrets.push(read_secret(path)?);
-    }
-    if secrets.is_empty() {
-        let path = config.node.state_dir.join(own);
-        if !path.exists() {
-            make_secret(&path).with_context(|| format!("{}", path.display()))?;
+fn publish_keys(config: &Config) -> anyhow::Result<Vec<Key>> {
+    read_keys(config, &config.tokens.key_files, "token.key")
+}
+
+fn watch_keys(config: &Config) -> anyhow::Result<Vec<Key>> {
+    read_keys(config, &config.edge.playback.key_files, "playback.key")
+}
+
+/// The keys that a running node checks tokens with.
+pub(crate) struct InUse {
+    /// To publish.
+    pub(crate) publish: Arc<Keys>,
+    /// To watch, where that needs a token.
+    pub(crate) watch: Option<Arc<Keys>>,
+}
+
+impl InUse {
+    /// Reads all files anew and puts what they hold in force; if one of them cannot be used, nothing changes.
+    pub(crate) fn reload(&self, config: &Config) -> anyhow::Result<()> {
+        let publish = Keys::of(publish_keys(config)?)?;
+        let watch = match &self.watch {
+            Some(_) => Some(Keys::of(watch_keys(config)?)?),
+            None => None,
+        };
+        info!(keys = ?publish, "stream tokens are checked with these keys");
+        self.publish.replace(publish);
+        if let (Some(running), Some(watch)) = (&self.watch, watch) {
+            info!(keys = ?watch, "playback tokens are checked with these keys");
+            running.replace(watch);
         }
-        secrets.push(read_secret(&path)?);
+        Ok(())
     }
-    Ok(Keys::new(&secrets)?)
+}
+
+fn read_keys(config: &Config, files: &[PathBuf], own: &str) -> anyhow::Result<Vec<Key>> {
+    let own = [config.node.state_dir.join(own)];
+    let files = if files.is_empty() { &own } else { files };
+    if files == own && !own[0].exists() {
+        make_secret(&own[0]).with_context(|| format!("{}", own[0].display()))?;
+    }
+    files.iter().map(|path| read_key(path)).collect()
+}
+
+/// Reads one key file.
+pub(crate) fn read_key(path: &Path) -> anyhow::Result<Key> {
+    let file = fs::read(path).with_context(|| format!("token key {}", path.display()))?;
+    Key::read(&file).with_context(|| format!("token key {}", path.display()))
+}
+
+/// Makes an Ed25519 key pair: the private half in `path`, which must not exist, the public one beside it with `.pub` at its
+/// end, where it is returned.
+pub(crate) fn make_key_pair(path: &Path) -> anyhow::Result<PathBuf> {
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
+    let mut public = path.as_os_str().to_owned();
+    public.push(".pub");
+    let public = PathBuf::from(public);
+    for (path, mode, pem) in [(path, 0o600, pair.serialize_pem()), (&public, 0o644, pair.public_key_pem())] {
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(path)
+            .with_context(|| format!("{}", path.display()))?;
+        file.write_all(pem.as_bytes())?;
+        file.sync_all()?;
+    }
+    Ok(public)
 }
 
 /// 64 random bits as hexadecimal text: enough to tell all tokens apart.
@@ -73,17 +129,6 @@ fn fill(bytes: &mut [u8]) -> anyhow::Result<()> {
 
 fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn read_secret(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut secret = fs::read(path).with_context(|| format!("token key {}", path.display()))?;
-    while secret.last().is_some_and(u8::is_ascii_whitespace) {
-        secret.pop();
-    }
-    if secret.len() < MIN_SECRET_BYTES {
-        bail!("token key {}: {} bytes are fewer than {MIN_SECRET_BYTES}", path.display(), secret.len());
-    }
-    Ok(secret)
 }
 
 /// 256 random bits as hexadecimal text. Of several processes that start at once, one makes the file.
@@ -119,15 +164,16 @@ mod tests {
             node: crate::config::NodeConfig { state_dir: state_dir.clone(), ..Default::default() },
             ..Config::default()
         };
-        let token = token_keys(&config).unwrap().issue("demo", Duration::from_secs(60), SystemTime::now());
+        let token =
+            token_keys(&config).unwrap().issue("demo", Duration::from_secs(60), SystemTime::now()).unwrap();
         assert!(token_keys(&config).unwrap().verify(&token, "demo", SystemTime::now()).is_ok());
         fs::write(state_dir.join("weak.key"), "short\n").unwrap();
         let weak = Config {
             tokens: crate::config::Tokens { key_files: vec![state_dir.join("weak.key")] },
             ..config
         };
-        let error = token_keys(&weak).err().unwrap().to_string();
-        assert!(error.contains("weak.key: 5 bytes"), "{error}");
+        let error = format!("{:#}", token_keys(&weak).unwrap_err());
+        assert!(error.ends_with("weak.key: a token key needs at least 32 bytes, this one has 5"), "{error}");
         fs::remove_dir_all(state_dir).unwrap();
     }
 }

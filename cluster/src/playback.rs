@@ -1,12 +1,13 @@
-//! Playback tokens: who may watch what is under a path, until when. JWT (RFC 7519), HS256, with an audience of their own,
+//! Playback tokens: who may watch what is under a path, until when. JWT (RFC 7519) as [`crate::token`] has them, with an audience of their own,
 //! so that neither a token to publish opens a stream to watch nor the other way round, even with one key for both.
 
 use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::{Algorithm, Header, Validation};
+use jsonwebtoken::Validation;
 use serde::{Deserialize, Serialize};
 
-use crate::token::{Keys, MAX_TOKEN_BYTES, TokenError, unix_seconds};
+use crate::keys::{CannotSign, Keys};
+use crate::token::{MAX_TOKEN_BYTES, TokenError, unix_seconds};
 
 /// The audience (`aud`) of playback tokens.
 const AUDIENCE: &str = "playback";
@@ -40,13 +41,12 @@ impl Grant {
 }
 
 impl Keys {
-    /// A token that opens all under `path`, such as `/live/demo`, for `ttl` from `now` on.
-    pub fn issue_playback(&self, path: &str, ttl: Duration, now: SystemTime) -> String {
+    /// A token that opens all under `path`, such as `/live/demo`, for `ttl` from `now` on. Fails if the first key
+    /// is a public one.
+    pub fn issue_playback(&self, path: &str, ttl: Duration, now: SystemTime) -> Result<String, CannotSign> {
         let iat = unix_seconds(now);
         let exp = iat.saturating_add(ttl.as_secs());
-        let grant = Grant { aud: AUDIENCE.into(), sub: path.into(), iat, exp };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &grant, &self.signing)
-            .expect("HS256 with a key from a secret cannot fail")
+        self.encode(&Grant { aud: AUDIENCE.into(), sub: path.into(), iat, exp })
     }
 
     /// Checks that `token` is a playback token made with one of the keys. Whether its time is over and what it opens is to
@@ -55,11 +55,13 @@ impl Keys {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong(token.len()));
         }
-        let mut rules = Validation::new(Algorithm::HS256);
-        rules.validate_exp = false;
-        rules.set_audience(&[AUDIENCE]);
-        rules.set_required_spec_claims(&["aud", "exp", "sub"]);
-        self.decode(token, &rules)
+        self.decode(token, |algorithm| {
+            let mut rules = Validation::new(algorithm);
+            rules.validate_exp = false;
+            rules.set_audience(&[AUDIENCE]);
+            rules.set_required_spec_claims(&["aud", "exp", "sub"]);
+            rules
+        })
     }
 }
 
@@ -80,7 +82,7 @@ mod tests {
     #[test]
     fn a_token_opens_what_is_under_its_path_for_its_time() {
         let keys = keys(&[1]);
-        let grant = keys.verify_playback(&keys.issue_playback("/live/a", HOUR, at(1000))).unwrap();
+        let grant = keys.verify_playback(&keys.issue_playback("/live/a", HOUR, at(1000)).unwrap()).unwrap();
         assert!(grant.check_time(at(4599)).is_ok());
         assert_eq!(grant.check_time(at(4610)), Err(TokenError::Expired { seconds: 10 }));
         for (scope, path, expected) in [
@@ -102,11 +104,11 @@ mod tests {
     #[test]
     fn forgeries_and_tokens_of_the_other_kind_fail() {
         let (ours, theirs) = (keys(&[1]), keys(&[2]));
-        let token = ours.issue_playback("/live/a", HOUR, at(0));
+        let token = ours.issue_playback("/live/a", HOUR, at(0)).unwrap();
         assert!(keys(&[2, 1]).verify_playback(&token).is_ok(), "the old key is still valid");
         assert_eq!(theirs.verify_playback(&token), Err(TokenError::Signature));
         assert_eq!(ours.verify_playback(&"x".repeat(2000)), Err(TokenError::TooLong(2000)));
-        let publish = ours.issue("demo", HOUR, at(0));
+        let publish = ours.issue("demo", HOUR, at(0)).unwrap();
         let refused = ours.verify_playback(&publish).unwrap_err();
         assert!(matches!(refused, TokenError::Malformed(_)), "{refused}");
         for stream in ["/live/a", "a"] {

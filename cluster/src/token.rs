@@ -1,22 +1,16 @@
-//! Stream tokens: who may publish which stream, until when. JWT (RFC 7519), HS256.
+//! Stream tokens: who may publish which stream, until when. JWT (RFC 7519), signed with HS256 or EdDSA ([`crate::keys`]).
 //!
 //! The POP checks a token before it spends anything on a session; the origin checks it again and has the last word.
 
 use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::de::DeserializeOwned;
+use jsonwebtoken::{Algorithm, Validation};
 use serde::{Deserialize, Serialize};
 
-/// Longest token looked at, in bytes: ours have about 150.
-pub const MAX_TOKEN_BYTES: usize = 1024;
+pub use crate::keys::{CannotSign, Keys};
 
-/// Signing keys. Tokens are made with the first and accepted with any, so that keys can be rotated.
-pub struct Keys {
-    pub(crate) signing: EncodingKey,
-    verifying: Vec<DecodingKey>,
-}
+/// Longest token looked at, in bytes: ours have 150 to 350.
+pub const MAX_TOKEN_BYTES: usize = 1024;
 
 /// What a token says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,40 +74,33 @@ pub enum TokenError {
     },
 }
 
-/// No key to sign with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a token key needs at least {MIN_SECRET_BYTES} bytes, this one has {0}")]
-pub struct WeakSecret(usize);
-
-/// Shortest secret: the width of the hash (RFC 7518, 3.2).
-pub const MIN_SECRET_BYTES: usize = 32;
+/// All that is to be said about a token, good or bad: for people who look for what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Examined {
+    /// What it says, if that can be read. Not to be believed where `problems` has [`TokenError::Signature`].
+    pub claims: Option<Claims>,
+    /// What is wrong with it; empty if it opens its stream.
+    pub problems: Vec<TokenError>,
+}
 
 impl Keys {
-    /// Keys from secrets, the one to sign with first. Fails if there is none or one is shorter than 32 bytes.
-    pub fn new(secrets: &[Vec<u8>]) -> Result<Keys, WeakSecret> {
-        let signing = secrets.first().ok_or(WeakSecret(0))?;
-        if let Some(weak) = secrets.iter().find(|secret| secret.len() < MIN_SECRET_BYTES) {
-            return Err(WeakSecret(weak.len()));
-        }
-        Ok(Keys {
-            signing: EncodingKey::from_secret(signing),
-            verifying: secrets.iter().map(|secret| DecodingKey::from_secret(secret)).collect(),
-        })
-    }
-
-    /// A token for `stream` that is valid for `ttl` from `now` on.
-    pub fn issue(&self, stream: &str, ttl: Duration, now: SystemTime) -> String {
+    /// A token for `stream` that is valid for `ttl` from `now` on. Fails if the first key is a public one.
+    pub fn issue(&self, stream: &str, ttl: Duration, now: SystemTime) -> Result<String, CannotSign> {
         self.issue_on(stream, ttl, Terms::default(), now)
     }
 
     /// The same with limits.
-    pub fn issue_on(&self, stream: &str, ttl: Duration, terms: Terms, now: SystemTime) -> String {
+    pub fn issue_on(
+        &self,
+        stream: &str,
+        ttl: Duration,
+        terms: Terms,
+        now: SystemTime,
+    ) -> Result<String, CannotSign> {
         let iat = unix_seconds(now);
         let Terms { id: jti, max_bitrate, max_height } = terms;
         let exp = iat.saturating_add(ttl.as_secs());
-        let claims = Claims { sub: stream.into(), iat, exp, jti, max_bitrate, max_height };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.signing)
-            .expect("HS256 with a key from a secret cannot fail")
+        self.encode(&Claims { sub: stream.into(), iat, exp, jti, max_bitrate, max_height })
     }
 
     /// Checks that `token` allows publishing `stream` at `now`.
@@ -129,10 +116,30 @@ impl Keys {
     /// Checks all but the time: a session that was let in goes on when its token has expired meanwhile.
     pub fn verify_running(&self, token: &str, stream: &str) -> Result<Claims, TokenError> {
         let claims = self.signed(token)?;
-        if claims.sub != stream {
-            return Err(TokenError::OtherStream { token: claims.sub, wanted: stream.into() });
-        }
+        of_stream(&claims, stream)?;
         Ok(claims)
+    }
+
+    /// All that is wrong with a token at `now`, also with the stream it should be for if there is one.
+    pub fn examine(&self, token: &str, stream: Option<&str>, now: SystemTime) -> Examined {
+        let mut problems = Vec::new();
+        let claims = match self.signed(token) {
+            Ok(claims) => Some(claims),
+            Err(problem) => {
+                let unread = matches!(problem, TokenError::Missing | TokenError::TooLong(_));
+                problems.push(problem);
+                if unread {
+                    None
+                } else {
+                    jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(token).ok()
+                }
+            }
+        };
+        if let Some(claims) = &claims {
+            problems.extend(in_time(claims.clone(), now).err());
+            problems.extend(stream.and_then(|stream| of_stream(claims, stream).err()));
+        }
+        Examined { claims, problems }
     }
 
     fn signed(&self, token: &str) -> Result<Claims, TokenError> {
@@ -142,25 +149,19 @@ impl Keys {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::TooLong(token.len()));
         }
-        let mut rules = Validation::new(Algorithm::HS256);
-        rules.validate_exp = false;
-        self.decode(token, &rules)
+        self.decode(token, |algorithm: Algorithm| {
+            let mut rules = Validation::new(algorithm);
+            rules.validate_exp = false;
+            rules
+        })
     }
+}
 
-    pub(crate) fn decode<T: DeserializeOwned>(
-        &self,
-        token: &str,
-        rules: &Validation,
-    ) -> Result<T, TokenError> {
-        for key in &self.verifying {
-            match jsonwebtoken::decode::<T>(token, key, rules) {
-                Ok(data) => return Ok(data.claims),
-                Err(error) if matches!(error.kind(), ErrorKind::InvalidSignature) => {}
-                Err(error) => return Err(TokenError::Malformed(error.to_string())),
-            }
-        }
-        Err(TokenError::Signature)
+fn of_stream(claims: &Claims, stream: &str) -> Result<(), TokenError> {
+    if claims.sub == stream {
+        return Ok(());
     }
+    Err(TokenError::OtherStream { token: claims.sub.clone(), wanted: stream.into() })
 }
 
 fn in_time(claims: Claims, now: SystemTime) -> Result<Claims, TokenError> {
@@ -193,7 +194,7 @@ mod tests {
     #[test]
     fn a_token_opens_its_stream_until_it_expires() {
         let keys = keys(&[1]);
-        let token = keys.issue("demo", HOUR, at(1000));
+        let token = keys.issue("demo", HOUR, at(1000)).unwrap();
         assert_eq!(keys.verify(&token, "demo", at(1000)).unwrap().exp, 4600);
         assert!(keys.verify(&token, "demo", at(4599)).is_ok());
         assert_eq!(keys.read(&token, at(1000)).unwrap().sub, "demo");
@@ -211,17 +212,17 @@ mod tests {
     fn limits_are_signed_too() {
         let keys = keys(&[1]);
         let terms = Terms { id: Some("7f".into()), max_bitrate: Some(6_000_000), max_height: Some(720) };
-        let token = keys.issue_on("demo", HOUR, terms, at(1000));
+        let token = keys.issue_on("demo", HOUR, terms, at(1000)).unwrap();
         let claims = keys.verify(&token, "demo", at(1000)).unwrap();
         let said = (claims.jti.as_deref(), claims.max_bitrate, claims.max_height);
         assert_eq!(said, (Some("7f"), Some(6_000_000), Some(720)));
-        let plain = keys.verify(&keys.issue("demo", HOUR, at(0)), "demo", at(0)).unwrap();
+        let plain = keys.verify(&keys.issue("demo", HOUR, at(0)).unwrap(), "demo", at(0)).unwrap();
         assert_eq!((plain.jti, plain.max_bitrate, plain.max_height), (None, None, None));
     }
 
     #[test]
     fn keys_rotate_and_forgeries_fail() {
-        let token = keys(&[1]).issue("demo", HOUR, at(0));
+        let token = keys(&[1]).issue("demo", HOUR, at(0)).unwrap();
         assert!(keys(&[2, 1]).verify(&token, "demo", at(1)).is_ok(), "the old key is still valid");
         assert_eq!(keys(&[2]).verify(&token, "demo", at(1)), Err(TokenError::Signature));
         // {"alg":"none"} with the claims of a valid token and no signature.
@@ -229,5 +230,19 @@ mod tests {
         let forged = format!("eyJhbGciOiJub25lIn0.{claims}.");
         assert!(matches!(keys(&[1]).verify(&forged, "demo", at(1)), Err(TokenError::Malformed(_))));
         assert!(Keys::new(&[vec![0; 31]]).is_err() && Keys::new(&[]).is_err());
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_a_token_is_said_at_once() {
+        let token = keys(&[1]).issue("demo", HOUR, at(1000)).unwrap();
+        let good = keys(&[1]).examine(&token, Some("demo"), at(1000));
+        assert_eq!((good.claims.unwrap().sub.as_str(), good.problems), ("demo", vec![]));
+        let bad = keys(&[2]).examine(&token, Some("other"), at(4612));
+        assert_eq!(bad.claims.unwrap().exp, 4600);
+        let other = TokenError::OtherStream { token: "demo".into(), wanted: "other".into() };
+        assert_eq!(bad.problems, [TokenError::Signature, TokenError::Expired { seconds: 12 }, other]);
+        let garbage = keys(&[1]).examine("a.b.c", None, at(0));
+        assert!(garbage.claims.is_none() && matches!(garbage.problems[..], [TokenError::Malformed(_)]));
+        assert_eq!(keys(&[1]).examine("", None, at(0)).problems, [TokenError::Missing]);
     }
 }

@@ -43,6 +43,8 @@ pub struct Access {
 struct Known {
     young: HashMap<Box<str>, Arc<Grant>>,
     old: HashMap<Box<str>, Arc<Grant>>,
+    /// Of the keys that found them good.
+    generation: u64,
 }
 
 /// Why a request is refused. The messages never contain the token.
@@ -118,31 +120,45 @@ impl Access {
             return Err(TokenError::TooLong(token.len()));
         }
         let shard = &self.known[self.hasher.hash_one(token) as usize % SHARDS];
-        if let Some(grant) = shard.lock().unwrap_or_else(PoisonError::into_inner).get(token) {
+        // Asked for first: if the keys change meanwhile, what these find good is checked once more.
+        let generation = self.keys.generation();
+        if let Some(grant) = shard.lock().unwrap_or_else(PoisonError::into_inner).get(token, generation) {
             return Ok(grant);
         }
         // Bad ones are not remembered: whoever sends them would choose what is forgotten.
         let grant = Arc::new(self.keys.verify_playback(token)?);
-        shard.lock().unwrap_or_else(PoisonError::into_inner).put(token.into(), grant.clone());
+        shard.lock().unwrap_or_else(PoisonError::into_inner).put(token.into(), grant.clone(), generation);
         Ok(grant)
     }
 }
 
 impl Known {
-    fn get(&mut self, token: &str) -> Option<Arc<Grant>> {
+    fn get(&mut self, token: &str, generation: u64) -> Option<Arc<Grant>> {
+        self.forget_before(generation);
         if let Some(grant) = self.young.get(token) {
             return Some(grant.clone());
         }
         let (token, grant) = self.old.remove_entry(token)?;
-        self.put(token, grant.clone());
+        self.put(token, grant.clone(), generation);
         Some(grant)
     }
 
-    fn put(&mut self, token: Box<str>, grant: Arc<Grant>) {
+    fn put(&mut self, token: Box<str>, grant: Arc<Grant>, generation: u64) {
+        self.forget_before(generation);
+        if generation < self.generation {
+            return;
+        }
         if self.young.len() >= REMEMBERED {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(token, grant);
+    }
+
+    /// What older keys found good may have been let in by one that is gone.
+    fn forget_before(&mut self, generation: u64) {
+        if self.generation < generation {
+            *self = Known { generation, ..Known::default() };
+        }
     }
 }
 
@@ -218,8 +234,8 @@ mod tests {
     #[test]
     fn every_way_to_bring_a_token() {
         let (keys, access) = access();
-        let token = keys.issue_playback("/live/a", HOUR, at(1000));
-        let other = keys.issue_playback("/live/b", HOUR, at(1000));
+        let token = keys.issue_playback("/live/a", HOUR, at(1000)).unwrap();
+        let other = keys.issue_playback("/live/b", HOUR, at(1000)).unwrap();
         let none = HeaderMap::new();
         let path = "/live/a/index.m3u8";
         let with = |value: String| HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
@@ -251,10 +267,10 @@ mod tests {
         let none = HeaderMap::new();
         let refused = |token: &str| access.check(Some(token), "/live/a/x", None, &none, at(0)).unwrap_err();
         assert_eq!(refused(&"x".repeat(100_000)), Refused::Bad(TokenError::TooLong(100_000)));
-        for token in ["", "x", "..", "a.b.c", "%2e%2e", &keys.issue("a", HOUR, at(0))] {
+        for token in ["", "x", "..", "a.b.c", "%2e%2e", &keys.issue("a", HOUR, at(0)).unwrap()] {
             assert!(matches!(refused(token), Refused::Bad(TokenError::Malformed(_))), "{token}");
         }
-        let theirs = Keys::new(&[vec![2; 32]]).unwrap().issue_playback("/live/a", HOUR, at(0));
+        let theirs = Keys::new(&[vec![2; 32]]).unwrap().issue_playback("/live/a", HOUR, at(0)).unwrap();
         assert_eq!(refused(&theirs), Refused::Bad(TokenError::Signature));
         assert!(
             access.known.iter().all(|shard| shard.lock().unwrap().young.is_empty()),
@@ -265,7 +281,7 @@ mod tests {
     #[test]
     fn tangled_paths_lead_nowhere() {
         let (keys, access) = access();
-        let token = keys.issue_playback("/live/a", HOUR, at(0));
+        let token = keys.issue_playback("/live/a", HOUR, at(0)).unwrap();
         for path in [
             "/live/a/../b/x",
             "/live/a/./x",
@@ -302,13 +318,17 @@ mod tests {
     fn few_tokens_are_remembered() {
         let mut known = Known::default();
         let (keys, _) = access();
-        let grant = Arc::new(keys.verify_playback(&keys.issue_playback("/", HOUR, at(0))).unwrap());
-        known.put("used".into(), grant.clone());
+        let grant = Arc::new(keys.verify_playback(&keys.issue_playback("/", HOUR, at(0)).unwrap()).unwrap());
+        known.put("used".into(), grant.clone(), 0);
         for number in 0..10 * REMEMBERED {
-            known.put(number.to_string().into(), grant.clone());
+            known.put(number.to_string().into(), grant.clone(), 0);
             assert!(known.young.len() <= REMEMBERED && known.old.len() <= REMEMBERED);
-            assert!(number % 100 != 0 || known.get("used").is_some(), "what is used stays");
+            assert!(number % 100 != 0 || known.get("used", 0).is_some(), "what is used stays");
         }
-        assert!(known.get("0").is_none());
+        assert!(known.get("0", 0).is_none());
+        // What older keys found good is forgotten, and does not come back.
+        assert!(known.get("used", 1).is_none());
+        known.put("used".into(), grant.clone(), 0);
+        assert!(known.get("used", 1).is_none());
     }
 }

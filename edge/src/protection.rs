@@ -39,6 +39,7 @@ pub(crate) fn guard(
             connections: limits.connections_per_address,
             requests_per_second: limits.requests_per_address,
             burst: limits.burst_per_address,
+            offences_per_minute: 0,
             exempt: limits.exempt_addresses.iter().filter_map(|network| network.parse().ok()).collect(),
         }
     } else {

@@ -6,6 +6,9 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+/// Networks that are exempt: each new connection is compared with all of them.
+const MAX_EXEMPT: usize = 256;
+
 /// Settings of the ingest role.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -19,6 +22,22 @@ pub struct Config {
     /// Open connections per listener; one more is closed at once. Default 2000, range 1 to 1000000. An idle TLS
     /// connection costs about 30 KB.
     pub max_connections: usize,
+    /// Open connections of one address, both listeners together; 0: no limit. Default 200, a tenth of `max_connections`.
+    /// IPv6 addresses count by /64. A studio has a few dozen encoders behind one address.
+    pub connections_per_address: u32,
+    /// Connections per second of one address, over time; 0: no limit. Default 20: encoders try again every few seconds,
+    /// and a TLS handshake costs about a millisecond of CPU time. Range 0 to 10000.
+    pub connects_per_address: u32,
+    /// Connections of one address at once before that rate counts. Default 200: all encoders of a studio after a power cut.
+    /// Range 1 to 100000.
+    pub connect_burst_per_address: u32,
+    /// Refused tokens per minute of one address; 0: no limit. Default 60: one encoder with an expired key tries again every
+    /// two seconds or more, and must not lock its neighbours out. Past it no connection of the address is let in for a
+    /// second or so. Range 0 to 10000.
+    pub bad_tokens_per_address: u32,
+    /// Addresses and networks to which no limit per address applies: load balancers in front, which speak for many.
+    /// Default: loopback. At most 256.
+    pub exempt_addresses: Vec<String>,
     /// For the TLS handshake, and once more from there to the `publish` command. Default 10s, range 100ms to 60s. A broadcaster
     /// on a bad mobile line needs a few round trips of a second each.
     #[serde(with = "humantime_serde")]
@@ -88,6 +107,11 @@ impl Default for Config {
             rtmp: None,
             rtmps: None,
             max_connections: 2000,
+            connections_per_address: 200,
+            connects_per_address: 20,
+            connect_burst_per_address: 200,
+            bad_tokens_per_address: 60,
+            exempt_addresses: vec!["127.0.0.0/8".into(), "::1".into()],
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(5),
             max_message: ByteSize::mib(8),
@@ -130,6 +154,23 @@ impl Config {
             problems
                 .push(format!("{path}.max_connections: {} is not within 1 to 1000000", self.max_connections));
         }
+        for (key, value, least, most) in [
+            ("connects_per_address", self.connects_per_address, 0, 10_000),
+            ("connect_burst_per_address", self.connect_burst_per_address, 1, 100_000),
+            ("bad_tokens_per_address", self.bad_tokens_per_address, 0, 10_000),
+        ] {
+            if !(least..=most).contains(&value) {
+                problems.push(format!("{path}.{key}: {value} is not within {least} to {most}"));
+            }
+        }
+        if self.exempt_addresses.len() > MAX_EXEMPT {
+            problems.push(format!("{path}.exempt_addresses: more than {MAX_EXEMPT}"));
+        }
+        for network in &self.exempt_addresses {
+            if let Err(problem) = network.parse::<net::Network>() {
+                problems.push(format!("{path}.exempt_addresses: {problem}"));
+            }
+        }
         if !(100_000..=10_000_000_000).contains(&self.max_bitrate_bps) {
             let key = format!("{path}.max_bitrate_bps");
             problems.push(format!("{key}: {} is not within 100000 to 10000000000", self.max_bitrate_bps));
@@ -169,6 +210,20 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What one address may use; networks that cannot be read are left out.
+    pub(crate) fn per_address(&self) -> net::PerAddress {
+        net::PerAddress {
+            connections: self.connections_per_address,
+            // There a connection counts as ten requests; here it is all that there is.
+            requests_per_second: 10 * self.connects_per_address,
+            burst: 10 * self.connect_burst_per_address,
+            offences_per_minute: self.bad_tokens_per_address,
+            exempt: self.exempt_addresses.iter().filter_map(|network| network.parse().ok()).collect(),
+        }
+    }
+}
+
 fn outside(value: Duration, least: Duration, most: Duration) -> Option<String> {
     (value < least || value > most).then(|| format!("{value:?} is not within {least:?} to {most:?}"))
 }
@@ -186,6 +241,8 @@ mod tests {
         config.max_connections = 0;
         config.max_message = ByteSize::mib(9);
         config.max_bitrate_bps = 0;
+        config.connect_burst_per_address = 0;
+        config.exempt_addresses = vec!["10.0.0.1/8".into()];
         config.relay.backoff_max = Duration::from_millis(50);
         config.relay.open_timeout = Duration::from_secs(5);
         let problems = config.problems("ingest");
@@ -193,6 +250,8 @@ mod tests {
         let expected = [
             "ingest.rtmps",
             "ingest.max_connections",
+            "ingest.connect_burst_per_address",
+            "ingest.exempt_addresses",
             "ingest.max_bitrate_bps",
             "ingest.relay.backoff_max",
             "ingest.relay.open_timeout",

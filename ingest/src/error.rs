@@ -53,6 +53,12 @@ pub enum Error {
         /// What is wrong, and where.
         problem: String,
     },
+    /// A message of many (RTMP 1.0, 7.1.6) that cannot be taken apart.
+    #[error("aggregate message: {problem}")]
+    Aggregate {
+        /// What is wrong, and at which byte of it.
+        problem: String,
+    },
     /// A legal message that is not understood here.
     #[error("{0}")]
     Unsupported(&'static str),

@@ -61,18 +61,19 @@ impl Ingest {
             max_connections: config.max_connections,
             handshake_timeout: config.handshake_timeout,
         };
+        let guard = net::Guard::new(config.per_address(), Arc::new(deps.metrics.clone()));
         let rtmp = match config.rtmp {
-            Some(addr) => Some(net::Listener::bind(addr, limits).await?),
+            Some(addr) => Some(net::Listener::bind(addr, limits).await?.guarded(guard.clone())),
             None => None,
         };
         let rtmps = match config.rtmps {
-            Some(addr) => Some(net::Listener::bind(addr, limits).await?),
+            Some(addr) => Some(net::Listener::bind(addr, limits).await?.guarded(guard.clone())),
             None => None,
         };
         let drain = config.drain + config.relay.end_timeout + CLOSING;
         let relays = Relays::new(config.relay.clone(), deps.origins, &deps.client_tls, deps.metrics.clone());
         let board = health::Board::default();
-        let context = Context { config, keys: deps.keys, relays, board, metrics: deps.metrics };
+        let context = Context { config, keys: deps.keys, guard, relays, board, metrics: deps.metrics };
         Ok(Ingest { rtmp, rtmps, server_tls: deps.server_tls, drain, context: Arc::new(context) })
     }
 

@@ -1,5 +1,6 @@
 //! What ingest counts. Labels are bounded: no stream names, no addresses.
 
+use net::{Observe, Refusal};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -60,6 +61,18 @@ pub enum Why {
     BadName,
     /// The token does not open the stream.
     Token,
+    /// The listener has as many connections as it may.
+    Full,
+    /// The address has as many connections as it may.
+    AddressFull,
+    /// The address connects faster than it may.
+    AddressRate,
+    /// The address came with as many bad tokens as it may.
+    AddressTokens,
+    /// What came to the RTMPS port is not TLS.
+    NotTls,
+    /// The TLS handshake failed.
+    TlsHandshake,
     /// Too long without bytes or without `publish`.
     Timeout,
     /// Faster than a stream may be.
@@ -117,6 +130,12 @@ impl Why {
             Why::Protocol => "protocol",
             Why::BadName => "bad_name",
             Why::Token => "token",
+            Why::Full => "full",
+            Why::AddressFull => "address_full",
+            Why::AddressRate => "address_rate",
+            Why::AddressTokens => "address_tokens",
+            Why::NotTls => "not_tls",
+            Why::TlsHandshake => "tls_handshake",
             Why::Timeout => "timeout",
             Why::Bitrate => "bitrate",
             Why::Io => "io",
@@ -142,11 +161,30 @@ impl Why {
             Error::Handshake(_)
             | Error::Chunk { .. }
             | Error::Amf { .. }
+            | Error::Aggregate { .. }
             | Error::Unsupported(_)
             | Error::Answer(_)
             | Error::Order { .. }
             | Error::Play => Why::Protocol,
         }
+    }
+}
+
+/// Who did not get as far as a session counts like all others.
+impl Observe for Metrics {
+    fn refused(&self, why: Refusal) {
+        let reason = match why {
+            Refusal::Full => Why::Full,
+            Refusal::AddressFull => Why::AddressFull,
+            Refusal::AddressRate => Why::AddressRate,
+            Refusal::AddressOffences => Why::AddressTokens,
+            Refusal::NotTls => Why::NotTls,
+            Refusal::Handshake => Why::TlsHandshake,
+            Refusal::HandshakeTimeout => Why::Timeout,
+            // What only HTTP knows.
+            _ => Why::Protocol,
+        };
+        self.refused.get_or_create(&Reason { reason }).inc();
     }
 }
 

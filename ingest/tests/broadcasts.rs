@@ -1,6 +1,8 @@
 //! Whole broadcasts over real sockets: real encoders and a hand-driven one at one end, an origin that notes what it gets
 //! at the other.
 
+#[path = "broadcasts/addresses.rs"]
+mod addresses;
 mod kit;
 #[path = "broadcasts/limits.rs"]
 mod limits;
@@ -84,9 +86,9 @@ async fn a_broadcast_moves_to_the_second_origin(mut world: World, scheme: &str) 
 async fn refusals_reach_the_broadcaster_with_their_reason() {
     let world = World::new([Plan::Status(403, "token revoked\n"), Plan::Serve]).await;
     let past = SystemTime::now() - 2 * HOUR;
-    let expired = world.keys.issue("demo", HOUR, past);
-    let other = world.keys.issue("other", HOUR, SystemTime::now());
-    let good = world.keys.issue("demo", HOUR, SystemTime::now());
+    let expired = world.keys.issue("demo", HOUR, past).unwrap();
+    let other = world.keys.issue("other", HOUR, SystemTime::now()).unwrap();
+    let good = world.keys.issue("demo", HOUR, SystemTime::now()).unwrap();
     for (key, code, reason) in [
         ("demo".to_string(), "NetStream.Publish.BadName", "the key has no token"),
         (format!("..?token={good}"), "NetStream.Publish.BadName", "starts with '.'"),

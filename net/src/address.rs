@@ -1,4 +1,4 @@
-//! What one address may use: connections at once, and a rate of requests. Addresses come and go with their connections; one
+//! What one address may use: connections at once, a rate of requests, and some offences. Addresses come and go with their connections; one
 //! that has left is remembered until its rate no longer matters, within a bound.
 
 #![deny(clippy::disallowed_methods)]
@@ -32,6 +32,8 @@ pub struct PerAddress {
     pub requests_per_second: u32,
     /// Requests at once before that rate counts; at least one connection's worth is allowed.
     pub burst: u32,
+    /// Offences per minute, all of which may come at once; 0: any. Past it no connection is let in until some are forgiven.
+    pub offences_per_minute: u32,
     /// To whom none of this applies: load balancers, which speak for many.
     pub exempt: Vec<Network>,
 }
@@ -121,6 +123,11 @@ impl Bucket {
         });
         taken.map(|_| ()).map_err(|_| Duration::from_nanos(wait))
     }
+
+    /// Whether there is nothing to take.
+    fn is_spent(&self, now_ns: u64, pace: Pace) -> bool {
+        self.0.load(Ordering::Relaxed).saturating_sub(now_ns) + pace.each_ns > pace.depth_ns
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +150,9 @@ pub(crate) struct Household {
 pub(crate) struct Addresses {
     rules: PerAddress,
     pace: Option<Pace>,
+    offences: Option<Pace>,
+    /// After so long nothing that an address did matters any more.
+    memory: Option<Duration>,
     began: Instant,
     table: Mutex<Table>,
 }
@@ -158,6 +168,7 @@ struct Table {
 struct Known {
     connections: u32,
     bucket: Arc<Bucket>,
+    offences: Bucket,
     /// When the last connection closed.
     left: Option<Instant>,
 }
@@ -169,25 +180,37 @@ impl Addresses {
             let each_ns = each_ns.max(1);
             Pace { each_ns, depth_ns: each_ns * u64::from(rules.burst.max(1)) }
         });
-        Addresses { rules, pace, began: now, table: Mutex::default() }
+        let offences = (rules.offences_per_minute > 0).then(|| {
+            let each_ns = 60_000_000_000 / u64::from(rules.offences_per_minute);
+            Pace { each_ns, depth_ns: each_ns * u64::from(rules.offences_per_minute) }
+        });
+        let refill = [
+            pace.map(|pace| pace.depth_ns.max(CONNECTION_COST * pace.each_ns)),
+            offences.map(|pace| pace.depth_ns),
+        ];
+        let memory = refill.into_iter().flatten().max().map(Duration::from_nanos);
+        Addresses { rules, pace, offences, memory, began: now, table: Mutex::default() }
     }
 
     /// A connection from `addr`, to be given back by [`Addresses::disconnect`]. `None`: no limit applies to it.
     pub(crate) fn connect(&self, now: Instant, addr: IpAddr) -> Result<Option<Household>, Refusal> {
-        let nothing = self.rules.connections == 0 && self.pace.is_none();
-        if nothing || self.rules.exempt.iter().any(|network| network.contains(addr)) {
+        let nothing = self.rules.connections == 0 && self.memory.is_none();
+        if nothing || self.is_exempt(addr) {
             return Ok(None);
         }
         let addr = household(addr);
         let now_ns = self.ns(now);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.forget(now, self.pace);
+        table.forget(now, self.memory);
         let known = table.there.entry(addr).or_insert_with(|| Known {
             connections: 0,
             bucket: Arc::default(),
+            offences: Bucket::default(),
             left: None,
         });
-        let refusal = if self.rules.connections > 0 && known.connections >= self.rules.connections {
+        let refusal = if self.offences.is_some_and(|pace| known.offences.is_spent(now_ns, pace)) {
+            Some(Refusal::AddressOffences)
+        } else if self.rules.connections > 0 && known.connections >= self.rules.connections {
             Some(Refusal::AddressFull)
         } else if let Some(pace) = self.pace
             && known.bucket.take(now_ns, CONNECTION_COST, pace).is_err()
@@ -216,13 +239,13 @@ impl Addresses {
         if known.connections > 0 {
             return;
         }
-        if self.pace.is_none() {
+        if self.memory.is_none() {
             table.there.remove(&addr);
             return;
         }
         known.left = Some(now);
         table.absent.push_back((now, addr));
-        table.forget(now, self.pace);
+        table.forget(now, self.memory);
         if table.absent.len() > MAX_ABSENT {
             table.forget_first();
         }
@@ -236,6 +259,20 @@ impl Addresses {
         }
     }
 
+    /// `addr`, which has a connection, did what it should not.
+    pub(crate) fn offence(&self, now: Instant, addr: IpAddr) {
+        let Some(pace) = self.offences.filter(|_| !self.is_exempt(addr)) else { return };
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = table.there.get(&household(addr)) {
+            // More than it may is no worse than all that it may: nobody is locked out for longer than a minute.
+            let _ = known.offences.take(self.ns(now), 1, pace);
+        }
+    }
+
+    fn is_exempt(&self, addr: IpAddr) -> bool {
+        self.rules.exempt.iter().any(|network| network.contains(addr))
+    }
+
     fn ns(&self, now: Instant) -> u64 {
         // 584 years.
         now.saturating_duration_since(self.began).as_nanos() as u64
@@ -244,9 +281,8 @@ impl Addresses {
 
 impl Table {
     /// Those whose buckets are full again whatever they did.
-    fn forget(&mut self, now: Instant, pace: Option<Pace>) {
-        let Some(pace) = pace else { return };
-        let refill = Duration::from_nanos(pace.depth_ns.max(CONNECTION_COST * pace.each_ns));
+    fn forget(&mut self, now: Instant, memory: Option<Duration>) {
+        let Some(refill) = memory else { return };
         while self.absent.front().is_some_and(|(left, _)| now.saturating_duration_since(*left) > refill) {
             self.forget_first();
         }
@@ -268,7 +304,43 @@ mod tests {
 
     fn rules(connections: u32, requests_per_second: u32, burst: u32, exempt: &[&str]) -> PerAddress {
         let exempt = exempt.iter().map(|text| text.parse().unwrap()).collect();
-        PerAddress { connections, requests_per_second, burst, exempt }
+        PerAddress { connections, requests_per_second, burst, exempt, ..PerAddress::default() }
+    }
+
+    #[test]
+    fn offences_lock_an_address_out_until_they_are_forgiven() {
+        let now = Instant::now();
+        let at = |ms| now + Duration::from_millis(ms);
+        let rules = PerAddress { offences_per_minute: 3, ..rules(0, 0, 0, &["10.0.0.0/8"]) };
+        let addresses = Addresses::new(rules, now);
+        let offend = |ms, text: &str| {
+            let household = addresses.connect(at(ms), ip(text))?;
+            addresses.offence(at(ms), ip(text));
+            if let Some(household) = household {
+                addresses.disconnect(at(ms), &household);
+            }
+            Ok(())
+        };
+        for ms in 0..3 {
+            assert_eq!(offend(ms, "192.0.2.1"), Ok(()));
+            assert_eq!(offend(ms, "10.0.0.1"), Ok(()));
+        }
+        // That it has no connection meanwhile changes nothing.
+        assert_eq!(offend(3, "192.0.2.1"), Err(Refusal::AddressOffences));
+        assert_eq!(offend(3, "192.0.2.2"), Ok(()), "its neighbour");
+        assert_eq!(offend(3, "10.0.0.1"), Ok(()), "exempt");
+        assert_eq!(offend(19_999, "192.0.2.1"), Err(Refusal::AddressOffences));
+        assert_eq!(offend(20_003, "192.0.2.1"), Ok(()), "a third of a minute forgives one");
+        assert_eq!(offend(20_004, "192.0.2.1"), Err(Refusal::AddressOffences));
+        // Many on one connection lock out for a minute, not for longer.
+        let household = addresses.connect(at(100_000), ip("192.0.2.1")).unwrap().unwrap();
+        (0..50).for_each(|_| addresses.offence(at(100_000), ip("192.0.2.1")));
+        addresses.disconnect(at(100_000), &household);
+        assert_eq!(offend(119_999, "192.0.2.1"), Err(Refusal::AddressOffences));
+        assert_eq!(offend(120_001, "192.0.2.1"), Ok(()));
+        // What no longer matters is forgotten.
+        assert_eq!(offend(300_000, "192.0.2.9"), Ok(()));
+        assert_eq!(addresses.table.lock().unwrap().there.len(), 1);
     }
 
     fn ip(text: &str) -> IpAddr {

@@ -33,6 +33,11 @@ impl Guard {
         }
     }
 
+    /// `peer`, whose connection is open, did what counts against its address ([`PerAddress::offences_per_minute`]).
+    pub fn offence(&self, peer: SocketAddr) {
+        self.addresses.offence(Instant::now().into_std(), peer.ip());
+    }
+
     pub(crate) fn refused(&self, why: Refusal) {
         self.observer.refused(why);
     }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::InvalidMessage;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -177,7 +178,11 @@ async fn establish(
         Ok(Ok(stream)) => Ok(Stream::Tls(Box::new(stream))),
         Ok(Err(error)) => {
             debug!(%peer, %error, "TLS handshake failed");
-            Err(Some(Refusal::Handshake))
+            let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+            Err(Some(match tls {
+                Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Refusal::NotTls,
+                _ => Refusal::Handshake,
+            }))
         }
         Err(_) => {
             debug!(%peer, ?timeout, "TLS handshake timed out");

@@ -9,6 +9,10 @@ pub enum Refusal {
     AddressFull,
     /// The address opens connections faster than its rate of requests allows.
     AddressRate,
+    /// The address has committed as many offences lately as it may: what they are is the role's to say.
+    AddressOffences,
+    /// What came to a TLS port is not TLS: plain HTTP or RTMP, as a rule.
+    NotTls,
     /// The TLS handshake failed.
     Handshake,
     /// The TLS handshake took too long.
@@ -38,10 +42,12 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every one, in the order of the enum.
-    pub const ALL: [Refusal; 15] = [
+    pub const ALL: [Refusal; 17] = [
         Refusal::Full,
         Refusal::AddressFull,
         Refusal::AddressRate,
+        Refusal::AddressOffences,
+        Refusal::NotTls,
         Refusal::Handshake,
         Refusal::HandshakeTimeout,
         Refusal::Silent,
@@ -62,6 +68,8 @@ impl Refusal {
             Refusal::Full => "full",
             Refusal::AddressFull => "address_full",
             Refusal::AddressRate => "address_rate",
+            Refusal::AddressOffences => "address_offences",
+            Refusal::NotTls => "not_tls",
             Refusal::Handshake => "handshake",
             Refusal::HandshakeTimeout => "handshake_timeout",
             Refusal::Silent => "silent",

@@ -24,7 +24,7 @@ pub struct ServeArgs {
     pub log: Option<String>,
 }
 
-/// Serves until SIGTERM or SIGINT; SIGHUP reloads the policies from the file. Once all ports are bound, one line of JSON on standard output tells them.
+/// Serves until SIGTERM or SIGINT; SIGHUP reloads the policies and the token keys. Once all ports are bound, one line of JSON on standard output tells them.
 pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let Some(config) = load(&args.config) else {
         return Ok(ExitCode::from(EXIT_BAD_CONFIG));

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
+use cluster::token::Terms;
 use media::StreamName;
 use serde::Serialize;
 
@@ -37,6 +38,9 @@ pub struct CreateArgs {
     /// The configuration file of a node that has the token key
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// A file with the private key to sign with, instead of the first of `tokens.key_files`
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
     /// How long the key is valid
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
     pub ttl: Duration,
@@ -97,7 +101,7 @@ fn play_url(args: &PlayUrlArgs) -> anyhow::Result<ExitCode> {
     };
     let keys = secrets::playback_keys(&config)?;
     let name = &args.name;
-    let token = keys.issue_playback(&format!("/live/{name}"), args.ttl, SystemTime::now());
+    let token = keys.issue_playback(&format!("/live/{name}"), args.ttl, SystemTime::now())?;
     let bases = bases(&config);
     let urls = |file: &str| bases.iter().map(|base| format!("{base}/t/{token}/live/{name}/{file}")).collect();
     let made = PlayUrl {
@@ -132,8 +136,9 @@ fn create(args: &CreateArgs) -> anyhow::Result<ExitCode> {
     let Some(config) = load(&args.config) else {
         return Ok(ExitCode::from(EXIT_BAD_CONFIG));
     };
-    let keys = secrets::token_keys(&config)?;
-    let token = keys.issue(args.name.as_str(), args.ttl, SystemTime::now());
+    let keys = super::token::signing_keys(args.key.as_deref(), Some(&config))?;
+    let terms = Terms { id: Some(secrets::random_id()?), ..Terms::default() };
+    let token = keys.issue_on(args.name.as_str(), args.ttl, terms, SystemTime::now())?;
     let created = created(&config, &args.name, &token);
     if args.json {
         println!("{}", serde_json::to_string(&created)?);

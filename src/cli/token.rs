@@ -1,14 +1,15 @@
-//! `rooftop token make NAME`, `rooftop token check TOKEN`
+//! `rooftop token make NAME`, `rooftop token check TOKEN`, `rooftop token new-key FILE`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
-use cluster::token::{Claims, Terms};
+use cluster::token::{Keys, Terms};
 use media::StreamName;
 
 use super::{EXIT_BAD_CONFIG, load};
+use crate::config::Config;
 use crate::secrets;
 
 /// Arguments of `token`.
@@ -24,8 +25,10 @@ pub struct TokenArgs {
 pub enum TokenCommand {
     /// Make a token that lets its bearer publish a stream; printed alone
     Make(MakeArgs),
-    /// Check a token's signature and time, and print what it says as JSON; exits 1 if it is refused
+    /// Check a token's signature and time, and print what it says as JSON; exits 1 after all that is wrong with it
     Check(CheckArgs),
+    /// Make an Ed25519 key pair: FILE signs tokens, FILE.pub is for the nodes that check them
+    NewKey(NewKeyArgs),
 }
 
 /// Arguments of `token make`.
@@ -33,9 +36,12 @@ pub enum TokenCommand {
 pub struct MakeArgs {
     /// Name of the stream: 1 to 64 of A-Z a-z 0-9 - _ .
     pub name: StreamName,
-    /// The configuration file of a node that has the token key
+    /// The configuration file of a node that has the key to sign with
+    #[arg(long, value_name = "FILE", required_unless_present = "key")]
+    pub config: Option<PathBuf>,
+    /// A file with the key to sign with, instead of the first of `tokens.key_files`
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    pub key: Option<PathBuf>,
     /// How long the token is valid
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = humantime::parse_duration)]
     pub ttl: Duration,
@@ -52,37 +58,71 @@ pub struct MakeArgs {
 pub struct CheckArgs {
     /// The token, or a stream key that contains one
     pub token: String,
-    /// The configuration file of a node that has the token key
+    /// The configuration file of a node that has the token keys
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// The stream that it should open
+    #[arg(long, value_name = "NAME")]
+    pub stream: Option<StreamName>,
 }
 
-/// Makes or checks a token.
+/// Arguments of `token new-key`.
+#[derive(Debug, Args)]
+pub struct NewKeyArgs {
+    /// Where the private key goes; must not exist
+    pub file: PathBuf,
+}
+
+/// Makes or checks a token, or makes a key.
 pub fn run(args: &TokenArgs) -> anyhow::Result<ExitCode> {
-    let file = match &args.command {
-        TokenCommand::Make(args) => &args.config,
-        TokenCommand::Check(args) => &args.config,
+    match &args.command {
+        TokenCommand::Make(args) => make(args),
+        TokenCommand::Check(args) => check(args),
+        TokenCommand::NewKey(args) => {
+            let public = secrets::make_key_pair(&args.file)?;
+            println!("{}", serde_json::json!({ "private": args.file, "public": public }));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn make(args: &MakeArgs) -> anyhow::Result<ExitCode> {
+    let config = match &args.config {
+        None => None,
+        Some(file) => match load(file) {
+            None => return Ok(ExitCode::from(EXIT_BAD_CONFIG)),
+            config => config,
+        },
     };
-    let Some(config) = load(file) else {
+    let keys = signing_keys(args.key.as_deref(), config.as_ref())?;
+    let terms =
+        Terms { id: Some(secrets::random_id()?), max_bitrate: args.max_bitrate, max_height: args.max_height };
+    println!("{}", keys.issue_on(args.name.as_str(), args.ttl, terms, SystemTime::now())?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The key in `file`, else those that the configuration names.
+pub(super) fn signing_keys(file: Option<&Path>, config: Option<&Config>) -> anyhow::Result<Keys> {
+    match (file, config) {
+        (Some(file), _) => Ok(Keys::of(vec![secrets::read_key(file)?])?),
+        (None, Some(config)) => secrets::token_keys(config),
+        (None, None) => anyhow::bail!("--key or --config is needed"),
+    }
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let Some(config) = load(&args.config) else {
         return Ok(ExitCode::from(EXIT_BAD_CONFIG));
     };
     let keys = secrets::token_keys(&config)?;
-    let now = SystemTime::now();
-    match &args.command {
-        TokenCommand::Make(args) => {
-            let terms = Terms {
-                id: Some(secrets::random_id()?),
-                max_bitrate: args.max_bitrate,
-                max_height: args.max_height,
-            };
-            println!("{}", keys.issue_on(args.name.as_str(), args.ttl, terms, now));
-        }
-        TokenCommand::Check(args) => {
-            let token = args.token.rsplit("token=").next().unwrap_or_default();
-            let token = token.split('&').next().unwrap_or_default();
-            let claims: Claims = keys.read(token, now)?;
-            println!("{}", serde_json::to_string(&claims)?);
-        }
+    let token = args.token.rsplit("token=").next().unwrap_or_default();
+    let token = token.split('&').next().unwrap_or_default();
+    let found = keys.examine(token, args.stream.as_ref().map(StreamName::as_str), SystemTime::now());
+    if let Some(claims) = &found.claims {
+        println!("{}", serde_json::to_string(claims)?);
     }
-    Ok(ExitCode::SUCCESS)
+    for problem in &found.problems {
+        eprintln!("{problem}");
+    }
+    Ok(if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -16,6 +16,7 @@ mod fleet;
 mod fragments;
 mod frames;
 mod herd;
+mod keys;
 mod kit;
 mod players;
 mod policy;

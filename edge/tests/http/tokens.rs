@@ -24,8 +24,10 @@ async fn one_object_for_all_tokens_and_none_goes_upstream() {
     let mut upstream = Upstream::start("a").await;
     let (keys, tier) = guarded(&upstream).await;
     let now = SystemTime::now();
-    let (mine, yours) =
-        (keys.issue_playback("/live/a", HOUR, now), keys.issue_playback("/live/", HOUR * 2, now));
+    let (mine, yours) = (
+        keys.issue_playback("/live/a", HOUR, now).unwrap(),
+        keys.issue_playback("/live/", HOUR * 2, now).unwrap(),
+    );
     let first = tier.ask(1, "GET", &format!("/t/{mine}/live/a/v.m3u8?_HLS_msn=3"), &[]);
     let asked = upstream.asked().await;
     assert_eq!(asked.target, "/live/a/v.m3u8?_HLS_msn=3");
@@ -54,10 +56,10 @@ async fn who_may_not_watch_is_told_why() {
     let upstream = Upstream::start("a").await;
     let (keys, tier) = guarded(&upstream).await;
     let now = SystemTime::now();
-    let good = keys.issue_playback("/live/a", HOUR, now);
-    let old = keys.issue_playback("/live/a", HOUR, now - 2 * HOUR);
-    let forged = Keys::new(&[vec![2; 32]]).unwrap().issue_playback("/live/a", HOUR, now);
-    let publish = keys.issue("a", HOUR, now);
+    let good = keys.issue_playback("/live/a", HOUR, now).unwrap();
+    let old = keys.issue_playback("/live/a", HOUR, now - 2 * HOUR).unwrap();
+    let forged = Keys::new(&[vec![2; 32]]).unwrap().issue_playback("/live/a", HOUR, now).unwrap();
+    let publish = keys.issue("a", HOUR, now).unwrap();
     let long = "x".repeat(1500);
     let with = |token: &str, path: &str| format!("/t/{token}{path}");
     let mut count = 0;

@@ -48,6 +48,8 @@ pub struct Context {
     pub config: Config,
     /// What tokens are checked with.
     pub keys: Arc<cluster::token::Keys>,
+    /// Who hears of bad tokens.
+    pub guard: net::Guard,
     /// The way to the origins.
     pub relays: Relays,
     /// Where operators see how broadcasts stand.
@@ -355,7 +357,10 @@ impl Connection {
     fn publish(&mut self, key: StreamKey) -> Result<(), Error> {
         Span::current().record("stream", key.stream.as_str());
         let verified = self.context.keys.verify(&key.token, key.stream.as_str(), SystemTime::now());
-        let claims = verified.map_err(|problem| Error::Token { stream: key.stream.clone(), problem })?;
+        let claims = verified.map_err(|problem| {
+            self.context.guard.offence(self.peer);
+            Error::Token { stream: key.stream.clone(), problem }
+        })?;
         if let Some(limit) = claims.max_bitrate.filter(|limit| *limit < self.context.config.max_bitrate_bps) {
             self.rate = RateLimit::new(limit, Instant::now().into_std());
         }

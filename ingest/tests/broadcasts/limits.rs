@@ -95,6 +95,44 @@ async fn hundreds_of_hostile_connections_cost_little_and_the_neighbour_nothing()
     assert_eq!(metrics.connections.get(), 0);
 }
 
+/// What took another server to 496 MB: half of sixty messages of 16 MB, each on a chunk stream of its own. Here it ends at
+/// the largest message and a little more, also for who may publish.
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_chunk_streams_hold_no_more_than_one_message() {
+    let mut world = World::new([Plan::Serve, Plan::Serve]).await;
+    let mut encoder = Encoder::publishing(&world, "demo").await;
+    encoder.video(0, true).await;
+    assert_eq!(world.next_tag().await.timestamp_ms, 0);
+    // As large as they may be each, so that only their sum can be the offence; then what is announced is too much alone.
+    for len in [8 << 20, (1 << 24) - 1] {
+        let mut hog = Encoder::publishing(&world, "hog").await;
+        let before = resident();
+        const CHUNK: usize = 128 << 10;
+        hog.raw(&[&[2, 0, 0, 0, 0, 0, 4, 1, 0, 0, 0, 0][..], &(CHUNK as u32).to_be_bytes()].concat()).await;
+        let mut most = 0;
+        'sending: for round in 0..60 {
+            // As many chunk streams as a connection may have besides those that it has.
+            for csid in 10..38 {
+                let mut bytes = if round == 0 { announce(csid, len) } else { vec![0xC0 | csid] };
+                bytes.resize(bytes.len() + CHUNK, 7);
+                if !hog.try_raw(&bytes).await {
+                    break 'sending;
+                }
+                most = most.max(resident().saturating_sub(before));
+            }
+        }
+        // Some 230 MB were sent: what came after the end was read and dropped.
+        assert!(most < 48 << 20, "{most} bytes were held");
+        assert!(hog.closed().await);
+    }
+    encoder.video(40, false).await;
+    assert_eq!(world.next_tag().await.timestamp_ms, 40);
+    let metrics = world.metrics.clone();
+    encoder.stop().await;
+    world.shut_down().await;
+    assert_eq!(metrics.sessions_ended.get_or_create(&Reason { reason: Why::Protocol }).get(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_only_pauses_is_let_be() {
     let mut world = World::with([Plan::Serve, Plan::Serve], |config| {

@@ -129,7 +129,7 @@ impl World {
     }
 
     pub(crate) fn key(&self, stream: &str) -> String {
-        let token = self.keys.issue(stream, Duration::from_secs(3600), SystemTime::now());
+        let token = self.keys.issue(stream, Duration::from_secs(3600), SystemTime::now()).unwrap();
         format!("{stream}?token={token}")
     }
 
@@ -396,7 +396,12 @@ impl Encoder {
     }
 
     pub(crate) async fn raw(&mut self, bytes: &[u8]) {
-        self.socket.write_all(bytes).await.unwrap();
+        assert!(self.try_raw(bytes).await);
+    }
+
+    /// Whether the connection still takes it.
+    pub(crate) async fn try_raw(&mut self, bytes: &[u8]) -> bool {
+        self.socket.write_all(bytes).await.is_ok()
     }
 
     /// Code and description of the next `onStatus`.
