@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use cluster::claim::Refusal;
 use cluster::token::Claims;
 use http::header::{
     ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
@@ -47,6 +48,15 @@ pub(crate) const MPD_CONTROL: &str = "max-age=1";
 pub(crate) const HLS_TYPE: &str = "application/vnd.apple.mpegurl";
 pub(crate) const DASH_TYPE: &str = "application/dash+xml";
 
+/// Who has a stream that is asked for at the wrong origin.
+const OWNER: http::HeaderName = http::HeaderName::from_static("rooftop-owner");
+
+/// The origins that a POP has just lost, so that what they had may be taken over at once.
+const LOST: http::HeaderName = http::HeaderName::from_static("rooftop-lost");
+
+/// Names taken of that header.
+const MAX_LOST: usize = 16;
+
 /// RFC 9218: what an answer's `Priority` says counts in place of the request's.
 const PRIORITY: http::HeaderName = http::HeaderName::from_static("priority");
 
@@ -58,7 +68,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
         }
         let stream = stream.parse::<StreamName>();
         return match stream {
-            Ok(stream) => relay(shared, stream, request),
+            Ok(stream) => relay(shared, stream, request).await,
             Err(error) => text(StatusCode::BAD_REQUEST, &error.to_string()),
         };
     }
@@ -74,13 +84,30 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
     let Some((stream, target)) = path::parse(path) else {
         return not_found("no such path");
     };
-    let Some(live) = shared.stream(&stream).filter(|live| live.state() != State::Offline) else {
-        // Another origin may own it (RFC 9110, 15.5.20).
-        return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
+    let live = match readable(&shared, &stream) {
+        Ok(live) => live,
+        Err(misdirected) => return misdirected,
     };
     let query = request.uri().query().unwrap_or("");
     let asked = (request.method() == Method::GET).then(|| request.headers());
     object(&shared, &live, target, query, asked).await
+}
+
+/// The stream, if it can be read here. What another origin has claimed is read there, whatever is left of it here (RFC 9110,
+/// 15.5.20).
+fn readable(shared: &Shared, stream: &StreamName) -> Result<Arc<Live>, Response<Body>> {
+    if let Some((owner, _)) = shared.store.elsewhere(stream.as_str()) {
+        return Err(misdirected(&owner));
+    }
+    let live = shared.stream(stream).filter(|live| live.state() != State::Offline);
+    live.ok_or_else(|| text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream"))
+}
+
+/// Another origin has it.
+fn misdirected(owner: &str) -> Response<Body> {
+    let mut response = text(StatusCode::MISDIRECTED_REQUEST, &format!("origin {owner} has the stream"));
+    response.headers_mut().extend(HeaderValue::from_str(owner).map(|owner| (OWNER, owner)));
+    response
 }
 
 /// A push of all objects whose names begin with `prefix`.
@@ -91,8 +118,9 @@ fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Response
     if method != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "a push is asked for with GET");
     }
-    let Some(live) = shared.stream(&stream).filter(|live| live.state() != State::Offline) else {
-        return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
+    let live = match readable(shared, &stream) {
+        Ok(live) => live,
+        Err(misdirected) => return misdirected,
     };
     if live.state() == State::Ended {
         return not_found("the broadcast is over");
@@ -110,7 +138,7 @@ fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Response
     response
 }
 
-fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incoming>) -> Response<Body> {
+async fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incoming>) -> Response<Body> {
     let headers = request.headers();
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let token = token.unwrap_or("");
@@ -126,7 +154,9 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
         text(StatusCode::UNAUTHORIZED, &error.to_string())
     };
     let claims = match verified {
-        Ok(claims) if shared.revoked.borrow().contains(&claims) => return refuse(&crate::Error::Revoked),
+        Ok(claims) if shared.store.revoked().borrow().contains(&claims) => {
+            return refuse(&crate::Error::Revoked);
+        }
         Ok(claims) => claims,
         Err(error) => return refuse(&error),
     };
@@ -140,7 +170,18 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     let Some(live) = shared.stream_for_publishing(&stream) else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "this origin is full");
     };
-    let grant = shared.store.claim(stream.as_str(), &relay_request.session);
+    let claimed = shared.store.claim(stream.as_str(), &relay_request.session, lost(headers)).await;
+    let grant = match claimed {
+        Ok(grant) => grant,
+        Err(refusal) => {
+            shared.forget_if(&live, |state| state == State::Offline);
+            info!(%stream, %refusal, "relay not taken");
+            return match refusal {
+                Refusal::Elsewhere { owner, .. } => misdirected(&owner),
+                refusal => text(StatusCode::SERVICE_UNAVAILABLE, &refusal.to_string()),
+            };
+        }
+    };
     let (lines, answer) = mpsc::channel(relay::LINE_QUEUE);
     let span = info_span!("relay", %stream, session = %relay_request.session);
     let (body, shutdown) = (request.into_body(), shared.shutdown.clone());
@@ -156,6 +197,18 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     let mut response = Response::new(Body::Lines(answer));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
+}
+
+/// The origins that the POP has just lost.
+fn lost(headers: &HeaderMap) -> Vec<String> {
+    let names = headers.get(LOST).and_then(|value| value.to_str().ok()).unwrap_or("");
+    names
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .take(MAX_LOST)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn relay_request(headers: &HeaderMap, claims: Claims) -> Result<relay::Request, &'static str> {

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use cluster::lease::Grant;
+use cluster::record::{self, StreamState};
 use cluster::token::Claims;
 use http_body::Body;
 use http_body_util::BodyExt;
 use media::codec::AudioConfig;
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
-use media::{Epoch, Sample};
+use media::{Epoch, Sample, SegmentNumber};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -29,6 +30,7 @@ use crate::live::{Follow, Left, Live};
 use crate::metrics::{Kind, Reason};
 use crate::packager::{Came, Packager, Plan, Published, part_target};
 use crate::repair::{Repair, Repairs, Times};
+use crate::timeline::Anchor;
 
 /// Lines that wait for the POP to read them: one a second and run; a POP that is this far behind is gone.
 pub(crate) const LINE_QUEUE: usize = 64;
@@ -172,6 +174,12 @@ impl Session<'_> {
                 Follow::Left(left)
             }
             (_, Some(next)) => Follow::Handed(next),
+            // This process does not know the broadcast, its record does: the one before was killed.
+            (_, None) if self.live.line().is_none() => {
+                self.shared.store.line(&self.grant.stream).map_or(Follow::Clock, |line| {
+                    Follow::Handed(on_record(line, ticks(self.shared.config.segment_duration)))
+                })
+            }
             (_, None) => Follow::Clock,
         };
         let mut feed = Feed::new(self.rules);
@@ -211,7 +219,7 @@ impl Session<'_> {
     {
         let mut decoder = flv::Decoder::new();
         let shared = self.shared.clone();
-        let (mut revocations, claims) = (shared.revoked.subscribe(), self.request.claims.clone());
+        let (mut revocations, claims) = (shared.store.revoked(), self.request.claims.clone());
         loop {
             let grant = self.grant.clone();
             let frame = tokio::select! {
@@ -242,6 +250,15 @@ impl Session<'_> {
                 self.feed_on(feed).await?;
             }
             self.count(feed);
+            self.describe();
+        }
+    }
+
+    /// Tells the store where the broadcast stands, if that is news.
+    fn describe(&self) {
+        if let Some((anchor, breaks, _)) = self.live.line() {
+            let line = record::Line { anchor_unix_ms: anchor.unix_ms, anchor_ticks: anchor.ticks, breaks };
+            self.shared.store.describe(&self.grant.stream, StreamState::Live, Some(line));
         }
     }
 
@@ -294,7 +311,7 @@ impl Session<'_> {
                     self.media_came = true;
                     self.request.received_unix_ms = unix_ms();
                     // Not a claim: a session that was fenced meanwhile must not take the stream back.
-                    self.grant = self.shared.store.renew(&self.grant).ok_or(Error::TakenOver)?;
+                    self.grant = self.shared.store.renew(&self.grant).await.ok_or(Error::TakenOver)?;
                 }
             }
         }
@@ -632,6 +649,22 @@ async fn publish_audio(
     Ok(())
 }
 
+/// Where a broadcast goes on of which only the record is left: on its timeline, by the wall clock, behind a break. One
+/// number is left out: the segment that was open may have been seen.
+fn on_record(line: record::Line, segment_duration: Ticks) -> Continuation {
+    let record::Line { anchor_unix_ms: unix_ms, anchor_ticks: ticks, breaks } = line;
+    let by_clock = (self::unix_ms() * 90 / segment_duration).max(0) as u64;
+    Continuation {
+        instance: 0,
+        first: SegmentNumber(by_clock + 1),
+        start: ticks,
+        anchor: Anchor { unix_ms, ticks },
+        breaks: breaks + 1,
+        lead: None,
+        audio: None,
+    }
+}
+
 /// What cannot be decoded is the broadcaster's fault.
 fn source_error(error: transcode::Error) -> Error {
     match error {
@@ -733,7 +766,7 @@ mod tests {
             config: crate::Config::default(),
             transcode: transcode::Config::default(),
             keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
-            store: cluster::store::Embedded::default(),
+            store: cluster::Member::default(),
             metrics: crate::Metrics::register(&mut registry),
             transcode_metrics: transcode::Metrics::register(&mut registry),
             streams: Mutex::new(HashMap::new()),
@@ -741,7 +774,6 @@ mod tests {
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: 1,
-            revoked: tokio::sync::watch::Sender::default(),
         })
     }
 
@@ -757,7 +789,7 @@ mod tests {
                 received_unix_ms: unix_ms(),
                 next: None,
             };
-            let grant = shared.store.claim("demo", "s1");
+            let grant = shared.store.claim("demo", "s1", Vec::new()).await.unwrap();
             let (lines, _answer) = mpsc::channel(LINE_QUEUE);
             let body = audio_relay(frames, breaks);
             session(shared.clone(), live.clone(), grant, request, body, lines, shared.shutdown.clone()).await;
