@@ -32,6 +32,8 @@ struct Inner {
     /// The revision, and a nudge when a lease was granted.
     changed: watch::Sender<u64>,
     file: Option<PathBuf>,
+    /// The revision that the file had.
+    opened: u64,
 }
 
 impl Embedded {
@@ -50,8 +52,9 @@ impl Embedded {
                 tree.map_err(|error| damaged(file, error))?
             }
         };
-        let changed = watch::Sender::new(tree.revision());
-        Ok(Embedded(Arc::new(Inner { tree: Mutex::new(tree), changed, file: Some(file.into()) })))
+        let opened = tree.revision();
+        let (tree, changed) = (Mutex::new(tree), watch::Sender::new(opened));
+        Ok(Embedded(Arc::new(Inner { tree, changed, file: Some(file.into()), opened })))
     }
 
     /// Writes the file soon after each change, until `shutdown`, and then once more. Without a file there is nothing to
@@ -59,7 +62,7 @@ impl Embedded {
     pub async fn keep(&self, shutdown: CancellationToken) {
         let Some(file) = &self.0.file else { return };
         let mut changed = self.0.changed.subscribe();
-        let mut written = self.with(|tree, _| tree.revision());
+        let mut written = self.0.opened;
         let mut failing = false;
         loop {
             let more = async { drop(changed.wait_for(|revision| *revision > written).await) };
