@@ -44,8 +44,9 @@ pub struct Ownership {
     /// For so long after its record was written last a broadcast can be gone on with, milliseconds.
     resume_ms: i64,
     owned: BTreeMap<String, Owned>,
-    /// Records to be taken away: of streams that this node let go, by their revision.
-    released: BTreeMap<String, u64>,
+    /// Streams that this node let go, and the revisions of their records. These stay for a day and say that the stream is
+    /// over: the next epoch must be higher, also by a clock that is late.
+    released: BTreeMap<String, (StreamRecord, u64)>,
     /// What the store held of every stream when it was last heard, with the revisions.
     seen: BTreeMap<String, (StreamRecord, u64)>,
 }
@@ -119,7 +120,8 @@ impl Ownership {
         now: SystemTime,
     ) -> StreamRecord {
         let clock = unix_ms(now);
-        let own = self.owned.get(stream).map_or(0, |owned| owned.record.reserved);
+        let own = self.owned.get(stream).map(|owned| &owned.record);
+        let own = own.or(self.released.get(stream).map(|(record, _)| record)).map_or(0, |own| own.reserved);
         let last = found.map_or(0, |found| found.reserved.max(found.epoch)).max(own);
         let epoch = u64::try_from(clock).unwrap_or(0).max(last.saturating_add(1));
         let goes_on = |found: &&StreamRecord| {
@@ -195,8 +197,9 @@ impl Ownership {
         if !self.holds(grant) {
             return;
         }
-        if let Some(Owned { revision: Some(revision), .. }) = self.owned.remove(&grant.stream) {
-            self.released.insert(grant.stream.clone(), revision);
+        if let Some(Owned { revision: Some(revision), mut record, .. }) = self.owned.remove(&grant.stream) {
+            (record.state, record.line) = (StreamState::Ended, None);
+            self.released.insert(grant.stream.clone(), (record, revision));
         }
     }
 
@@ -256,9 +259,11 @@ impl Ownership {
 
     /// What is to be written next. Its outcome goes to [`Ownership::handle_written`].
     pub fn poll_write(&mut self, now: SystemTime) -> Option<(String, Txn)> {
-        if let Some((stream, revision)) = self.released.pop_first() {
+        if let Some((stream, (mut record, revision))) = self.released.pop_first() {
+            record.updated = unix_ms(now);
             let key = stream_key(&stream);
-            return Some((stream, Txn::new().if_revision(key.clone(), revision).delete(key)));
+            let txn = Txn::new().if_revision(key.clone(), revision).put(key, record::text(&record), None);
+            return Some((stream, txn));
         }
         let (stream, owned) = self.owned.iter_mut().find(|(_, owned)| owned.dirty && !owned.writing)?;
         (owned.dirty, owned.writing) = (false, true);

@@ -9,6 +9,8 @@ mod bad_input;
 mod browser;
 mod cli;
 mod encoders;
+#[path = "../../cluster/tests/kit/mod.rs"]
+mod etcd;
 mod failover;
 mod fleet;
 #[expect(dead_code, reason = "other tests read durations too")]
@@ -17,6 +19,7 @@ mod fragments;
 mod frames;
 mod herd;
 mod kit;
+mod ownership;
 mod players;
 mod policy;
 mod publisher;

@@ -29,8 +29,8 @@ const SAY_EVERY: Duration = Duration::from_millis(200);
 /// How often what is over is looked for, and live streams are written once more.
 pub(super) const HOUSEKEEPING: Duration = Duration::from_secs(30);
 
-/// A stream's record is taken away when its owner has been gone and nobody has written it for so long: epochs follow the wall
-/// clock too, and a day is longer than clocks differ.
+/// A stream's record is taken away when it is over or its owner gone, and nobody has written it for so long: epochs follow the
+/// wall clock too, and a day is longer than clocks differ.
 const STALE_MS: i64 = 24 * 3600 * 1000;
 
 /// Records taken away in one round.
@@ -392,7 +392,8 @@ fn stale(shared: &Shared, now_ms: i64) -> Vec<(String, u64)> {
         node.is_some_and(|node| node.instance == record.instance)
     };
     let stale = ownership.seen().iter().filter(|(stream, (record, _))| {
-        ownership.record(stream).is_none() && now_ms - record.updated > STALE_MS && !is_there(record)
+        let over = record.state == StreamState::Ended || !is_there(record);
+        over && ownership.record(stream).is_none() && now_ms - record.updated > STALE_MS
     });
     stale.take(MAX_REMOVED).map(|(stream, (_, revision))| (stream.clone(), *revision)).collect()
 }
