@@ -9,6 +9,8 @@ run_packages=(
   gcc libc6-dev make pkg-config
   # libav, and what reads its headers at build time
   clang libclang-dev libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
+  # what makes the etcd client out of etcd's protocol files at build time
+  protobuf-compiler libprotobuf-dev
   # the demo broadcast
   ffmpeg fonts-dejavu-core
 )

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster::member::Contact;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -19,6 +20,7 @@ use hyper::body::{Body, Incoming};
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::operator::{self, Operator, Refusal};
@@ -48,6 +50,7 @@ struct State {
     ready: Arc<AtomicBool>,
     operator: Operator,
     streams: Streams,
+    store: watch::Receiver<Contact>,
 }
 
 impl Admin {
@@ -57,8 +60,9 @@ impl Admin {
         ready: Arc<AtomicBool>,
         operator: Operator,
         streams: Streams,
+        store: watch::Receiver<Contact>,
     ) -> Result<Self, net::Error> {
-        let state = Arc::new(State { registry, ready, operator, streams });
+        let state = Arc::new(State { registry, ready, operator, streams, store });
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -95,7 +99,13 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
     }
     match path.as_str() {
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
-        "/readyz" if state.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ready\n".into()),
+        "/readyz" if state.ready.load(Ordering::Relaxed) => match &*state.store.borrow() {
+            // One that was there once is missed by new streams only: what runs goes on.
+            Contact::Never(why) => {
+                text(StatusCode::SERVICE_UNAVAILABLE, format!("the store was never reached: {why}\n"))
+            }
+            Contact::Up | Contact::Lost(_) => text(StatusCode::OK, "ready\n".into()),
+        },
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".into()),
         "/metrics" => metrics(&state.registry),
         _ => text(

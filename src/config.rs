@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
@@ -119,10 +120,51 @@ pub struct Tokens {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cluster {
-    /// The origins. Streams are spread over them by their names.
+    /// Where the fleet keeps who owns which stream. Default `embedded`: each origin for itself.
+    pub store: StoreKind,
+    /// Host name or address at which the other nodes reach this one. Needed with etcd, of no use without: there the lists
+    /// say it.
+    pub host: Option<String>,
+    /// How long revoked tokens are remembered: as long as tokens are made for. Default `30d`, 1h to 400d.
+    #[serde(with = "humantime_serde")]
+    pub revocations_kept: Duration,
+    /// The origins. Streams are spread over them by their names. With etcd the nodes find one another by it, and the lists
+    /// are not read.
     pub origins: Vec<NodeAddress>,
     /// The shields. Without any, edges ask the origins themselves.
     pub shields: Vec<NodeAddress>,
+    /// How to reach etcd.
+    pub etcd: EtcdConfig,
+}
+
+/// What a fleet keeps its records in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// The process itself, and a file in `state_dir`.
+    Embedded,
+    /// etcd, v3 API.
+    Etcd,
+}
+
+/// `[cluster.etcd]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EtcdConfig {
+    /// URLs of its members, `http://HOST:PORT` or `https://HOST:PORT`. Default: none.
+    pub endpoints: Vec<String>,
+    /// What the keys of this fleet begin with. Default `/rooftop/`.
+    pub prefix: String,
+    /// A node that etcd has not heard of for so long is gone for the others. Default `5s`, 2s to 60s, whole seconds: what
+    /// takes over streams does not wait for it.
+    #[serde(with = "humantime_serde")]
+    pub lease_ttl: Duration,
+    /// Who signed etcd's certificate, PEM. Needed for `https`.
+    pub ca: Option<PathBuf>,
+    /// What this node shows to etcd, PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
 }
 
 /// A member of the fleet.
@@ -166,9 +208,105 @@ impl Default for Log {
 impl Default for Cluster {
     fn default() -> Self {
         let local = |port| NodeAddress { name: "local".into(), address: format!("127.0.0.1:{port}") };
-        Self { origins: vec![local(7443)], shields: vec![local(7444)] }
+        Self {
+            store: StoreKind::Embedded,
+            host: None,
+            revocations_kept: Duration::from_secs(30 * 86_400),
+            origins: vec![local(7443)],
+            shields: vec![local(7444)],
+            etcd: EtcdConfig::default(),
+        }
     }
 }
+
+impl Default for EtcdConfig {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            prefix: "/rooftop/".into(),
+            lease_ttl: Duration::from_secs(5),
+            ca: None,
+            certificate: None,
+            key: None,
+        }
+    }
+}
+
+impl Cluster {
+    /// Where the other nodes reach a listener of the node `name` that is `bound`: as it is listed, or at its host.
+    pub fn address_of(&self, name: &str, role: Role, bound: SocketAddr) -> String {
+        let listed = match role {
+            Role::Origin => &self.origins[..],
+            Role::Shield => &self.shields[..],
+            Role::Ingest | Role::Edge => &[],
+        };
+        let mut listed: Vec<_> = listed.iter().filter(|node| node.name == name).cloned().collect();
+        fill_address(&mut listed, name, bound);
+        match (&self.host, listed.first()) {
+            (None, Some(node)) => node.address.clone(),
+            (None, None) => bound.to_string(),
+            (Some(host), _) if host.contains(':') => format!("[{host}]:{}", bound.port()),
+            (Some(host), _) => format!("{host}:{}", bound.port()),
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let (hour, most) = (Duration::from_secs(3600), Duration::from_secs(400 * 86_400));
+        if !(hour..=most).contains(&self.revocations_kept) {
+            let kept = self.revocations_kept;
+            problems.push(format!("cluster.revocations_kept: {kept:?} is outside {hour:?} to {most:?}"));
+        }
+        if let Some(host) = self.host.as_ref().filter(|host| host.is_empty() || host.contains(['/', ' '])) {
+            problems.push(format!("cluster.host: {host:?} is not a host name or address"));
+        }
+        let etcd = &self.etcd;
+        let is_url = |url: &str| {
+            url.parse::<http::Uri>().is_ok_and(|uri| {
+                matches!(uri.scheme_str(), Some("http" | "https")) && uri.port_u16().is_some()
+            })
+        };
+        for (index, url) in etcd.endpoints.iter().enumerate().filter(|(_, url)| !is_url(url)) {
+            problems.push(format!("cluster.etcd.endpoints[{index}]: {url:?} is not http(s)://HOST:PORT"));
+        }
+        let ttl = etcd.lease_ttl;
+        if !(2..=60).contains(&ttl.as_secs()) || ttl.subsec_nanos() != 0 {
+            problems.push(format!("cluster.etcd.lease_ttl: {ttl:?} is not 2 to 60 whole seconds"));
+        }
+        if etcd.prefix.len() > MAX_PREFIX_BYTES || etcd.prefix.contains('\0') {
+            problems.push(format!("cluster.etcd.prefix: more than {MAX_PREFIX_BYTES} bytes, or a zero byte"));
+        }
+        if etcd.certificate.is_some() != etcd.key.is_some() {
+            problems.push("cluster.etcd: certificate and key are given together or not at all".into());
+        }
+        let secure = etcd.endpoints.iter().any(|url| url.starts_with("https:"));
+        if secure && etcd.endpoints.iter().any(|url| url.starts_with("http:")) {
+            problems.push("cluster.etcd.endpoints: all are https, or none".into());
+        }
+        if secure != etcd.ca.is_some() {
+            problems.push("cluster.etcd.ca: is given with https endpoints, and only then".into());
+        }
+        match self.store {
+            StoreKind::Embedded if self.origins.is_empty() => {
+                problems.push("cluster.origins: there must be at least one".into());
+            }
+            StoreKind::Etcd => {
+                if etcd.endpoints.is_empty() {
+                    problems.push("cluster.etcd.endpoints: there must be at least one".into());
+                }
+                if self.host.is_none() {
+                    problems
+                        .push("cluster.host: with etcd the others must be told where this node is".into());
+                }
+            }
+            StoreKind::Embedded => {}
+        }
+        problems
+    }
+}
+
+/// Longest prefix of keys: what is behind it may have as much again.
+const MAX_PREFIX_BYTES: usize = 256;
 
 /// Everything that is wrong with a file, each entry with the path of its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,9 +386,7 @@ impl Config {
         if self.tokens.key_files.len() > cluster::keys::MAX_KEYS {
             problems.push(format!("tokens.key_files: more than {} files", cluster::keys::MAX_KEYS));
         }
-        if self.cluster.origins.is_empty() {
-            problems.push("cluster.origins: there must be at least one".into());
-        }
+        problems.extend(self.cluster.problems());
         if self.has(Role::Ingest) {
             problems.extend(self.ingest.problems("ingest"));
         }
@@ -447,6 +583,9 @@ mod tests {
             [cluster]
             origins = [{ name = "o1", address = "o1" }, { name = "o1", address = "o1:1", colour = 1, size = 2 }]
             shields = [{ name = "s1", address = 7 }, { name = "s/1", address = "s1:1" }]
+            [cluster.etcd]
+            endpoints = ["etcd:2379", "https://etcd:2379"]
+            lease_ttl = "1500ms"
             [origin]
             window = "1s"
             max_streams = -1
@@ -475,6 +614,9 @@ mod tests {
             "cluster.origins[1].size",
             "cluster.origins[1].name",
             "cluster.shields[0].address",
+            "cluster.etcd.endpoints[0]",
+            "cluster.etcd.lease_ttl",
+            "cluster.etcd.ca",
             "edge.classes[0].ttl",
             "edge.classes[1].stale",
             "edge.classes[1].give_up",

@@ -9,6 +9,7 @@ mod adapters;
 mod admin;
 pub mod cli;
 pub mod config;
+mod fleet;
 pub mod operator;
 mod secrets;
 mod streams;
@@ -22,7 +23,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use anyhow::Context;
-use cluster::{Node, Ring};
 use net::tls::{self, Clients};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
@@ -43,6 +43,7 @@ pub struct Server {
     admin: admin::Admin,
     ready: Arc<AtomicBool>,
     operator: Operator,
+    fleet: fleet::Fleet,
 }
 
 impl Server {
@@ -58,25 +59,30 @@ impl Server {
 
         // Origins first, then shields, edges and ingest: each may have a port that the system chose, which the next must know.
         let mut origins = config.cluster.origins.clone();
+        let fleet = fleet::Fleet::open(&config, &mut registry).await.context("cluster")?;
+        let member = fleet.member.clone();
         let origin = if config.has(Role::Origin) {
             let deps = origin::Deps {
                 keys: keys.clone(),
-                store: cluster::store::Embedded::default(),
+                store: member.clone(),
+                instance: fleet.instance,
                 transcode: config.transcode.clone(),
                 server_tls: tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?,
                 metrics: origin::Metrics::register(&mut registry),
                 transcode_metrics: transcode::Metrics::register(&mut registry),
-                members: origin::mirror::plan::Members::new(config.node.name.clone(), ring(&origins)),
+                members: origin::mirror::plan::Members::new(config.node.name.clone(), member.origins()),
                 client_tls: client_tls.clone(),
             };
             let origin = origin::Origin::bind(config.origin.clone(), deps).await.context("origin")?;
             listeners.insert("origin", origin.addr());
             config::fill_address(&mut origins, &config.node.name, origin.addr());
+            fleet.announce(&config, Role::Origin, origin.addr());
             Some(origin)
         } else {
             None
         };
-        let origins = ring(&origins);
+        fleet.list(Role::Origin, &origins);
+        let origins = member.origins();
 
         let edge_metrics = edge::Metrics::register(&mut registry);
         let mut shields = config.cluster.shields.clone();
@@ -95,15 +101,17 @@ impl Server {
             if let Some(addr) = shield.https_addr() {
                 listeners.insert("shield", addr);
                 config::fill_address(&mut shields, &config.node.name, addr);
+                fleet.announce(&config, Role::Shield, addr);
             }
             Some(shield)
         } else {
             None
         };
 
+        fleet.list(Role::Shield, &shields);
         let edge = if config.has(Role::Edge) {
             // Without shields an edge asks the origins itself.
-            let upstreams = if shields.is_empty() { origins.clone() } else { ring(&shields) };
+            let upstreams = member.shields().or(&origins);
             if !config.edge.playback.paths.is_empty() {
                 in_use.watch = Some(Arc::new(secrets::playback_keys(&config)?));
             }
@@ -118,6 +126,9 @@ impl Server {
                 metrics: edge_metrics,
             };
             let edge = edge::Edge::bind(config.edge.clone(), deps).await.context("edge")?;
+            if let Some(addr) = edge.https_addr().or(edge.http_addr()) {
+                fleet.announce(&config, Role::Edge, addr);
+            }
             listeners.extend(edge.https_addr().map(|addr| ("https", addr)));
             listeners.extend(edge.http_addr().map(|addr| ("http", addr)));
             Some(edge)
@@ -134,6 +145,9 @@ impl Server {
                 metrics: ingest::Metrics::register(&mut registry),
             };
             let ingest = ingest::Ingest::bind(config.ingest.clone(), deps).await.context("ingest")?;
+            if let Some(addr) = ingest.rtmps_addr().or(ingest.rtmp_addr()) {
+                fleet.announce(&config, Role::Ingest, addr);
+            }
             listeners.extend(ingest.rtmp_addr().map(|addr| ("rtmp", addr)));
             listeners.extend(ingest.rtmps_addr().map(|addr| ("rtmps", addr)));
             Some(ingest)
@@ -152,10 +166,11 @@ impl Server {
         let tiers = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
         let listen = config.admin.listen;
         let operator = Operator::new(tiers, in_use, config);
-        let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams);
+        let admin =
+            admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams, member.contact());
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());
-        Ok(Server { listeners, ingest, origin, shield, edge, admin, ready, operator })
+        Ok(Server { listeners, ingest, origin, shield, edge, admin, ready, operator, fleet })
     }
 
     /// A handle to change policies with while it serves.
@@ -167,6 +182,8 @@ impl Server {
     /// drain time, so that what a broadcaster sent before still reaches the viewers. A role that ends by itself ends the
     /// node: half a node would look healthy and lose what is sent to it.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let leave = CancellationToken::new();
+        let fleet = tokio::spawn(self.fleet.serve(leave.clone()));
         let mut roles = Vec::new();
         let mut start = |name, serve: Option<(JoinHandle<()>, CancellationToken)>| {
             roles.extend(serve.map(|(task, stop)| Running { name, task, stop }));
@@ -194,6 +211,9 @@ impl Server {
                 tracing::error!(role = name, %error, "role failed");
             }
         }
+        // Last of the node's work: what the roles did at their end is written.
+        leave.cancel();
+        fleet.await?;
         stop_admin.cancel();
         admin.await?;
         match failed {
@@ -226,10 +246,4 @@ async fn first_ended(roles: &mut Vec<Running>) -> &'static str {
         tracing::error!(role = name, %error, "role failed");
     }
     name
-}
-
-fn ring(nodes: &[config::NodeAddress]) -> Ring {
-    Ring::new(
-        nodes.iter().map(|node| Node { name: node.name.clone(), address: node.address.clone() }).collect(),
-    )
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster::record::Which;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use ingest::health::Board;
 use media::StreamName;
-use origin::revoked::Which;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;

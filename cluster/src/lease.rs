@@ -1,8 +1,19 @@
-//! Who may write a stream: claims, grants, epochs. One owner per stream; a newer claim fences the older.
+//! Who may write a stream: what this node owns, and how it finds out that it does not any more.
+//!
+//! A claim reserves a few epochs beyond the one that it begins with ([`RESERVED`]). Who owns a stream takes the next of
+//! them without asking the store, so that a broadcaster who comes back and a timeline that breaks need no store; the next
+//! claimant begins behind them, so that no two nodes ever write one epoch.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use crate::record::{self, Line, StreamRecord, StreamState, stream_key};
+use crate::store::{Entry, Outcome, Txn};
+
+/// Epochs of one claim beyond its first: runs that may begin while the store is away. The record is renewed, and so is
+/// this, with everything that is written of the stream.
+pub const RESERVED: u64 = 63;
 
 /// The right to write one stream under one epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,71 +26,317 @@ pub struct Grant {
     pub epoch: u64,
 }
 
-/// The ledger of all grants of a store. As many as there are streams that
-/// somebody still remembers; [`Ledger::forget`] lets one go.
-#[derive(Debug, Default)]
-pub struct Ledger {
-    grants: BTreeMap<String, Grant>,
+/// This node, as records name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Me {
+    /// Its name.
+    pub name: String,
+    /// Tells this process from others of that name.
+    pub instance: u64,
+    /// Where its streams are.
+    pub address: String,
 }
 
-impl Ledger {
-    /// Grants `stream` to `holder` with a higher epoch, whoever had it before.
-    ///
-    /// An epoch begins at the wall clock's milliseconds, so that epochs still grow after a restart of the process or on
-    /// another node that shares no store: media URLs carry the epoch and must never name other bytes.
-    pub fn claim(&mut self, stream: &str, holder: &str, now: SystemTime) -> Grant {
-        let clock = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        let last = self.grants.get(stream).map_or(0, |grant| grant.epoch);
-        let grant = Grant { stream: stream.into(), holder: holder.into(), epoch: clock.max(last + 1) };
-        self.grants.insert(stream.into(), grant.clone());
-        grant
+/// What this node owns. As many as there are streams that it remembers; [`Ownership::forget`] lets one go.
+#[derive(Debug)]
+pub struct Ownership {
+    me: Me,
+    /// For so long after its record was written last a broadcast can be gone on with, milliseconds.
+    resume_ms: i64,
+    owned: BTreeMap<String, Owned>,
+    /// Streams that this node let go, and the revisions of their records. These stay for a day and say that the stream is
+    /// over: the next epoch must be higher, also by a clock that is late.
+    released: BTreeMap<String, (StreamRecord, u64)>,
+    /// What the store held of every stream when it was last heard, with the revisions.
+    seen: BTreeMap<String, (StreamRecord, u64)>,
+}
+
+#[derive(Debug)]
+struct Owned {
+    record: StreamRecord,
+    /// What the store holds, as far as is known; `None`: nothing.
+    revision: Option<u64>,
+    /// The record says more than the store.
+    dirty: bool,
+    /// A write is on its way.
+    writing: bool,
+}
+
+/// What became of a stream when news of its record came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// This node owns it, or never did.
+    Nothing,
+    /// Another node has claimed it: this one stops.
+    Fenced,
+}
+
+impl Ownership {
+    /// Nothing is owned yet.
+    /// A broadcast whose owner was lost is gone on with for `resume_within`.
+    pub fn new(me: Me, resume_within: Duration) -> Ownership {
+        let resume_ms = i64::try_from(resume_within.as_millis()).unwrap_or(i64::MAX);
+        Ownership { me, resume_ms, owned: BTreeMap::new(), released: BTreeMap::new(), seen: BTreeMap::new() }
     }
 
-    /// A higher epoch for a holder that begins anew; `None` if somebody claimed the stream since.
-    pub fn renew(&mut self, grant: &Grant, now: SystemTime) -> Option<Grant> {
-        self.holds(grant).then(|| self.claim(&grant.stream, &grant.holder, now))
+    /// This node.
+    pub fn me(&self) -> &Me {
+        &self.me
+    }
+
+    /// From now on records say that this node is there: its port was not known before.
+    pub fn set_address(&mut self, address: &str) {
+        self.me.address = address.into();
+    }
+
+    /// Grants a stream that is owned here to `session` with a higher epoch, as long as the reservation lasts.
+    pub fn claim_owned(&mut self, stream: &str, session: &str) -> Option<Grant> {
+        let owned = self.owned.get_mut(stream)?;
+        let epoch = owned.record.epoch + 1;
+        if epoch > owned.record.reserved {
+            return None;
+        }
+        owned.record.epoch = epoch;
+        owned.record.session = session.into();
+        owned.record.state = StreamState::Live;
+        owned.dirty = true;
+        Some(Grant { stream: stream.into(), holder: session.into(), epoch })
+    }
+
+    /// A higher epoch for a holder that begins anew; `None` if it holds the stream no more, or the reservation is used up.
+    pub fn renew(&mut self, grant: &Grant) -> Option<Grant> {
+        if self.holds(grant) { self.claim_owned(&grant.stream, &grant.holder) } else { None }
+    }
+
+    /// The record with which this node would take the stream, after what the store holds of it.
+    ///
+    /// An epoch begins at the wall clock's milliseconds, so that epochs still grow where a store was lost: media URLs carry
+    /// the epoch and must never name other bytes.
+    pub fn proposal(
+        &self,
+        stream: &str,
+        session: &str,
+        found: Option<&StreamRecord>,
+        now: SystemTime,
+    ) -> StreamRecord {
+        let clock = unix_ms(now);
+        let own = self.owned.get(stream).map(|owned| &owned.record);
+        let own = own.or(self.released.get(stream).map(|(record, _)| record)).map_or(0, |own| own.reserved);
+        let last = found.map_or(0, |found| found.reserved.max(found.epoch)).max(own);
+        let epoch = u64::try_from(clock).unwrap_or(0).max(last.saturating_add(1));
+        let goes_on = |found: &&StreamRecord| {
+            found.state != StreamState::Ended && clock.saturating_sub(found.updated) <= self.resume_ms
+        };
+        let line = found.filter(goes_on).and_then(|found| found.line);
+        StreamRecord {
+            owner: self.me.name.clone(),
+            instance: self.me.instance,
+            address: self.me.address.clone(),
+            epoch,
+            reserved: epoch.saturating_add(RESERVED),
+            session: session.into(),
+            state: StreamState::Live,
+            line,
+            updated: clock,
+        }
+    }
+
+    /// The store took `record` at `revision`: the stream is owned here. If a later claim, of this node or another, is known
+    /// by now, the grant is fenced from the beginning.
+    pub fn won(&mut self, stream: &str, record: StreamRecord, revision: u64) -> Grant {
+        let grant = Grant { stream: stream.into(), holder: record.session.clone(), epoch: record.epoch };
+        let newer = self.owned.get(stream).is_some_and(|owned| owned.record.epoch > record.epoch);
+        let seen = self.seen.get(stream);
+        let lost = seen.is_some_and(|(seen, of)| *of > revision && !self.me.wrote(seen));
+        if !newer && !lost {
+            self.released.remove(stream);
+            let owned = Owned { record, revision: Some(revision), dirty: false, writing: false };
+            self.owned.insert(stream.into(), owned);
+        }
+        grant
     }
 
     /// Whether the grant is still the newest of its stream.
     pub fn holds(&self, grant: &Grant) -> bool {
-        self.grants.get(&grant.stream).is_some_and(|newest| newest.epoch == grant.epoch)
+        self.owned.get(&grant.stream).is_some_and(|owned| owned.record.epoch == grant.epoch)
     }
 
-    /// Who claimed the stream last.
-    pub fn holder(&self, stream: &str) -> Option<&str> {
-        self.grants.get(stream).map(|grant| grant.holder.as_str())
+    /// The record of a stream that is owned here.
+    pub fn record(&self, stream: &str) -> Option<&StreamRecord> {
+        self.owned.get(stream).map(|owned| &owned.record)
+    }
+
+    /// How many streams are owned here.
+    pub fn len(&self) -> usize {
+        self.owned.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.owned.is_empty()
+    }
+
+    /// Where the broadcast of a stream stands that is owned here. Returns whether that is news for the store.
+    pub fn describe(&mut self, stream: &str, state: StreamState, line: Option<Line>) -> bool {
+        let Some(owned) = self.owned.get_mut(stream) else { return false };
+        let before = (owned.record.state, owned.record.line);
+        (owned.record.state, owned.record.line) = (state, line.or(before.1));
+        let news = before != (owned.record.state, owned.record.line);
+        owned.dirty |= news;
+        news
+    }
+
+    /// Live broadcasts are alive: their records say when that was known last.
+    pub fn touch(&mut self) {
+        let live = self.owned.values_mut().filter(|owned| owned.record.state == StreamState::Live);
+        live.for_each(|owned| owned.dirty = true);
     }
 
     /// Forgets a stream unless somebody claimed it after `grant`.
     pub fn forget(&mut self, grant: &Grant) {
-        if self.holds(grant) {
-            self.grants.remove(&grant.stream);
+        if !self.holds(grant) {
+            return;
+        }
+        if let Some(Owned { revision: Some(revision), mut record, .. }) = self.owned.remove(&grant.stream) {
+            (record.state, record.line) = (StreamState::Ended, None);
+            self.released.insert(grant.stream.clone(), (record, revision));
+        }
+    }
+
+    /// What another node, `owner` of the record, writes; `None` if nobody is known to, or this node does. Whether that node
+    /// is there is another question.
+    pub fn elsewhere(&self, stream: &str) -> Option<&StreamRecord> {
+        let (seen, _) = self.seen.get(stream)?;
+        let other = !self.me.wrote(seen) && !self.owned.contains_key(stream);
+        (other && seen.state != StreamState::Ended).then_some(seen)
+    }
+
+    /// What the store held of every stream when it was last heard, with the revisions.
+    pub fn seen(&self) -> &BTreeMap<String, (StreamRecord, u64)> {
+        &self.seen
+    }
+
+    /// What the store holds of a stream now, as a watch tells it; `None`: nothing.
+    pub fn handle_change(&mut self, stream: &str, found: Option<(StreamRecord, u64)>, revision: u64) -> News {
+        let news = self.observe(stream, found.as_ref().map(|(record, of)| (record, *of)), revision);
+        match found {
+            Some(found) => self.seen.insert(stream.into(), found),
+            None => self.seen.remove(stream),
+        };
+        news
+    }
+
+    fn observe(&mut self, stream: &str, found: Option<(&StreamRecord, u64)>, revision: u64) -> News {
+        let Some(owned) = self.owned.get_mut(stream) else { return News::Nothing };
+        if owned.revision.is_some_and(|known| known > revision) {
+            // From before this node's own last word.
+            return News::Nothing;
+        }
+        match found {
+            Some((record, of)) if self.me.wrote(record) => owned.revision = Some(of),
+            Some((record, _)) if record.epoch > owned.record.reserved => {
+                self.owned.remove(stream);
+                return News::Fenced;
+            }
+            // Not by the rules: a store that was put back to what it held before. The higher epoch stays.
+            Some((_, of)) => (owned.revision, owned.dirty) = (Some(of), true),
+            None => (owned.revision, owned.dirty) = (None, true),
+        }
+        News::Nothing
+    }
+
+    /// All that the store holds, at one revision: what is owned here and not there is to be written anew. Returns the
+    /// streams that others have claimed.
+    pub fn reconcile(&mut self, found: BTreeMap<String, (StreamRecord, u64)>, revision: u64) -> Vec<String> {
+        self.seen = found;
+        let mut streams: Vec<String> = self.owned.keys().cloned().collect();
+        streams.retain(|stream| {
+            let found = self.seen.get(stream).cloned();
+            self.observe(stream, found.as_ref().map(|(record, of)| (record, *of)), revision) == News::Fenced
+        });
+        streams
+    }
+
+    /// What is to be written next. Its outcome goes to [`Ownership::handle_written`].
+    pub fn poll_write(&mut self, now: SystemTime) -> Option<(String, Txn)> {
+        if let Some((stream, (mut record, revision))) = self.released.pop_first() {
+            record.updated = unix_ms(now);
+            let key = stream_key(&stream);
+            let txn = Txn::new().if_revision(key.clone(), revision).put(key, record::text(&record), None);
+            return Some((stream, txn));
+        }
+        let (stream, owned) = self.owned.iter_mut().find(|(_, owned)| owned.dirty && !owned.writing)?;
+        (owned.dirty, owned.writing) = (false, true);
+        owned.record.updated = unix_ms(now);
+        let mut record = owned.record.clone();
+        // The reservation is believed in only once the store has it.
+        record.reserved = record.reserved.max(record.epoch.saturating_add(RESERVED));
+        let key = stream_key(stream);
+        let txn = match owned.revision {
+            Some(revision) => Txn::new().if_revision(key.clone(), revision),
+            None => Txn::new().if_absent(key.clone()),
+        };
+        Some((stream.clone(), txn.put(key, record::text(&record), None)))
+    }
+
+    /// How a write of [`Ownership::poll_write`] went: `None` if the store could not be asked, or did not say.
+    pub fn handle_written(&mut self, stream: &str, txn: &Txn, outcome: Option<&Outcome>) -> News {
+        let Some(owned) = self.owned.get_mut(stream) else { return News::Nothing };
+        owned.writing = false;
+        match outcome {
+            Some(Outcome::Done(revision)) => {
+                let written = txn.then.iter().find_map(|op| match op {
+                    crate::store::Op::Put { key, value, .. } => record::read::<StreamRecord>(key, value).ok(),
+                    crate::store::Op::Delete { .. } => None,
+                });
+                // Unless a claim of this node came in between, which has its own.
+                if let Some(written) =
+                    written.filter(|_| owned.revision.is_none_or(|known| known <= *revision))
+                {
+                    owned.revision = Some(*revision);
+                    owned.record.reserved = owned.record.reserved.max(written.reserved);
+                }
+                News::Nothing
+            }
+            Some(Outcome::Differs(found)) => {
+                owned.dirty = true;
+                let found = found.first().and_then(Option::as_ref);
+                self.differs(stream, found)
+            }
+            None => {
+                owned.dirty = true;
+                News::Nothing
+            }
+        }
+    }
+
+    fn differs(&mut self, stream: &str, found: Option<&Entry>) -> News {
+        let Some(owned) = self.owned.get_mut(stream) else { return News::Nothing };
+        match found {
+            None => {
+                owned.revision = None;
+                News::Nothing
+            }
+            Some(entry) => match record::read::<StreamRecord>(&entry.key, &entry.value) {
+                Ok(record) => self.observe(stream, Some((&record, entry.revision)), entry.revision),
+                // What is there is not a record: it is written over.
+                Err(_) => {
+                    owned.revision = Some(entry.revision);
+                    News::Nothing
+                }
+            },
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn a_newer_claim_fences_the_older() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
-        let mut ledger = Ledger::default();
-        let first = ledger.claim("a", "s1", now);
-        assert_eq!(first.epoch, 1_000_000);
-        let second = ledger.claim("a", "s2", now);
-        assert_eq!(second.epoch, 1_000_001);
-        assert!(!ledger.holds(&first) && ledger.holds(&second));
-        assert_eq!((ledger.holder("a"), ledger.holder("x")), (Some("s2"), None));
-        ledger.forget(&first);
-        assert!(ledger.holds(&second), "a fenced holder cannot take the grant away");
-        assert_eq!(ledger.renew(&first, now), None, "nor get it back");
-        let second = ledger.renew(&second, now).unwrap();
-        assert_eq!((second.holder.as_str(), second.epoch), ("s2", 1_000_002));
-        // The clock may step back: epochs do not.
-        assert_eq!(ledger.claim("a", "s3", SystemTime::UNIX_EPOCH).epoch, 1_000_003);
-        assert_eq!(ledger.claim("b", "s1", now).epoch, 1_000_000);
+impl Me {
+    /// Whether this very process wrote it.
+    pub fn wrote(&self, record: &StreamRecord) -> bool {
+        record.owner == self.name && record.instance == self.instance
     }
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

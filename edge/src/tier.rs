@@ -248,6 +248,11 @@ impl Tier {
                 (upstreams.poll(Instant::now()), upstreams.poll_timeout())
             };
             if let Some(node) = due {
+                if !self.ring.contains(&node.name) {
+                    // It has left the fleet.
+                    self.upstreams().handle_gone(&node.name);
+                    continue;
+                }
                 let probe = self.client.clone().probe(node.clone());
                 probes.spawn(async move { (probe.await, node) });
                 continue;

@@ -112,6 +112,12 @@ impl Upstreams {
         true
     }
 
+    /// `node` is no upstream any more.
+    pub fn handle_gone(&mut self, node: &str) {
+        self.doubted.remove(node);
+        self.trusted.remove(node);
+    }
+
     /// A probe of `node` has ended. Returns whether the node is up or down now, if that has changed.
     pub fn handle_probe(&mut self, now: Instant, node: &str, answered: bool) -> Option<bool> {
         if answered {
@@ -245,6 +251,9 @@ mod tests {
         assert_eq!(upstreams.handle_probe(now + TRUSTED, "a", false), Some(false));
         assert_eq!(order(&upstreams, now), "bca");
         assert!(upstreams.poll_timeout().is_some());
+        upstreams.handle_gone("a");
+        assert_eq!((order(&upstreams, now).as_str(), upstreams.poll_timeout()), ("abc", None));
+        assert!(upstreams.handle_unreachable(now, &node("a")));
         // Doubt and certainty.
         assert!(upstreams.handle_silent(now, &node("b")));
         assert!(upstreams.handle_unreachable(now, &node("b")));

@@ -48,6 +48,9 @@ pub enum Error {
     /// Encoding failed.
     #[error("transcode: {0}")]
     Transcode(#[from] transcode::Error),
+    /// The right to write the stream was not granted.
+    #[error("not claimed: {0}")]
+    NotClaimed(cluster::claim::Refusal),
     /// The session before would not let go.
     #[error("the session before did not end in time")]
     Busy,
@@ -69,7 +72,7 @@ impl Error {
             | Error::Revoked
             | Error::TooTall { .. }
             | Error::Source(_) => Fault::Broadcaster,
-            Error::Relay(_) | Error::ShuttingDown => Fault::Network,
+            Error::Relay(_) | Error::ShuttingDown | Error::NotClaimed(_) => Fault::Network,
             Error::Listen(_) | Error::Transcode(_) | Error::Busy | Error::Task(_) => Fault::Ours,
         }
     }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use cluster::claim::Refusal;
 use cluster::token::Claims;
 use http::header::{
     ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
@@ -49,6 +50,15 @@ pub(crate) const MPD_CONTROL: &str = "max-age=1";
 pub(crate) const HLS_TYPE: &str = "application/vnd.apple.mpegurl";
 pub(crate) const DASH_TYPE: &str = "application/dash+xml";
 
+/// Who has a stream that is asked for at the wrong origin.
+const OWNER: http::HeaderName = http::HeaderName::from_static("rooftop-owner");
+
+/// The origins that a POP has just lost, so that what they had may be taken over at once.
+const LOST: http::HeaderName = http::HeaderName::from_static("rooftop-lost");
+
+/// Names taken of that header.
+const MAX_LOST: usize = 16;
+
 /// RFC 9218: what an answer's `Priority` says counts in place of the request's.
 const PRIORITY: http::HeaderName = http::HeaderName::from_static("priority");
 
@@ -60,7 +70,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
         }
         let stream = stream.parse::<StreamName>();
         return match stream {
-            Ok(stream) => relay(shared, stream, request),
+            Ok(stream) => relay(shared, stream, request).await,
             Err(error) => text(StatusCode::BAD_REQUEST, &error.to_string()),
         };
     }
@@ -79,21 +89,37 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
     let Some((stream, target)) = path::parse(path) else {
         return not_found("no such path");
     };
-    let Some(live) = readable(&shared, &stream).await else {
-        // Another origin may own it (RFC 9110, 15.5.20).
-        return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
+    let live = match readable(&shared, &stream).await {
+        Ok(live) => live,
+        Err(misdirected) => return misdirected,
     };
     let query = request.uri().query().unwrap_or("");
     let asked = (request.method() == Method::GET).then(|| request.headers());
     object(&shared, &live, target, query, asked).await
 }
 
-/// The stream as viewers may have it: this origin's own, or one whose owner is lost.
-async fn readable(shared: &Shared, stream: &StreamName) -> Option<Arc<Live>> {
-    match shared.stream(stream).filter(|live| live.state() != State::Offline) {
-        Some(live) => Some(live),
-        None => shared.mirrors.orphan(stream).await,
+/// The stream as viewers may have it: this origin's own, or one whose owner is lost. What another origin has claimed is read
+/// there, whatever is left of it here (RFC 9110, 15.5.20).
+async fn readable(shared: &Shared, stream: &StreamName) -> Result<Arc<Live>, Response<Body>> {
+    let elsewhere = shared.store.elsewhere(stream.as_str());
+    let own = shared.stream(stream).filter(|live| elsewhere.is_none() && live.state() != State::Offline);
+    if let Some(live) = own {
+        return Ok(live);
     }
+    match (shared.mirrors.orphan(stream).await, elsewhere) {
+        (Some(live), _) => Ok(live),
+        (None, Some((owner, _))) => Err(misdirected(&owner)),
+        (None, None) => {
+            Err(text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream"))
+        }
+    }
+}
+
+/// Another origin has it.
+fn misdirected(owner: &str) -> Response<Body> {
+    let mut response = text(StatusCode::MISDIRECTED_REQUEST, &format!("origin {owner} has the stream"));
+    response.headers_mut().extend(HeaderValue::from_str(owner).map(|owner| (OWNER, owner)));
+    response
 }
 
 /// What another origin is told: all streams, or one of them.
@@ -131,8 +157,9 @@ async fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Re
     if method != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "a push is asked for with GET");
     }
-    let Some(live) = readable(shared, &stream).await else {
-        return text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream");
+    let live = match readable(shared, &stream).await {
+        Ok(live) => live,
+        Err(misdirected) => return misdirected,
     };
     if live.state() == State::Ended {
         return not_found("the broadcast is over");
@@ -150,7 +177,7 @@ async fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Re
     response
 }
 
-fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incoming>) -> Response<Body> {
+async fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incoming>) -> Response<Body> {
     let headers = request.headers();
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let token = token.unwrap_or("");
@@ -166,7 +193,9 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
         text(StatusCode::UNAUTHORIZED, &error.to_string())
     };
     let claims = match verified {
-        Ok(claims) if shared.revoked.borrow().contains(&claims) => return refuse(&crate::Error::Revoked),
+        Ok(claims) if shared.store.revoked().borrow().contains(&claims) => {
+            return refuse(&crate::Error::Revoked);
+        }
         Ok(claims) => claims,
         Err(error) => return refuse(&error),
     };
@@ -185,8 +214,18 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     let (right, live) = match heir {
         Some(heir) => (relay::Right::Heir(heir), live),
         None => {
-            let grant = shared.store.claim(stream.as_str(), &relay_request.session);
-            (relay::Right::Claimed(grant), shared.take_over(live))
+            let claimed = shared.store.claim(stream.as_str(), &relay_request.session, lost(headers)).await;
+            match claimed {
+                Ok(grant) => (relay::Right::Claimed(grant), shared.take_over(live)),
+                Err(refusal) => {
+                    shared.forget_if(&live, |state| state == State::Offline);
+                    info!(%stream, %refusal, "relay not taken");
+                    return match refusal {
+                        Refusal::Elsewhere { owner, .. } => misdirected(&owner),
+                        refusal => text(StatusCode::SERVICE_UNAVAILABLE, &refusal.to_string()),
+                    };
+                }
+            }
         }
     };
     let (lines, answer) = mpsc::channel(relay::LINE_QUEUE);
@@ -204,6 +243,18 @@ fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incomin
     let mut response = Response::new(Body::Lines(answer));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
+}
+
+/// The origins that the POP has just lost.
+fn lost(headers: &HeaderMap) -> Vec<String> {
+    let names = headers.get(LOST).and_then(|value| value.to_str().ok()).unwrap_or("");
+    names
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .take(MAX_LOST)
+        .map(str::to_owned)
+        .collect()
 }
 
 fn relay_request(headers: &HeaderMap, claims: Claims) -> Result<relay::Request, &'static str> {

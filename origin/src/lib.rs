@@ -34,7 +34,6 @@ pub mod path;
 mod push;
 mod relay;
 pub mod repair;
-pub mod revoked;
 mod run;
 pub mod segmenter;
 pub mod succession;
@@ -44,12 +43,12 @@ pub mod window;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use cluster::store::Embedded;
+use cluster::Member;
+use cluster::record::{StreamState, Which};
 use cluster::token::Keys;
 use media::StreamName;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -61,7 +60,6 @@ pub use metrics::Metrics;
 use mirror::Mirrors;
 use mirror::plan::Members;
 use mirror::wire::Listed;
-use revoked::{Revoked, Which};
 
 /// Open connections: one per POP session and a few per edge.
 const MAX_CONNECTIONS: usize = 10_000;
@@ -78,7 +76,9 @@ pub struct Deps {
     /// Who may publish.
     pub keys: Arc<Keys>,
     /// Who owns which stream.
-    pub store: Embedded,
+    pub store: Member,
+    /// Tells this process from others, and from itself before a restart.
+    pub instance: u64,
     /// The ladder's rules.
     pub transcode: transcode::Config,
     /// Must ask for client certificates of the fleet.
@@ -109,7 +109,7 @@ struct Shared {
     config: Config,
     transcode: transcode::Config,
     keys: Arc<Keys>,
-    store: Embedded,
+    store: Member,
     metrics: Metrics,
     transcode_metrics: transcode::Metrics,
     streams: Mutex<HashMap<StreamName, Arc<Live>>>,
@@ -119,7 +119,6 @@ struct Shared {
     shutdown: CancellationToken,
     /// Tells this process from others, and from itself before a restart.
     instance: u64,
-    revoked: watch::Sender<Revoked>,
 }
 
 /// What operators may do to an origin. Cloning is cheap.
@@ -127,15 +126,10 @@ struct Shared {
 pub struct Control(Arc<Shared>);
 
 impl Control {
-    /// Takes tokens back, for as long as this process lives: who uses one is refused, also in the middle of a broadcast.
+    /// Takes tokens back: who uses one is refused, also in the middle of a broadcast, here at once and at the other
+    /// origins of the store as soon as it tells them.
     pub fn revoke(&self, which: Which) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        info!(?which, "tokens are revoked");
-        self.0.revoked.send_modify(|revoked| {
-            if let Some(forgotten) = revoked.revoke(which, now) {
-                warn!(?forgotten, "too many revocations: the oldest is forgotten");
-            }
-        });
+        self.0.store.revoke(which);
     }
 }
 
@@ -156,8 +150,7 @@ impl Origin {
             mirrors: Mirrors::new(deps.members),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
-            instance: instance(),
-            revoked: watch::Sender::default(),
+            instance: deps.instance,
         });
         Ok(Origin { listener, server_tls: deps.server_tls, client_tls: deps.client_tls, shared })
     }
@@ -187,6 +180,7 @@ impl Origin {
         };
         let sessions = async {
             shutdown.cancelled().await;
+            shared.store.drain();
             shared.shutdown.cancel();
             shared.tasks.close();
             if tokio::time::timeout(drain, shared.tasks.wait()).await.is_err() {
@@ -226,7 +220,7 @@ impl Shared {
         }
         let live = Arc::new(Live::new(name.clone()));
         streams.insert(name.clone(), live.clone());
-        self.metrics.streams.set(streams.len() as i64);
+        self.counted(streams.len());
         Some(live)
     }
 
@@ -285,6 +279,7 @@ impl Shared {
         if !matches!(state, State::Interrupted(_)) {
             return;
         }
+        self.store.describe(live.name().as_str(), StreamState::Interrupted, None);
         live.wait_for_broadcaster(state, || {
             let (shared, live) = (self.clone(), live.clone());
             let absence = async move { shared.absence(&live, state).await };
@@ -308,9 +303,13 @@ impl Shared {
         if !self.has(live) && !self.mirrors.has(live) {
             return;
         }
+        if self.store.elsewhere(live.name().as_str()).is_some() && !self.mirrors.has(live) {
+            return self.forget_if(live, |state| state == interrupted);
+        }
         if !live.end(interrupted) {
             return;
         }
+        self.store.describe(live.name().as_str(), StreamState::Ended, None);
         info!(stream = %live.name(), "broadcast ended: its broadcaster did not come back");
         tokio::time::sleep(self.config.retention).await;
         self.forget_if(live, |state| state == State::Ended);
@@ -322,7 +321,7 @@ impl Shared {
     fn keep(&self, live: &Arc<Live>) -> bool {
         let mut streams = self.streams();
         let kept = Arc::ptr_eq(streams.entry(live.name().clone()).or_insert_with(|| live.clone()), live);
-        self.metrics.streams.set(streams.len() as i64);
+        self.counted(streams.len());
         kept
     }
 
@@ -338,16 +337,12 @@ impl Shared {
             if streams.get(live.name()).is_some_and(|kept| Arc::ptr_eq(kept, live)) {
                 streams.remove(live.name());
             }
-            self.metrics.streams.set(streams.len() as i64);
+            self.counted(streams.len());
         }
     }
-}
 
-fn instance() -> u64 {
-    let mut bytes = [0; 8];
-    rustls::crypto::aws_lc_rs::default_provider()
-        .secure_random
-        .fill(&mut bytes)
-        .expect("the system has random bytes: TLS needs them too");
-    u64::from_ne_bytes(bytes)
+    fn counted(&self, streams: usize) {
+        self.metrics.streams.set(streams as i64);
+        self.store.set_load(streams);
+    }
 }

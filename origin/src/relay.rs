@@ -8,13 +8,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use cluster::lease::Grant;
+use cluster::record::{self, StreamState};
 use cluster::token::Claims;
 use http_body::Body;
 use http_body_util::BodyExt;
-use media::Epoch;
 use media::codec::AudioConfig;
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
+use media::{Epoch, SegmentNumber};
 use serde::Serialize;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -33,6 +34,7 @@ use crate::packager::{Packager, Plan, part_target};
 use crate::repair::{Repair, Repairs};
 use crate::run::{Answers, Encoder, Recoder, Run, publish, publish_audio};
 use crate::succession::Heir;
+use crate::timeline::Anchor;
 use turn::{LOOK_ON, Waiting};
 
 /// Lines that wait for the POP to read them: one a second and run; a POP that is this far behind is gone.
@@ -223,6 +225,12 @@ impl Session<'_> {
                 Follow::Left(left)
             }
             (_, Some(next)) => Follow::Handed(self.live.newest(next)),
+            // This process does not know the broadcast, its record does: the one before was killed.
+            (_, None) if self.live.line().is_none() => {
+                self.shared.store.line(self.live.name().as_str()).map_or(Follow::Clock, |line| {
+                    Follow::Handed(on_record(line, ticks(self.shared.config.segment_duration)))
+                })
+            }
             (_, None) => Follow::Clock,
         };
         if self.follow == Follow::Clock && !self.live.succession.trail(|trail| trail.is_empty()) {
@@ -304,7 +312,7 @@ impl Session<'_> {
     {
         let mut decoder = flv::Decoder::new();
         let shared = self.shared.clone();
-        let (mut revocations, claims) = (shared.revoked.subscribe(), self.request.claims.clone());
+        let (mut revocations, claims) = (shared.store.revoked(), self.request.claims.clone());
         loop {
             let grant = self.grant.clone();
             let fenced = async {
@@ -341,6 +349,17 @@ impl Session<'_> {
                 self.feed_on(feed, shutdown, false).await?;
             }
             self.count(feed);
+            if self.writer.is_some() {
+                self.describe();
+            }
+        }
+    }
+
+    /// Tells the store where the broadcast stands, if that is news.
+    fn describe(&self) {
+        if let Some((anchor, breaks, _)) = self.live.line() {
+            let line = record::Line { anchor_unix_ms: anchor.unix_ms, anchor_ticks: anchor.ticks, breaks };
+            self.shared.store.describe(self.live.name().as_str(), StreamState::Live, Some(line));
         }
     }
 
@@ -410,7 +429,10 @@ impl Session<'_> {
                 self.media_came = true;
                 self.request.received_unix_ms = unix_ms();
                 // Not a claim: a session that was fenced meanwhile must not take the stream back.
-                let renewed = self.grant.as_ref().and_then(|grant| self.shared.store.renew(grant));
+                let renewed = match &self.grant {
+                    Some(grant) => self.shared.store.renew(grant).await,
+                    None => None,
+                };
                 self.grant = Some(renewed.ok_or(Error::TakenOver)?);
             }
         }
@@ -619,6 +641,22 @@ impl Session<'_> {
     }
 }
 
+/// Where a broadcast goes on of which only the record is left: on its timeline, by the wall clock, behind a break. One
+/// number is left out: the segment that was open may have been seen.
+fn on_record(line: record::Line, segment_duration: Ticks) -> Continuation {
+    let record::Line { anchor_unix_ms: unix_ms, anchor_ticks: ticks, breaks } = line;
+    let by_clock = (self::unix_ms() * 90 / segment_duration).max(0) as u64;
+    Continuation {
+        instance: 0,
+        first: SegmentNumber(by_clock + 1),
+        start: ticks,
+        anchor: Anchor { unix_ms, ticks },
+        breaks: breaks + 1,
+        lead: None,
+        audio: None,
+    }
+}
+
 /// What cannot be decoded is the broadcaster's fault.
 fn source_error(error: transcode::Error) -> Error {
     match error {
@@ -723,7 +761,7 @@ mod tests {
             config: crate::Config::default(),
             transcode: transcode::Config::default(),
             keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
-            store: cluster::store::Embedded::default(),
+            store: cluster::Member::default(),
             metrics: crate::Metrics::register(&mut registry),
             transcode_metrics: transcode::Metrics::register(&mut registry),
             streams: Mutex::new(HashMap::new()),
@@ -735,7 +773,6 @@ mod tests {
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: 1,
-            revoked: tokio::sync::watch::Sender::default(),
         })
     }
 
@@ -781,7 +818,7 @@ mod tests {
         let name = "demo".parse().unwrap();
         let live = shared.stream_for_publishing(&name).unwrap();
         for (frames, then) in [(0..200, Then::Breaks), (150..333, Then::Breaks), (300..500, Then::Ends)] {
-            let right = Right::Claimed(shared.store.claim("demo", "s1"));
+            let right = Right::Claimed(shared.store.claim("demo", "s1", Vec::new()).await.unwrap());
             let (lines, _answer) = mpsc::channel(LINE_QUEUE);
             let (body, shutdown) = (audio_relay(frames, 0, then), shared.shutdown.clone());
             session(shared.clone(), live.clone(), right, request("s1"), body, lines, shutdown).await;
@@ -805,7 +842,7 @@ mod tests {
         let shared = shared();
         let live = shared.stream_for_publishing(&"demo".parse().unwrap()).unwrap();
         let (lines, mut answer) = mpsc::channel(LINE_QUEUE);
-        let right = Right::Claimed(shared.store.claim("demo", "s1"));
+        let right = Right::Claimed(shared.store.claim("demo", "s1", Vec::new()).await.unwrap());
         let (body, shutdown) = (audio_relay(0..333, 0, story.first), shared.shutdown.clone());
         let first = session(shared.clone(), live.clone(), right, request("s1"), body, lines, shutdown);
         let first = tokio::spawn(first);
@@ -818,7 +855,7 @@ mod tests {
         }
         let right = match Heir::new(&live, "s2") {
             Some(heir) => Right::Heir(heir),
-            None => Right::Claimed(shared.store.claim("demo", "s2")),
+            None => Right::Claimed(shared.store.claim("demo", "s2", Vec::new()).await.unwrap()),
         };
         let (lines, mut second) = mpsc::channel(LINE_QUEUE);
         let body = audio_relay(story.frames, story.zero, Then::Ends);

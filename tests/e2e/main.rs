@@ -9,6 +9,8 @@ mod bad_input;
 mod browser;
 mod cli;
 mod encoders;
+#[path = "../../cluster/tests/kit/mod.rs"]
+mod etcd;
 mod failover;
 mod fleet;
 #[expect(dead_code, reason = "other tests read durations too")]
@@ -18,6 +20,7 @@ mod frames;
 mod herd;
 mod keys;
 mod kit;
+mod ownership;
 mod players;
 mod policy;
 mod publisher;

@@ -33,6 +33,12 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Of a refusal's body only the first line is passed on.
 const MAX_REFUSAL_BYTES: usize = 1024;
 
+/// While a relay goes on, changes among the origins are looked at no more often than this.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Origins that the next one is told to be lost.
+const MAX_LOST: usize = 16;
+
 /// Reports of one attempt on their way to the session; the reader waits when it is full.
 const REPORTS: usize = 16;
 
@@ -50,11 +56,21 @@ pub struct Relays {
 /// One session's relay. Dropping it cuts the connection without ending the body.
 pub struct Relay {
     handover: Handover,
-    origins: Vec<Arc<Node>>,
+    candidates: Candidates,
+    /// The origins that failed since one took the stream.
+    lost: Vec<String>,
     link: Option<Link>,
     request: Arc<RequestHead>,
     shared: Relays,
     counted: Counted,
+}
+
+/// The origins that a session may go to.
+struct Candidates {
+    /// By the number of the candidate. Those that have left stay.
+    nodes: Vec<Arc<Node>>,
+    /// The version of the ring that was looked at, and when.
+    looked: (u64, Instant),
 }
 
 /// What [`Relay::next`] reports.
@@ -101,7 +117,8 @@ impl Relays {
 
     /// Begins to relay the stream of `key` for the session named `session`.
     pub fn open(&self, key: &StreamKey, session: &str) -> Relay {
-        let origins = self.passed_over().order(now(), self.origins.candidates(key.stream.as_str()));
+        let looked = (self.origins.version(), now());
+        let nodes = self.passed_over().order(now(), self.origins.placement(key.stream.as_str()));
         let request = RequestHead {
             stream: key.stream.clone(),
             authorization: secret(&format!("Bearer {}", key.token)),
@@ -109,10 +126,11 @@ impl Relays {
             tls: self.tls.clone(),
         };
         let seed = u64::from_le_bytes(crate::random());
-        let handover = Handover::new(self.rules.clone(), origins.len(), self.budget.clone(), seed, now());
+        let handover = Handover::new(self.rules.clone(), nodes.len(), self.budget.clone(), seed, now());
         Relay {
             handover,
-            origins,
+            candidates: Candidates { nodes, looked },
+            lost: Vec::new(),
             link: None,
             request: Arc::new(request),
             shared: self.clone(),
@@ -124,6 +142,9 @@ impl Relays {
 impl Relay {
     /// A tag from the broadcaster.
     pub fn push(&mut self, tag: Tag) {
+        if now().saturating_duration_since(self.candidates.looked.1) >= LOOK_EVERY {
+            self.candidates.look(&self.shared, &self.request.stream, &mut self.handover);
+        }
         self.handover.push(now(), unix_ms(), tag);
         let dropped = self.handover.replay().dropped_gops();
         if dropped > self.counted.dropped_gops {
@@ -153,6 +174,9 @@ impl Relay {
                     Action::Abandon { failed } => {
                         if let Some(link) = self.link.take().filter(|_| failed) {
                             self.shared.passed_over().handle_failure(now(), &link.origin);
+                            if self.lost.len() < MAX_LOST && !self.lost.contains(&link.origin) {
+                                self.lost.push(link.origin);
+                            }
                         }
                         self.shared.metrics.abandoned_attempts.inc();
                         debug!(error = self.handover.last_error(), "relay attempt abandoned");
@@ -195,6 +219,7 @@ impl Relay {
         };
         let Some(link) = &mut self.link else {
             timeout.await;
+            self.candidates.look(&self.shared, &self.request.stream, &mut self.handover);
             return self.handover.handle_timeout(now());
         };
         tokio::select! {
@@ -203,8 +228,11 @@ impl Relay {
                 Some(Report::Status { status, text, owner }) => {
                     if status == 200 {
                         self.shared.passed_over().handle_answer(&link.origin);
+                        self.lost.clear();
+                    } else {
+                        self.candidates.look(&self.shared, &self.request.stream, &mut self.handover);
                     }
-                    let owner = owner.and_then(|owner| self.origins.iter().position(|node| node.name == owner));
+                    let owner = owner.and_then(|owner| self.candidates.nodes.iter().position(|node| node.name == owner));
                     self.handover.handle_status(now(), status, &text, owner);
                     let replays = self.handover.replays();
                     self.shared.metrics.replays.inc_by(replays - self.counted.replays);
@@ -216,7 +244,10 @@ impl Relay {
                     }
                     self.handover.handle_answer(now(), answer);
                 }
-                Some(Report::Lost { reason, torn }) => self.handover.handle_lost(now(), reason, torn),
+                Some(Report::Lost { reason, torn }) => {
+                    self.candidates.look(&self.shared, &self.request.stream, &mut self.handover);
+                    self.handover.handle_lost(now(), reason, torn);
+                }
                 None => self.handover.handle_lost(now(), "relay task ended".into(), true),
             },
             room = link.body.reserve(), if (has_unsent || complete) && !link.ended => match room {
@@ -233,12 +264,15 @@ impl Relay {
                 // The request is gone; its report says why.
                 Err(_) => link.ended = true,
             },
-            () = timeout => self.handover.handle_timeout(now()),
+            () = timeout => {
+                self.candidates.look(&self.shared, &self.request.stream, &mut self.handover);
+                self.handover.handle_timeout(now());
+            }
         }
     }
 
     fn open(&mut self, candidate: usize, received_ms: Option<u64>, next: Option<Arc<str>>) {
-        let node = self.origins[candidate].clone();
+        let node = self.candidates.nodes[candidate].clone();
         if self.handover.has_started() {
             let error = self.handover.last_error();
             info!(origin = node.name, acknowledged = next.is_some(), error, "relaying once more");
@@ -247,7 +281,32 @@ impl Relay {
         }
         // Before the first tag has come, now is the best that can be said.
         let received_ms = received_ms.unwrap_or_else(unix_ms);
-        self.link = Some(Link::open(node, self.request.clone(), received_ms, next));
+        // Also if it was given up itself before: then it is asked once more.
+        let lost = self.lost.iter().filter(|lost| **lost != node.name).cloned().collect::<Vec<_>>().join(",");
+        self.link = Some(Link::open(node, self.request.clone(), Says { received_ms, next, lost }));
+    }
+}
+
+impl Candidates {
+    /// Origins may have come, gone or moved since, and another may have the stream.
+    fn look(&mut self, relays: &Relays, stream: &StreamName, handover: &mut Handover) {
+        let version = relays.origins.version();
+        if std::mem::replace(&mut self.looked, (version, now())).0 == version {
+            return;
+        }
+        let order = relays.passed_over().order(now(), relays.origins.placement(stream.as_str()));
+        let numbers =
+            order.into_iter().map(|node| match self.nodes.iter().position(|known| known.name == node.name) {
+                Some(number) => {
+                    self.nodes[number] = node;
+                    number
+                }
+                None => {
+                    self.nodes.push(node);
+                    self.nodes.len() - 1
+                }
+            });
+        handover.set_candidates(numbers.collect());
     }
 }
 
@@ -262,6 +321,14 @@ struct Link {
     _task: JoinSet<()>,
 }
 
+/// What one attempt says.
+struct Says {
+    received_ms: u64,
+    next: Option<Arc<str>>,
+    /// Names of origins that failed.
+    lost: String,
+}
+
 enum Report {
     Status { status: u16, text: String, owner: Option<String> },
     Answer(Answer),
@@ -269,13 +336,13 @@ enum Report {
 }
 
 impl Link {
-    fn open(node: Arc<Node>, head: Arc<RequestHead>, received_ms: u64, next: Option<Arc<str>>) -> Link {
+    fn open(node: Arc<Node>, head: Arc<RequestHead>, says: Says) -> Link {
         let (body, request_body) = body::channel();
         let (reporter, reports) = mpsc::channel(REPORTS);
         let mut task = JoinSet::new();
         let origin = node.name.clone();
         task.spawn(async move {
-            let ended = converse(&node, &head, received_ms, next, request_body, &reporter).await;
+            let ended = converse(&node, &head, says, request_body, &reporter).await;
             let (reason, torn) = match ended {
                 Ok(()) => ("origin ended its answer".into(), false),
                 Err(error) => (net::chain(error.as_ref()), true),
@@ -294,8 +361,7 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 async fn converse(
     node: &Node,
     head: &RequestHead,
-    received_ms: u64,
-    next: Option<Arc<str>>,
+    says: Says,
     request_body: RelayBody,
     reporter: &mpsc::Sender<Report>,
 ) -> Result<(), BoxError> {
@@ -314,7 +380,7 @@ async fn converse(
         .handshake(TokioIo::new(stream))
         .await?;
     let conversation = async {
-        let request = head.request(node, received_ms, next.as_deref(), request_body)?;
+        let request = head.request(node, &says, request_body)?;
         let (parts, mut answer) = sender.send_request(request).await?.into_parts();
         let status = parts.status.as_u16();
         let text = if status == 200 { String::new() } else { first_line(&mut answer).await };
@@ -344,13 +410,7 @@ async fn converse(
 }
 
 impl RequestHead {
-    fn request(
-        &self,
-        node: &Node,
-        received_ms: u64,
-        next: Option<&str>,
-        body: RelayBody,
-    ) -> Result<Request<RelayBody>, BoxError> {
+    fn request(&self, node: &Node, says: &Says, body: RelayBody) -> Result<Request<RelayBody>, BoxError> {
         let path = format!("/relay/{}", self.stream);
         let uri =
             Uri::builder().scheme("https").authority(node.address.as_str()).path_and_query(path).build()?;
@@ -360,9 +420,12 @@ impl RequestHead {
             .header(header::AUTHORIZATION, &self.authorization)
             .header(header::CONTENT_TYPE, "video/x-flv")
             .header("rooftop-session", &self.session)
-            .header("rooftop-received", received_ms);
-        if let Some(next) = next {
-            request = request.header("rooftop-continue", next);
+            .header("rooftop-received", says.received_ms);
+        if let Some(next) = &says.next {
+            request = request.header("rooftop-continue", &**next);
+        }
+        if !says.lost.is_empty() {
+            request = request.header("rooftop-lost", &says.lost);
         }
         Ok(request.body(body)?)
     }

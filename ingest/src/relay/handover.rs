@@ -65,11 +65,12 @@ pub enum Outcome {
 /// The relay of one session.
 pub struct Handover {
     rules: config::Relay,
-    candidates: usize,
+    /// In the order in which to ask them.
+    candidates: Vec<usize>,
     replay: Replay,
     phase: Phase,
     actions: VecDeque<Action>,
-    /// The candidate of the next attempt.
+    /// The place of the next attempt's candidate in that order.
     next: usize,
     /// The candidate of the last attempt.
     asked: usize,
@@ -127,7 +128,7 @@ impl Handover {
         let deadline = Some(now + rules.publish_timeout);
         let mut handover = Handover {
             rules,
-            candidates,
+            candidates: (0..candidates).collect(),
             replay,
             phase: Phase::Waiting(now),
             actions: VecDeque::new(),
@@ -155,6 +156,15 @@ impl Handover {
             handover.attempt(now);
         }
         handover
+    }
+
+    /// The candidates have changed, or the order in which to ask them: the next attempt goes to the first that was not asked
+    /// last. Those that are there keep their numbers. With none everything stays as it is.
+    pub fn set_candidates(&mut self, order: Vec<usize>) {
+        if !order.is_empty() {
+            self.next = usize::from(order.len() > 1 && order[0] == self.asked);
+            self.candidates = order;
+        }
     }
 
     /// A tag from the broadcaster, received at unix time `received_ms`.
@@ -215,7 +225,7 @@ impl Handover {
                 let reason = if text.is_empty() { format!("origin answered {status}") } else { text.into() };
                 self.refused(REJECTED.into(), reason);
             }
-            421 if owner.is_some_and(|owner| owner != self.asked && owner < self.candidates)
+            421 if owner.is_some_and(|owner| owner != self.asked && self.candidates.contains(&owner))
                 && !std::mem::replace(&mut self.followed, true) =>
             {
                 self.last_error = format!("origin answered 421 {text}").trim_end().into();
@@ -347,8 +357,8 @@ impl Handover {
     }
 
     fn attempt(&mut self, now: Instant) {
-        let candidate = self.next;
-        self.next = (self.next + 1) % self.candidates;
+        let candidate = self.candidates[self.next];
+        self.next = (self.next + 1) % self.candidates.len();
         self.ask(now, candidate);
     }
 
@@ -377,11 +387,12 @@ impl Handover {
         self.last_error = reason;
         self.failures += 1;
         self.expect_an_origin(now);
-        let (in_round, rounds) = (self.failures % self.candidates, self.failures / self.candidates);
+        let (in_round, rounds) =
+            (self.failures % self.candidates.len(), self.failures / self.candidates.len());
         if in_round != 0 {
             return self.attempt(now);
         }
-        if !self.started && std::mem::take(&mut self.declined) == self.candidates {
+        if !self.started && std::mem::take(&mut self.declined) >= self.candidates.len() {
             let reason = self.lost_reason();
             return self.over(Outcome::Lost { reason });
         }
@@ -502,6 +513,21 @@ mod tests {
             let data = vec![if key { 0x17 } else { 0x27 }, 1, 0, 0, 0, 9].into();
             self.handover.push(self.now, 0, Tag { kind: TagKind::Video, timestamp_ms: ms, data });
         }
+    }
+
+    #[test]
+    fn candidates_change_while_it_goes_on() {
+        let mut world = World::started(2);
+        world.handover.set_candidates(vec![0, 2, 1]);
+        assert_eq!(world.lost(), ["abandon", "open 0 -"], "the same once more");
+        assert_eq!(world.lost(), ["abandon", "open 2 -"]);
+        world.handover.set_candidates(vec![3, 2]);
+        assert_eq!(world.owned_by(1), ["abandon", "open 3 -"], "1 has left");
+        world.handover.set_candidates(Vec::new());
+        assert_eq!(world.owned_by(2), ["abandon", "open 2 -"]);
+        world.handover.set_candidates(vec![2]);
+        world.status(503, "full");
+        assert_eq!(world.timeout(), ["open 2 -"], "the only one that is left");
     }
 
     #[test]

@@ -14,7 +14,7 @@ const FIRST: Duration = Duration::from_secs(2);
 /// Longest time that an origin is asked last. When it comes back it waits no longer for its streams.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// The origins that are asked last. As many at most as there are origins.
+/// The origins that are asked last. As many at most as there have been origins within a minute.
 #[derive(Debug, Default)]
 pub struct PassedOver {
     failing: BTreeMap<String, Failing>,
@@ -41,6 +41,8 @@ impl PassedOver {
 
     /// `node` is full, draining, silent or cannot be reached. Failures that are noticed within the same pause count once.
     pub fn handle_failure(&mut self, now: Instant, node: &str) {
+        // Origins come and go: those that failed long ago are forgotten.
+        self.failing.retain(|name, failing| name == node || now < failing.until + LONGEST);
         let failing = self.failing.entry(node.into()).or_insert(Failing { until: now, pause: FIRST / 2 });
         if failing.until <= now {
             failing.pause = (failing.pause * 2).min(LONGEST);

@@ -1,6 +1,7 @@
 //! The mirror's side: one connection to each other origin, over which its list of streams comes and those of them that are
 //! mirrored here.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use media::push::MEDIA_TYPE;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info};
 
 use super::Mirror;
@@ -36,6 +37,15 @@ const BACKOFF: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(
 /// What may be on its way to here of one stream, and of all: a second of a ladder each.
 const WINDOW: [u32; 2] = [4 << 20, 64 << 20];
 
+/// A task that ends with whoever wanted it.
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 type Requests = SendRequest<Empty<Bytes>>;
 
 /// Why a connection or an answer came to its end.
@@ -46,15 +56,27 @@ pub(crate) async fn run(shared: Arc<Shared>, tls: Arc<rustls::ClientConfig>) {
     let mut tls = (*tls).clone();
     tls.alpn_protocols = vec![b"h2".to_vec()];
     let tls = Arc::new(tls);
-    let mut peers = JoinSet::new();
-    for node in shared.mirrors.members().peers() {
-        peers.spawn(follow(shared.clone(), tls.clone(), node));
-    }
-    let shutdown = shared.shutdown.clone();
-    shutdown.run_until_cancelled(async { while peers.join_next().await.is_some() {} }).await;
+    let follow_all = async {
+        let mut changes = shared.mirrors.members().changes();
+        let mut followed = BTreeMap::<(String, String), AbortOnDrop>::new();
+        loop {
+            changes.mark_unchanged();
+            followed.retain(|_, task| !task.0.is_finished());
+            for node in shared.mirrors.members().peers() {
+                followed.entry((node.name.clone(), node.address.clone())).or_insert_with(|| {
+                    let task = tokio::spawn(follow(shared.clone(), tls.clone(), node));
+                    AbortOnDrop(task.abort_handle())
+                });
+            }
+            if changes.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    shared.shutdown.run_until_cancelled(follow_all).await;
 }
 
-/// Stays connected to an origin.
+/// Stays connected to an origin until it has left the fleet and is gone: one that only the store has lost goes on.
 async fn follow(shared: Arc<Shared>, tls: Arc<rustls::ClientConfig>, node: Node) {
     let mut backoff = BACKOFF[0];
     let mut known = false;
@@ -79,6 +101,9 @@ async fn follow(shared: Arc<Shared>, tls: Arc<rustls::ClientConfig>, node: Node)
             Ok(Err(error)) if known => debug!(origin = node.name, %error, "origin not reached"),
             Err(_) if known => debug!(origin = node.name, "origin not reached in time"),
             _ => {}
+        }
+        if !shared.mirrors.members().peers().contains(&node) {
+            return;
         }
         if began.elapsed() > BACKOFF[1] {
             backoff = BACKOFF[0];

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use cluster::{Node, Ring};
+use tokio::sync::watch;
 
 /// The origins of the fleet, as one of them sees them.
 #[derive(Debug, Clone)]
@@ -21,7 +22,13 @@ impl Members {
 
     /// All others.
     pub fn peers(&self) -> Vec<Node> {
-        self.ring.nodes().filter(|node| node.name != self.name).cloned().collect()
+        let members = self.ring.members().into_iter().map(|member| member.node);
+        members.filter(|node| node.name != self.name).collect()
+    }
+
+    /// Tells when others came or went.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.ring.changes()
     }
 
     /// Whether a stream that `owner` has is to be mirrored here: POPs that lose an owner ask the one behind it in the order

@@ -50,7 +50,7 @@ impl Session<'_> {
         };
         let mut changes = live.succession.changes();
         let until = tokio::time::Instant::now() + LOOK_ON;
-        let (mut revocations, claims) = (shared.revoked.subscribe(), self.request.claims.clone());
+        let (mut revocations, claims) = (shared.store.revoked(), self.request.claims.clone());
         loop {
             changes.mark_unchanged();
             let reached = |waiting: &Waiting| {
@@ -75,7 +75,8 @@ impl Session<'_> {
             }
         }
         let turn = heir.turn();
-        let grant = shared.store.claim(live.name().as_str(), &self.request.session);
+        let claimed = shared.store.claim(live.name().as_str(), &self.request.session, Vec::new()).await;
+        let grant = claimed.map_err(Error::NotClaimed)?;
         self.grant = Some(grant.clone());
         let writer = self.lock_writer().await?;
         self.writer = Some(writer);
