@@ -35,6 +35,9 @@ const EVIDENCE: usize = 4;
 /// started again on the same file sends the same frames too, and means another showing of them.
 const MAX_LAG_MS: i64 = 2_000;
 
+/// The same where the clock goes on: what an encoder sends again from its last keyframe.
+const MAX_AGAIN_MS: i64 = 10_000;
+
 /// How far the encoder's clock and the wall clock may differ in how long the broadcaster was away: what a congested
 /// uplink holds back.
 const MAX_DRIFT_MS: i64 = 5_000;
@@ -77,7 +80,7 @@ pub struct Trail {
     setup: Option<Setup>,
     video: VecDeque<Print>,
     audio: VecDeque<Print>,
-    /// Decoding time of the session's first frame.
+    /// Decoding time of the first frame of the session's leading track.
     began_ms: Option<i64>,
 }
 
@@ -144,7 +147,9 @@ impl Trail {
 
     /// The next frame of a track, in decoding order.
     pub fn push(&mut self, video: bool, print: Print) {
-        self.began_ms.get_or_insert(print.dts_ms);
+        if video == self.setup.as_ref().is_some_and(|setup| setup.video.is_some()) {
+            self.began_ms.get_or_insert(print.dts_ms);
+        }
         let track = if video { &mut self.video } else { &mut self.audio };
         if track.len() >= MAX_FRAMES {
             track.pop_front();
@@ -254,7 +259,7 @@ impl Trail {
             && self.began_ms.is_some_and(|began_ms| (first.dts_ms - began_ms).abs() > SLACK_MS);
         let convinces = match goes_on {
             // The same frame at the same time of a clock that runs on.
-            true => equal.count() > 0,
+            true => equal.count() > 0 && lag_ms.abs() <= MAX_AGAIN_MS,
             false => proven >= EVIDENCE && lag_ms.abs() <= MAX_LAG_MS,
         };
         let off_ms = pairs().map(|(old, new)| new.dts_ms - old.dts_ms - offset_ms).sum::<i64>();
@@ -353,8 +358,9 @@ mod tests {
             print(true, key, index * 1_000_000 / rate, shown * 1_000_000 / rate, hash);
         }
         let seconds = 900 / rate;
+        let ahead = random.below(2) as i64 * 30_000;
         for index in 0..seconds * 48_000 / 1024 * i64::from(u8::from(audio)) {
-            let at = index * 1024 * 125 / 6 + 7_000;
+            let at = index * 1024 * 125 / 6 + 7_000 - ahead;
             print(false, true, at, at, random.below(1 << 30) << 20 | index as u64);
         }
         frames.sort_by_key(|(_, print)| print.dts_ms);
