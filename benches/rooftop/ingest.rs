@@ -2,12 +2,11 @@
 //!
 //! Server on one CPU, on the other the broadcasters and what takes the relays: a sink that acknowledges as an origin does.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use cluster::token::Keys;
 use net::tls;
 use rustls::ClientConfig;
 
@@ -37,6 +36,16 @@ const SETTLE: Duration = Duration::from_millis(300);
 /// For the end of all relays.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Stream keys are signed with this; it is of no use to anyone else.
+const SECRET: &str = "a secret of the benches, which nobody keeps";
+
+/// Stream keys that all nodes of this scenario accept.
+struct Keys {
+    /// What they are signed with.
+    file: PathBuf,
+    made: Vec<String>,
+}
+
 /// How a server was used.
 struct Figures {
     /// Of the server, for a second of one stream.
@@ -58,6 +67,9 @@ pub(crate) fn run(
     let _confined = Confined::to(load_cpu)?;
     let (rate, frames) = (clip.kbit_per_s(), clip.frames_per_s());
     report.note(&format!("each stream: {rate:.0} kbit/s in {frames:.0} frames a second"));
+    let key_file = folders.run.join("ingest-token.key");
+    std::fs::write(&key_file, SECRET)?;
+    let mut stream_keys = Keys { file: key_file, made: Vec::new() };
     let mut rows = Vec::new();
     for streams in STREAMS {
         let folder = |name: &str| folders.run.join(format!("ingest-{name}-{streams}"));
@@ -78,10 +90,9 @@ pub(crate) fn run(
                 let mut load = Publishers::connect(&clip, server.addr, None, app, &keys, SPREAD)?;
                 load.run(WARM_UP)?;
                 let grown = memory_bytes(server.pid()).saturating_sub(before) as f64;
-                let cpu_s = spent(&mut load, server.pid())?;
+                let cpu_ms = cpu_ms(&mut load, &clip, server.pid())?;
                 load.end()?;
                 let kib = grown / streams as f64 / 1024.0;
-                let cpu_ms = per_stream_second(cpu_s, streams);
                 let figures = Figures { cpu_ms, kib, kib_besides: kib, late_ms: None };
                 rows.push(row(name, streams, &figures));
                 peers.push((name, figures));
@@ -91,8 +102,9 @@ pub(crate) fn run(
             if !wants(report, name) {
                 continue;
             }
-            let figures = rooftop(&folder(name), name == "rtmps", streams, &clip, runtime, report)
-                .with_context(|| format!("{name}, {streams} streams"))?;
+            let figures =
+                rooftop(&folder(name), name == "rtmps", streams, &clip, &mut stream_keys, runtime, report)
+                    .with_context(|| format!("{name}, {streams} streams"))?;
             let beside: &[(&str, Figures)] = if name == "rtmp" { &peers } else { &[] };
             let against = |of: fn(&Figures) -> f64| -> Vec<(&str, f64)> {
                 beside.iter().map(|(name, figures)| (*name, of(figures))).collect()
@@ -129,15 +141,13 @@ fn row(name: &str, streams: usize, figures: &Figures) -> Vec<String> {
     vec![name.into(), streams.to_string(), cpu, format!("{kib:.0}"), format!("{kib_besides:.0}"), p50, p99]
 }
 
-/// CPU-seconds of the process while the load goes on.
-fn spent(load: &mut Publishers<'_>, pid: u32) -> anyhow::Result<f64> {
-    let before = cpu_seconds(pid);
+/// CPU time of the process for a second of one stream. What counts are the frames that were sent: on a machine that is
+/// too busy some come later than they are due.
+fn cpu_ms(load: &mut Publishers<'_>, clip: &Clip, pid: u32) -> anyhow::Result<f64> {
+    let (frames, before) = (load.frames, cpu_seconds(pid));
     load.run(MEASURED)?;
-    Ok(cpu_seconds(pid) - before)
-}
-
-fn per_stream_second(cpu_s: f64, streams: usize) -> f64 {
-    1e3 * cpu_s / (streams as f64 * MEASURED.as_secs_f64())
+    let stream_seconds = (load.frames - frames) as f64 / clip.frames_per_s();
+    Ok(1e3 * (cpu_seconds(pid) - before) / stream_seconds)
 }
 
 fn rooftop(
@@ -145,30 +155,24 @@ fn rooftop(
     secure: bool,
     streams: usize,
     clip: &Clip,
+    keys: &mut Keys,
     runtime: &tokio::runtime::Handle,
     report: &Report,
 ) -> anyhow::Result<Figures> {
     let (server_cpu, load_cpu) = two_cpus();
     let tls_folder = folder.join("state/tls");
     let mut sink = Sink::start(&tls_folder, load_cpu)?;
-    let secret = "a secret of this run alone, which nobody keeps";
-    let key_file = folder.join("token.key");
-    std::fs::write(&key_file, secret)?;
-    let node = Node::start(folder, &config(folder, &key_file, &sink), server_cpu)?;
-    let signing = Keys::new(&[secret.into()])?;
-    let key = |index| {
-        let stream = format!("bench{index}");
-        let token = signing.issue(&stream, Duration::from_secs(3600), SystemTime::now());
-        format!("{stream}?token={token}")
-    };
-    let keys: Vec<String> = (0..streams).map(key).collect();
+    let node = Node::start(folder, &config(folder, &keys.file, &sink), server_cpu)?;
+    while keys.made.len() < streams {
+        keys.made.push(node.stream_key(&format!("bench{}", keys.made.len()))?);
+    }
     let stranger: Option<Arc<ClientConfig>> = match secure {
         true => Some(broadcaster_tls(&tls_folder)?),
         false => None,
     };
     let addr = node.addr(if secure { "rtmps" } else { "rtmp" })?;
     let before = memory_bytes(node.pid());
-    let mut load = Publishers::connect(clip, addr, stranger.as_ref(), "live", &keys, SPREAD)?;
+    let mut load = Publishers::connect(clip, addr, stranger.as_ref(), "live", &keys.made[..streams], SPREAD)?;
     load.run(WARM_UP)?;
     let admin = node.addr("admin")?;
     let grown = memory_bytes(node.pid()).saturating_sub(before) as f64;
@@ -176,7 +180,7 @@ fn rooftop(
     let warm = sink.heard()?;
     ensure!(warm.relays == streams as u64, "{} relays for {streams} streams", warm.relays);
     let (began, sink_before) = (load.frames, cpu_seconds(sink.pid()));
-    let cpu_s = spent(&mut load, node.pid())?;
+    let cpu_ms = cpu_ms(&mut load, clip, node.pid())?;
     let sink_share = (cpu_seconds(sink.pid()) - sink_before) / MEASURED.as_secs_f64();
     std::thread::sleep(SETTLE);
     let heard = sink.heard()?;
@@ -205,7 +209,7 @@ fn rooftop(
     ensure!(came == all && broken == 0, "{all} frames were written, {came} came, {broken} relays broke off");
     let per_stream = 1024.0 * streams as f64;
     Ok(Figures {
-        cpu_ms: per_stream_second(cpu_s, streams),
+        cpu_ms,
         kib: grown / per_stream,
         kib_besides: (grown - buffered) / per_stream,
         late_ms: Some((late(&heard, "p50"), late(&heard, "p99"))),
