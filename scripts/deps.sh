@@ -19,11 +19,13 @@ run_programs=(node:nodejs npm:npm)
 test_programs=(chromium:chromium nginx:nginx-light gst-launch-1.0:gstreamer1.0-tools)
 # gstreamer's RTMP sinks and AAC encoder, and its x264.
 test_packages=(gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly)
+bench_packages=(libnginx-mod-rtmp)
 bench_programs=(nginx:nginx-light h2load:nghttp2-client wrk:wrk varnishd:varnish h2o:h2o taskset:util-linux)
 
 missing=()
 packages=("${run_packages[@]}")
 [[ ${1:-} == test ]] && packages+=("${test_packages[@]}")
+[[ ${1:-} == bench ]] && packages+=("${bench_packages[@]}")
 for package in "${packages[@]}"; do
   [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
 done

@@ -50,6 +50,16 @@ pub(crate) const LIVE: Recipe = Recipe {
         -b:v 800k -maxrate 800k -bufsize 800k",
 };
 
+/// What the broadcasters of the ingest scenario send: 800 kbit/s with its sound, as OBS would code it.
+pub(crate) const BROADCAST: Recipe = Recipe {
+    name: "broadcast-360p30",
+    pictures: "mandelbrot=size=640x360:rate=30:start_x=-0.743643887037151:start_y=-0.131825904205330:\
+        start_scale=0.02:end_scale=0.0004:end_pts=300:maxiter=400,noise=alls=10:allf=t+u",
+    seconds: 10,
+    encoder: "-preset veryfast -profile:v high -bf 2 -g 60 -keyint_min 60 -sc_threshold 0 \
+        -b:v 672k -maxrate 672k -bufsize 672k",
+};
+
 impl Recipe {
     /// Frames per second of all clips.
     pub(crate) const FPS: u32 = 30;

@@ -14,15 +14,19 @@ mod h2o;
 mod herd;
 mod hop;
 mod idle;
+mod ingest;
 mod ladder;
 mod latency;
 mod load;
 mod nginx;
+mod nginx_rtmp;
 mod node;
 mod origin;
 mod process;
+mod publishers;
 mod report;
 mod server;
+mod sink;
 mod store;
 mod varnish;
 
@@ -52,9 +56,10 @@ impl Drop for Folders {
 
 type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 7] = [
+const SCENARIOS: [(&str, Scenario); 8] = [
     ("ladder", ladder::run),
     ("latency", latency::run),
+    ("ingest", ingest::run),
     ("edge_hits", edge_hits::run),
     ("idle", idle::run),
     ("fill", fill::run),
@@ -64,10 +69,11 @@ const SCENARIOS: [(&str, Scenario); 7] = [
 
 fn main() -> anyhow::Result<()> {
     let mut args = std::env::args_os().skip(1);
-    // This binary is also two of the processes that are measured.
+    // This binary is also some of the processes that take part.
     match args.next() {
         Some(mode) if mode == ladder::MODE => return ladder::child(args),
         Some(mode) if mode == bare::MODE => return bare::child(args),
+        Some(mode) if mode == sink::MODE => return sink::child(args),
         _ => {}
     }
     if !std::env::args().any(|arg| arg == "--bench") {
