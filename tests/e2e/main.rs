@@ -18,6 +18,8 @@ mod frames;
 mod herd;
 mod keys;
 mod kit;
+#[path = "../kit/numbered.rs"]
+mod numbered;
 mod players;
 mod policy;
 mod publisher;
