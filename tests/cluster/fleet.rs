@@ -152,7 +152,7 @@ impl Fleet {
 
     /// Viewers find this edge at [`VIEWERS`] from now on.
     pub fn lead_viewers_to(&mut self, edge: &'static str) {
-        self.net.give_address(VIEWERS, edge, nodes("edge-"));
+        self.net.lead(VIEWERS, address_of(edge));
         self.front = edge;
     }
 

@@ -12,6 +12,9 @@ const PREFIX: &str = "rooftop-bed-";
 /// The table that holds a host's partitions.
 const TABLE: &str = "bed";
 
+/// The table that leads viewers.
+const FRONT: &str = "front";
+
 /// Where viewers and broadcasters are.
 pub const WORLD: &str = "world";
 
@@ -110,16 +113,22 @@ impl Net {
         assert!(child.wait().unwrap().success(), "nft on {host}: {rules}");
     }
 
-    /// Gives an address that viewers know to one of some hosts, and takes it from the others, as a balancer or an announced
-    /// route would.
-    pub fn give_address<'a>(&self, address: Ipv4Addr, to: &str, of: impl Iterator<Item = &'a str>) {
-        let address = format!("{address}/32");
-        for host in of {
-            // Most of them do not have it.
-            let _ = ip(&["-n", &self.namespace(host), "address", "del", &address, "dev", "eth0"]);
-        }
-        ip(&["-n", &self.namespace(to), "address", "add", &address, "dev", "eth0"]).unwrap();
-        ip(&["-n", &self.namespace(WORLD), "neigh", "flush", "dev", "eth0"]).unwrap();
+    /// Leads those in the world who connect to one address to another, as a balancer does: connections that there are stay
+    /// where they are.
+    pub fn lead(&self, from: Ipv4Addr, to: Ipv4Addr) {
+        self.filter(
+            WORLD,
+            &format!(
+                "table ip {FRONT}
+                delete table ip {FRONT}
+                table ip {FRONT} {{
+                    chain out {{
+                        type nat hook output priority -100;
+                        ip daddr {from} dnat to {to}
+                    }}
+                }}"
+            ),
+        );
     }
 
     fn namespace(&self, host: &str) -> String {

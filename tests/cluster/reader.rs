@@ -185,25 +185,23 @@ impl Read {
         if self.segments.contains_key(&entry.number) {
             return;
         }
-        if let Some((newest, _)) = self.segments.last_key_value() {
-            match entry.number {
-                number if number < *newest => return,
-                number if number > newest + 1 => {
-                    self.faults.push(format!("segments {} to {} were never listed", newest + 1, number - 1));
-                }
-                _ => {}
-            }
+        let newest = self.segments.last_key_value().map(|(newest, _)| *newest);
+        if newest.is_some_and(|newest| entry.number < newest) {
+            return;
         }
-        if entry.gap {
-            self.faults.push(format!("segment {} is a gap", entry.number));
-        }
-        self.discontinuities = self.discontinuities.max(entry.discontinuities);
         // What was listed and cannot be fetched now is tried again at the next reload.
         if !self.maps.contains_key(&entry.map) {
             let Some(bytes) = self.media(client, &format!("{base}{}", entry.map)).await else { return };
             self.maps.insert(entry.map.clone(), bytes);
         }
         let Some(bytes) = self.media(client, &format!("{base}{}", entry.uri)).await else { return };
+        if let Some(newest) = newest.filter(|newest| entry.number > newest + 1) {
+            self.faults.push(format!("segments {} to {} were never there", newest + 1, entry.number - 1));
+        }
+        if entry.gap {
+            self.faults.push(format!("segment {} is a gap", entry.number));
+        }
+        self.discontinuities = self.discontinuities.max(entry.discontinuities);
         self.segments.insert(entry.number, Got { came, map: entry.map.clone(), bytes });
         self.fetched.store(self.segments.len(), Ordering::Relaxed);
     }
