@@ -131,7 +131,10 @@ async fn follow(base: &str, rendition: &str, read: &mut Read) {
         let fresh = last.as_ref().is_none_or(|last| playlist.next() > last.next());
         read.compare(last.as_ref(), &playlist);
         for entry in &playlist.entries {
-            read.fetch(&client, base, entry, came).await;
+            // What cannot be fetched now is tried again at the next reload, before what comes after it.
+            if !read.fetch(&client, base, entry, came).await {
+                break;
+            }
         }
         if playlist.ended {
             return;
@@ -155,9 +158,8 @@ impl Read {
         if playlist.next() <= known {
             self.faults.push(format!("numbers began anew at {} after {}", playlist.next(), last.next()));
         }
-        for pair in
-            playlist.entries.windows(2).filter(|pair| pair[0].discontinuities == pair[1].discontinuities)
-        {
+        let joined = |pair: &&[Entry]| pair[0].discontinuities == pair[1].discontinuities && !pair[1].gap;
+        for pair in playlist.entries.windows(2).filter(joined) {
             let off = pair[1].wall_ms - pair[0].wall_ms - (pair[0].seconds * 1000.0) as i64;
             if off.abs() > ROUNDING_MS {
                 self.faults.push(format!("segment {}: its time of day is {off} ms off", pair[1].number));
@@ -181,29 +183,25 @@ impl Read {
         }
     }
 
-    async fn fetch(&mut self, client: &Client, base: &str, entry: &Entry, came: Instant) {
-        if self.segments.contains_key(&entry.number) {
-            return;
-        }
+    /// Fetches a segment unless it is here or behind what is; whether that succeeded.
+    async fn fetch(&mut self, client: &Client, base: &str, entry: &Entry, came: Instant) -> bool {
         let newest = self.segments.last_key_value().map(|(newest, _)| *newest);
-        if newest.is_some_and(|newest| entry.number < newest) {
-            return;
+        // A gap is nothing to fetch; whatever comes behind it shows what is missing.
+        if entry.gap || newest.is_some_and(|newest| entry.number <= newest) {
+            return true;
         }
-        // What was listed and cannot be fetched now is tried again at the next reload.
         if !self.maps.contains_key(&entry.map) {
-            let Some(bytes) = self.media(client, &format!("{base}{}", entry.map)).await else { return };
+            let Some(bytes) = self.media(client, &format!("{base}{}", entry.map)).await else { return false };
             self.maps.insert(entry.map.clone(), bytes);
         }
-        let Some(bytes) = self.media(client, &format!("{base}{}", entry.uri)).await else { return };
+        let Some(bytes) = self.media(client, &format!("{base}{}", entry.uri)).await else { return false };
         if let Some(newest) = newest.filter(|newest| entry.number > newest + 1) {
             self.faults.push(format!("segments {} to {} were never there", newest + 1, entry.number - 1));
-        }
-        if entry.gap {
-            self.faults.push(format!("segment {} is a gap", entry.number));
         }
         self.discontinuities = self.discontinuities.max(entry.discontinuities);
         self.segments.insert(entry.number, Got { came, map: entry.map.clone(), bytes });
         self.fetched.store(self.segments.len(), Ordering::Relaxed);
+        true
     }
 
     async fn media(&mut self, client: &Client, url: &str) -> Option<Vec<u8>> {
