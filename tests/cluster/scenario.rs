@@ -37,8 +37,8 @@ pub enum Fault {
     Freeze(Target),
     /// The cable out of the switch, and in again.
     Unplug(Target),
-    /// Nothing passes between a node and the POPs.
-    PartFromPops(Target, Way),
+    /// Nothing passes between a node and all hosts of a role.
+    Part(Target, &'static str, Way),
     Drain(Target),
     /// Every node in turn is drained and started again.
     RollingRestart,
@@ -84,8 +84,12 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("freeze-shield", Fault::Freeze(Target::Shield), PARTITION),
     to_the_end("unplug-origin", Fault::Unplug(Target::Owner)),
     scenario("unplug-shield", Fault::Unplug(Target::Shield), PARTITION),
-    to_the_end("part-origin-from-pops-drop", Fault::PartFromPops(Target::Owner, Way::Drop)),
-    to_the_end("part-origin-from-pops-reject", Fault::PartFromPops(Target::Owner, Way::Reject)),
+    scenario("part-shield-from-origins-drop", Fault::Part(Target::Shield, "origin-", Way::Drop), PARTITION),
+    scenario(
+        "part-shield-from-origins-reject",
+        Fault::Part(Target::Shield, "origin-", Way::Reject),
+        PARTITION,
+    ),
     scenario("drain-origin", Fault::Drain(Target::Owner), DRAIN),
     Scenario { seconds: 75, lasts: None, ..scenario("rolling-restart", Fault::RollingRestart, DRAIN) },
 ];
@@ -222,10 +226,10 @@ fn strike(scenario: &Scenario, fleet: &mut Fleet, reader: &Reader) {
                 fleet.net.cable(name, true);
             }
         }
-        Fault::PartFromPops(whom, way) => {
+        Fault::Part(whom, role, way) => {
             let name = target(fleet, whom);
-            let pops: Vec<_> = nodes("pop-").map(address_of).collect();
-            fleet.net.part(name, &pops, way);
+            let others: Vec<_> = nodes(role).map(address_of).collect();
+            fleet.net.part(name, &others, way);
             if over() {
                 fleet.net.heal(name);
             }
