@@ -122,7 +122,8 @@ fn play(net: &Net, folder: &Path, asked: &str) -> ExitCode {
     let began = Instant::now();
     let asked: Vec<_> = asked.split(',').collect();
     let all = asked == ["all"];
-    for name in asked.iter().filter(|name| !all && !SCENARIOS.iter().any(|one| one.name == **name)) {
+    let known = |name: &&str| SCENARIOS.iter().any(|one| one.name == *name);
+    if let Some(name) = asked.iter().find(|name| !all && !known(name)) {
         eprintln!("no scenario {name:?}; there are: {}", names().join(", "));
         return ExitCode::FAILURE;
     }
