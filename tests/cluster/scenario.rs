@@ -79,10 +79,12 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("kill-origin", Fault::Kill(Target::Owner), KILL),
     scenario("kill-shield", Fault::Kill(Target::Shield), KILL),
     scenario("kill-edge", Fault::Kill(Target::Edge), KILL),
-    // Without a store nobody tells an origin that comes back that another one has its stream: it stays away.
+    // An origin that lost its stream this way stays away until the broadcast is over.
     to_the_end("freeze-origin", Fault::Freeze(Target::Owner)),
     scenario("freeze-shield", Fault::Freeze(Target::Shield), PARTITION),
     to_the_end("unplug-origin", Fault::Unplug(Target::Owner)),
+    to_the_end("part-origin-from-pops-drop", Fault::Part(Target::Owner, "pop-", Way::Drop)),
+    to_the_end("part-origin-from-pops-reject", Fault::Part(Target::Owner, "pop-", Way::Reject)),
     scenario("unplug-shield", Fault::Unplug(Target::Shield), PARTITION),
     scenario("part-shield-from-origins-drop", Fault::Part(Target::Shield, "origin-", Way::Drop), PARTITION),
     scenario(
