@@ -6,7 +6,10 @@ DEMO ?= 1
 # `make fuzz MINUTES=60` takes an hour.
 MINUTES ?= 5
 
-.PHONY: run build web deps deps-test test check fuzz bench soak clean
+# `make test-cluster ONLY=kill-origin,drain-origin` plays only these.
+ONLY ?= all
+
+.PHONY: run build web deps deps-test test test-cluster check fuzz bench soak clean
 .NOTPARALLEL:
 
 run: build
@@ -26,6 +29,9 @@ deps-test:
 
 test: deps-test web
 	scripts/test.sh
+
+test-cluster: deps-test web
+	scripts/test-cluster.sh $(ONLY)
 
 check: deps web
 	scripts/check.sh

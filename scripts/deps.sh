@@ -20,6 +20,8 @@ test_programs=(chromium:chromium nginx:nginx-light gst-launch-1.0:gstreamer1.0-t
 # gstreamer's RTMP sinks and AAC encoder, and its x264.
 test_packages=(gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly)
 bench_packages=(libnginx-mod-rtmp)
+# The hosts of the cluster test bench, and its partitions.
+test_packages+=(iproute2 nftables)
 bench_programs=(nginx:nginx-light h2load:nghttp2-client wrk:wrk varnishd:varnish h2o:h2o taskset:util-linux)
 
 missing=()

@@ -2,18 +2,14 @@
 //! HLS from the edge gets every frame exactly once: each picture bears its own number, which is read back after decoding.
 
 use std::cell::RefCell;
-use std::io::Read;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 
 use crate::kit::*;
+use crate::numbered::{Viewer, make};
 
 pub const SECONDS: u32 = 24;
 pub const RATE: u32 = 30;
-
-/// Bits of the number that a picture bears, each a bar of 16 pixels.
-const BITS: u32 = 12;
 
 /// A broadcast with B-frames, whose groups of pictures do not divide into segments evenly.
 pub fn numbered() -> Clip {
@@ -21,68 +17,10 @@ pub fn numbered() -> Clip {
     let mut made = CLIP.lock().unwrap();
     let folder = made.get_or_insert_with(|| {
         let folder = Folder::new("numbered");
-        let bars = "geq=lum='if(mod(floor(N/pow(2,floor(X/16))),2),235,16)':cb=128:cr=128";
-        let status = ffmpeg()
-            .args(["-f", "lavfi", "-i"])
-            .arg(format!(
-                "nullsrc=size={}x96:rate={RATE}:duration={SECONDS},format=yuv420p,{bars}",
-                BITS * 16
-            ))
-            .args(["-f", "lavfi", "-i"])
-            .arg(format!("sine=frequency=440:sample_rate=48000:duration={SECONDS}"))
-            .args(["-c:v", "libx264", "-preset", "superfast", "-bf", "2", "-g", "45", "-sc_threshold", "0"])
-            .args(["-b:v", "300k", "-c:a", "aac", "-b:a", "64k", "-ac", "2"])
-            .arg(folder.path().join("clip.flv"))
-            .status()
-            .unwrap();
-        assert!(status.success());
+        make(&folder.path().join("clip.flv"), RATE, SECONDS);
         Arc::new(folder)
     });
     Clip { path: folder.path().join("clip.flv") }
-}
-
-/// A viewer: ffmpeg, which decodes the video and copies the audio.
-pub struct Viewer {
-    child: Child,
-    pictures: std::path::PathBuf,
-    sounds: std::path::PathBuf,
-}
-
-impl Viewer {
-    pub fn watch(folder: &Folder, url: &str) -> Viewer {
-        let (pictures, sounds) = (folder.path().join("pictures"), folder.path().join("sounds"));
-        let child = ffmpeg()
-            .args(["-live_start_index", "0", "-i", url])
-            .args(["-map", "0:v", "-fps_mode", "passthrough", "-vf", &format!("scale={BITS}:1:flags=area")])
-            .args(["-pix_fmt", "gray", "-f", "rawvideo"])
-            .arg(&pictures)
-            .args(["-map", "0:a", "-c", "copy", "-f", "framemd5"])
-            .arg(&sounds)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Viewer { child, pictures, sounds }
-    }
-
-    /// After the end of the broadcast: the number of each picture, the hash of each audio frame, what it complained of.
-    pub fn end(mut self) -> (Vec<u32>, Vec<String>, String) {
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(self.child.wait().unwrap().success(), "{said}");
-        let bits = |row: &[u8]| row.iter().enumerate().map(|(bit, grey)| u32::from(*grey > 125) << bit).sum();
-        let pictures = std::fs::read(&self.pictures).unwrap();
-        let sounds = std::fs::read_to_string(&self.sounds).unwrap();
-        let hash = |line: &str| line.rsplit(',').next().unwrap().trim().to_owned();
-        let sounds = sounds.lines().filter(|line| !line.starts_with('#')).map(hash).collect();
-        (pictures.chunks(BITS as usize).map(bits).collect(), sounds, said)
-    }
-}
-
-impl Drop for Viewer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// Two origins, of which `owner` gets the stream; a POP; an edge.
@@ -147,13 +85,13 @@ fn nothing_is_lost(mut fleet: Fleet, lose: impl FnOnce(&mut Fleet)) {
     let source = packets(clip.path.to_str().unwrap());
     let broadcaster = Broadcaster::send(&clip, &fleet.pop.publish_url("rtmps", "show"), 0);
     live(&fleet.edge, "show");
-    let viewer = Viewer::watch(&fleet.folder, &fleet.edge.url("/live/show/index.m3u8"));
+    let viewer = Viewer::watch(fleet.folder.path(), &fleet.edge.url("/live/show/index.m3u8"));
     fleet.in_the_middle_of_a_segment();
     lose(&mut fleet);
     let (sent, said) = broadcaster.wait();
     assert!(sent, "the broadcaster's connection lives on: {said}");
 
-    let (pictures, sounds, said) = viewer.end();
+    let (pictures, sounds, said) = viewer.end().unwrap();
     let expected: Vec<u32> = (0..SECONDS * RATE).collect();
     let odd: Vec<_> = pictures.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
     assert!(pictures == expected, "{} pictures, not in turn: {odd:?}; ffmpeg: {said}", pictures.len());

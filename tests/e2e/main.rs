@@ -20,6 +20,8 @@ mod frames;
 mod herd;
 mod keys;
 mod kit;
+#[path = "../kit/numbered.rs"]
+mod numbered;
 mod ownership;
 mod players;
 mod policy;

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::failover::{RATE, SECONDS, Viewer, numbered};
+use crate::failover::{RATE, SECONDS, numbered};
 use crate::kit::*;
+use crate::numbered::Viewer;
 use crate::publisher::{Publisher, Tag, tags_of};
 use crate::reconnect::watch_sequences;
 
@@ -53,7 +54,7 @@ impl Fleet {
             playlist.contains("#EXT-X-ENDLIST").then_some(())
         });
         let folder = Folder::new(&format!("succession-{stream}"));
-        Viewer::watch(&folder, &self.edge.url(&format!("/live/{stream}/index.m3u8"))).end()
+        Viewer::watch(folder.path(), &self.edge.url(&format!("/live/{stream}/index.m3u8"))).end().unwrap()
     }
 
     fn successions(&self, kind: &str) -> f64 {
@@ -173,7 +174,7 @@ fn moves_to_another_pop(name: &str, overlaps: bool, restarts: bool) {
     let (old_heard, plain_heard, plain_frames) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| {
             live(&edge, "show");
-            Viewer::watch(&folder, &edge.url("/live/show/index.m3u8")).end()
+            Viewer::watch(folder.path(), &edge.url("/live/show/index.m3u8")).end().unwrap()
         });
         let sequences = scope.spawn(|| watch_sequences(&edge, "/live/show/96p.m3u8", &done));
         let plain = scope.spawn(|| {

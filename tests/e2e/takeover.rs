@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::browser::{Player, SOURCE};
-use crate::failover::{RATE, SECONDS, Viewer, numbered};
+use crate::failover::{RATE, SECONDS, numbered};
 use crate::kit::*;
+use crate::numbered::Viewer;
 
 /// Two origins that know one another, of which `owner` gets the stream; POPs; an edge.
 struct Fleet {
@@ -178,7 +179,7 @@ fn a_killed_owner_is_taken_over_without_a_border() {
     let source = packets(clip.path.to_str().unwrap());
     let broadcaster = Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), 0);
     live(&fleet.edge, "show");
-    let viewer = Viewer::watch(&fleet.folder, &fleet.edge.url("/live/show/index.m3u8"));
+    let viewer = Viewer::watch(fleet.folder.path(), &fleet.edge.url("/live/show/index.m3u8"));
     fleet.in_the_middle_of_a_segment("96p");
     println!(
         "mirrored {} bytes of {}, CPU of the mirror {:.2} s, of the owner {:.2} s",
@@ -202,7 +203,7 @@ fn a_killed_owner_is_taken_over_without_a_border() {
         drop(stop);
         (watcher.join().unwrap(), said, mpd)
     });
-    let (pictures, sounds, complaints) = viewer.end();
+    let (pictures, sounds, complaints) = viewer.end().unwrap();
     println!("broadcaster: {said}; viewer: {complaints}; {} segments", seen.segments.len());
 
     // Every frame once.
