@@ -48,6 +48,7 @@ struct State {
     ready: Arc<AtomicBool>,
     operator: Operator,
     streams: Streams,
+    archive: archive::Sink,
 }
 
 impl Admin {
@@ -57,8 +58,9 @@ impl Admin {
         ready: Arc<AtomicBool>,
         operator: Operator,
         streams: Streams,
+        archive: archive::Sink,
     ) -> Result<Self, net::Error> {
-        let state = Arc::new(State { registry, ready, operator, streams });
+        let state = Arc::new(State { registry, ready, operator, streams, archive });
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -94,7 +96,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         return response;
     }
     match path.as_str() {
-        "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/healthz" => text(StatusCode::OK, health(&state.archive)),
         "/readyz" if state.ready.load(Ordering::Relaxed) => text(StatusCode::OK, "ready\n".into()),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".into()),
         "/metrics" => metrics(&state.registry),
@@ -102,6 +104,14 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
             StatusCode::NOT_FOUND,
             "there are /healthz, /readyz, /metrics, /admin/policy and /admin/purge\n".into(),
         ),
+    }
+}
+
+/// Live goes on whatever the archive does: it is said, and the node is healthy.
+fn health(archive: &archive::Sink) -> String {
+    match archive.health().and_then(|health| health.failing) {
+        None => "ok\n".into(),
+        Some((cause, times)) => format!("ok\narchive: cannot be written ({times} attempts): {cause}\n"),
     }
 }
 
