@@ -16,7 +16,8 @@ run_packages=(
 )
 # Programs rather than packages: other installations of them will do.
 run_programs=(node:nodejs npm:npm)
-test_programs=(chromium:chromium nginx:nginx-light gst-launch-1.0:gstreamer1.0-tools)
+# python3 makes the environment of the S3 server that the archive is tested with.
+test_programs=(python3:python3-venv chromium:chromium nginx:nginx-light gst-launch-1.0:gstreamer1.0-tools)
 # gstreamer's RTMP sinks and AAC encoder, and its x264.
 test_packages=(gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly)
 bench_packages=(libnginx-mod-rtmp)
@@ -66,6 +67,10 @@ if ((${#missing[@]})); then
       fi
     done
   fi
+fi
+
+if [[ ${1:-} == test ]]; then
+  "$(dirname "$0")/moto.sh"
 fi
 
 version=$(node --version)

@@ -51,6 +51,7 @@ struct State {
     operator: Operator,
     streams: Streams,
     store: watch::Receiver<Contact>,
+    archive: archive::Sink,
 }
 
 impl Admin {
@@ -61,8 +62,9 @@ impl Admin {
         operator: Operator,
         streams: Streams,
         store: watch::Receiver<Contact>,
+        archive: archive::Sink,
     ) -> Result<Self, net::Error> {
-        let state = Arc::new(State { registry, ready, operator, streams, store });
+        let state = Arc::new(State { registry, ready, operator, streams, store, archive });
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -98,7 +100,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         return response;
     }
     match path.as_str() {
-        "/healthz" => text(StatusCode::OK, "ok\n".into()),
+        "/healthz" => text(StatusCode::OK, health(&state.archive)),
         "/readyz" if state.ready.load(Ordering::Relaxed) => match &*state.store.borrow() {
             // One that was there once is missed by new streams only: what runs goes on.
             Contact::Never(why) => {
@@ -112,6 +114,14 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
             StatusCode::NOT_FOUND,
             "there are /healthz, /readyz, /metrics, /admin/policy and /admin/purge\n".into(),
         ),
+    }
+}
+
+/// Live goes on whatever the archive does: it is said, and the node is healthy.
+fn health(archive: &archive::Sink) -> String {
+    match archive.health().and_then(|health| health.failing) {
+        None => "ok\n".into(),
+        Some((cause, times)) => format!("ok\narchive: cannot be written ({times} attempts): {cause}\n"),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Config {
     pub origin: origin::Config,
     /// The ladder.
     pub transcode: transcode::Config,
+    /// Where broadcasts are kept.
+    pub archive: archive::Config,
     /// The cache in front of the origins.
     pub shield: edge::Config,
     /// The cache near the viewers.
@@ -393,6 +395,7 @@ impl Config {
         if self.has(Role::Origin) {
             problems.extend(self.origin.problems("origin"));
             problems.extend(self.transcode.problems("transcode"));
+            problems.extend(self.archive.problems("archive"));
         }
         if self.has(Role::Shield) {
             problems.extend(self.shield.problems("shield"));

@@ -38,6 +38,7 @@ pub struct Server {
     pub listeners: BTreeMap<&'static str, SocketAddr>,
     ingest: Option<ingest::Ingest>,
     origin: Option<origin::Origin>,
+    archive: Option<archive::Writer>,
     shield: Option<edge::Edge>,
     edge: Option<edge::Edge>,
     admin: admin::Admin,
@@ -61,11 +62,16 @@ impl Server {
         let mut origins = config.cluster.origins.clone();
         let fleet = fleet::Fleet::open(&config, &mut registry).await.context("cluster")?;
         let member = fleet.member.clone();
+        let mut archive = None;
         let origin = if config.has(Role::Origin) {
+            let metrics = archive::Metrics::register(&mut registry);
+            archive =
+                archive::open(&config.archive, &config.node.state_dir, metrics)?.map(|(writer, _)| writer);
             let deps = origin::Deps {
                 keys: keys.clone(),
                 store: member.clone(),
                 instance: fleet.instance,
+                archive: archive.as_ref().map(archive::Writer::sink).unwrap_or_default(),
                 transcode: config.transcode.clone(),
                 server_tls: tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?,
                 metrics: origin::Metrics::register(&mut registry),
@@ -166,11 +172,13 @@ impl Server {
         let tiers = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
         let listen = config.admin.listen;
         let operator = Operator::new(tiers, in_use, config);
+        let kept = archive.as_ref().map(archive::Writer::sink).unwrap_or_default();
+        let (ready_flag, contact) = (ready.clone(), member.contact());
         let admin =
-            admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams, member.contact());
+            admin::Admin::bind(listen, registry, ready_flag, operator.clone(), streams, contact, kept);
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());
-        Ok(Server { listeners, ingest, origin, shield, edge, admin, ready, operator, fleet })
+        Ok(Server { listeners, ingest, origin, archive, shield, edge, admin, ready, operator, fleet })
     }
 
     /// A handle to change policies with while it serves.
@@ -188,10 +196,11 @@ impl Server {
         let mut start = |name, serve: Option<(JoinHandle<()>, CancellationToken)>| {
             roles.extend(serve.map(|(task, stop)| Running { name, task, stop }));
         };
-        let stops = [(); 4].map(|()| CancellationToken::new());
-        let [ingest, origin, shield, edge] = stops;
+        let stops = [(); 5].map(|()| CancellationToken::new());
+        let [ingest, origin, archive, shield, edge] = stops;
         start("ingest", self.ingest.map(|role| (tokio::spawn(role.serve(ingest.clone())), ingest)));
         start("origin", self.origin.map(|role| (tokio::spawn(role.serve(origin.clone())), origin)));
+        start("archive", self.archive.map(|role| (tokio::spawn(role.serve(archive.clone())), archive)));
         start("shield", self.shield.map(|role| (tokio::spawn(role.serve(shield.clone())), shield)));
         start("edge", self.edge.map(|role| (tokio::spawn(role.serve(edge.clone())), edge)));
         let stop_admin = CancellationToken::new();

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Stream(args) => rooftop::cli::stream::run(args),
         Command::Policy(args) => rooftop::cli::admin::policy(args),
         Command::Purge(args) => rooftop::cli::admin::purge(args),
+        Command::Archive(args) => rooftop::cli::archive::run(args),
         Command::Token(args) => rooftop::cli::token::run(args),
     };
     result.unwrap_or_else(|error| {

@@ -79,6 +79,8 @@ pub struct Deps {
     pub store: Member,
     /// Tells this process from others, and from itself before a restart.
     pub instance: u64,
+    /// Where what is published is kept.
+    pub archive: archive::Sink,
     /// The ladder's rules.
     pub transcode: transcode::Config,
     /// Must ask for client certificates of the fleet.
@@ -110,6 +112,7 @@ struct Shared {
     transcode: transcode::Config,
     keys: Arc<Keys>,
     store: Member,
+    archive: archive::Sink,
     metrics: Metrics,
     transcode_metrics: transcode::Metrics,
     streams: Mutex<HashMap<StreamName, Arc<Live>>>,
@@ -143,6 +146,7 @@ impl Origin {
             transcode: deps.transcode,
             keys: deps.keys,
             store: deps.store,
+            archive: deps.archive,
             metrics: deps.metrics,
             transcode_metrics: deps.transcode_metrics,
             streams: Mutex::default(),
@@ -218,7 +222,7 @@ impl Shared {
         if streams.len() >= self.config.max_streams {
             return None;
         }
-        let live = Arc::new(Live::new(name.clone()));
+        let live = Arc::new(Live::recorded(name.clone(), self.archive.clone()));
         streams.insert(name.clone(), live.clone());
         self.counted(streams.len());
         Some(live)

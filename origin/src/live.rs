@@ -1,6 +1,8 @@
 //! One stream as viewers see it: its [broadcast](crate::broadcast) behind one lock, how it stands, and a version that
 //! grows with every part.
 
+mod record;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -102,6 +104,7 @@ struct Inner {
     broadcast: Option<Broadcast>,
     /// What another origin tells is taken in, until a run is over or begins here.
     copies: bool,
+    recorder: record::Recorder,
 }
 
 /// Where a new run is to begin.
@@ -133,7 +136,14 @@ pub enum Found<T> {
 impl Live {
     /// A stream that was never published.
     pub fn new(name: StreamName) -> Self {
-        let inner = Inner { state: State::Offline, interruptions: 0, broadcast: None, copies: true };
+        Self::recorded(name, archive::Sink::default())
+    }
+
+    /// As [`Live::new`]; what it will publish goes to the archive, too.
+    pub fn recorded(name: StreamName, archive: archive::Sink) -> Self {
+        let recorder = record::Recorder::new(archive);
+        let inner =
+            Inner { state: State::Offline, interruptions: 0, broadcast: None, copies: true, recorder };
         Self {
             name,
             inner: Mutex::new(inner),
@@ -455,7 +465,10 @@ impl Live {
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
-        change(&mut self.lock());
+        let mut inner = self.lock();
+        change(&mut inner);
+        inner.record(&self.name);
+        drop(inner);
         self.version.send_modify(|version| *version += 1);
     }
 
@@ -469,6 +482,15 @@ impl Live {
                 write(broadcast, index);
             }
         });
+    }
+}
+
+impl Inner {
+    /// What is only mirrored here is kept by its owner; once it goes on here, all that is listed is offered.
+    fn record(&mut self, name: &StreamName) {
+        if !self.copies {
+            self.recorder.observe(name, self.state, self.broadcast.as_ref());
+        }
     }
 }
 

@@ -761,6 +761,7 @@ mod tests {
             config: crate::Config::default(),
             transcode: transcode::Config::default(),
             keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
+            archive: archive::Sink::default(),
             store: cluster::Member::default(),
             metrics: crate::Metrics::register(&mut registry),
             transcode_metrics: transcode::Metrics::register(&mut registry),

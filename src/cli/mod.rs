@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 pub mod admin;
+pub mod archive;
 pub mod check_config;
 pub mod serve;
 pub mod stream;
@@ -32,6 +33,8 @@ pub enum Command {
     Policy(admin::PolicyArgs),
     /// Make the caches of a running node forget what begins with a prefix
     Purge(admin::PurgeArgs),
+    /// Broadcasts that are kept: list, verify, remove, export
+    Archive(archive::ArchiveArgs),
     /// Tokens that let their bearers publish, with limits
     Token(token::TokenArgs),
 }

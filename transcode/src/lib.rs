@@ -21,6 +21,7 @@ pub mod ladder;
 mod libav;
 pub mod metrics;
 mod nal;
+pub mod remux;
 mod rung;
 pub mod timeline;
 

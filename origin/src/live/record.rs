@@ -1,0 +1,117 @@
+//! Hands what a broadcast has published to the archive: looks at it after every change, and offers what is new.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use archive::index::{self, Run};
+use archive::{BroadcastId, NewSegment, Sink};
+use media::{Epoch, RenditionId, SegmentNumber, StreamName};
+
+use super::State;
+use crate::broadcast::Broadcast;
+use crate::dash::Period;
+use crate::hls::Kind;
+
+/// What of a stream was offered.
+#[derive(Debug, Default)]
+pub(super) struct Recorder {
+    sink: Sink,
+    current: Option<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    id: BroadcastId,
+    /// Of those that are still listed as periods.
+    runs: BTreeSet<Epoch>,
+    newest: BTreeMap<RenditionId, (Epoch, SegmentNumber)>,
+    ended: bool,
+}
+
+impl Recorder {
+    pub(super) fn new(sink: Sink) -> Self {
+        Self { sink, current: None }
+    }
+
+    /// Offers what changed since the last call. Costs a few comparisons when nothing did.
+    pub(super) fn observe(&mut self, stream: &StreamName, state: State, broadcast: Option<&Broadcast>) {
+        let Some(broadcast) = broadcast.filter(|_| !self.sink.is_none()) else { return };
+        let unix_ms = broadcast.anchor.unix_ms;
+        let known = self.current.as_ref().is_some_and(|known| known.id.unix_ms() == unix_ms.max(0) as u64);
+        if !known {
+            let id = BroadcastId::new(stream.clone(), unix_ms);
+            let (runs, newest) = (BTreeSet::new(), BTreeMap::new());
+            self.current = Some(Current { id, runs, newest, ended: false });
+        }
+        let Some(current) = &mut self.current else { return };
+        let later_breaks = broadcast.periods.len().saturating_sub(1);
+        for (index, period) in broadcast.periods.iter().enumerate() {
+            if current.runs.insert(period.epoch) {
+                let breaks = broadcast.breaks.saturating_sub((later_breaks - index) as u64);
+                self.sink.run(&current.id, run(broadcast, period, breaks));
+                current.runs.retain(|run| broadcast.periods.iter().any(|period| period.epoch == *run));
+            }
+        }
+        for rendition in &broadcast.renditions {
+            let open = rendition.window.open_segment().map(|segment| segment.number);
+            let newest = current.newest.get(&rendition.variant.id).copied();
+            let closed = rendition.window.segments().rev().filter(|segment| open != Some(segment.number));
+            let new = closed
+                .take_while(|segment| newest.is_none_or(|newest| (segment.epoch, segment.number) > newest));
+            let mut new: Vec<_> = new.collect();
+            let Some(last) = new.first() else { continue };
+            current.newest.insert(rendition.variant.id.clone(), (last.epoch, last.number));
+            new.reverse();
+            for segment in new {
+                let (epoch, number) = (segment.epoch, segment.number);
+                let (broadcast, rendition) = (current.id.clone(), rendition.variant.id.clone());
+                match &segment.object {
+                    Some(object) => self.sink.segment(NewSegment {
+                        broadcast,
+                        epoch,
+                        rendition,
+                        number,
+                        start: segment.start,
+                        duration: segment.duration,
+                        discontinuity: segment.discontinuity,
+                        object: object.clone(),
+                    }),
+                    None => self.sink.gap(&broadcast, epoch, &rendition, number),
+                }
+            }
+        }
+        let ended = state == State::Ended;
+        if ended && !current.ended {
+            self.sink.ended(&current.id, broadcast.epoch());
+        }
+        current.ended = ended;
+    }
+}
+
+fn run(broadcast: &Broadcast, period: &Period, breaks: u64) -> Run {
+    let rendition = |variant: &crate::hls::Variant| {
+        let found = broadcast.rendition(&variant.id)?;
+        let (_, init) = found.inits.iter().find(|(epoch, _)| *epoch == period.epoch)?;
+        Some(index::Rendition {
+            id: variant.id.clone(),
+            codec: variant.codec.clone(),
+            bitrate_bps: variant.bitrate_bps,
+            timescale: found.window.timescale(),
+            kind: match variant.kind {
+                Kind::Video { width, height, frame_rate } => index::Kind::Video { width, height, frame_rate },
+                Kind::Audio { channels, sample_rate } => index::Kind::Audio { channels, sample_rate },
+            },
+            init: init.clone(),
+        })
+    };
+    Run {
+        epoch: period.epoch,
+        first: period.first,
+        start: period.start,
+        anchor: index::Anchor { unix_ms: broadcast.anchor.unix_ms, ticks: broadcast.anchor.ticks },
+        segment_duration: broadcast.targets.segment_duration,
+        part_target: broadcast.targets.part_target,
+        breaks,
+        renditions: period.variants.iter().filter_map(rendition).collect(),
+    }
+}
