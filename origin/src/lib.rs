@@ -19,6 +19,7 @@ macro_rules! put {
 
 pub mod config;
 pub mod continuation;
+pub mod control;
 pub mod dash;
 pub mod error;
 pub mod feed;
@@ -101,6 +102,8 @@ struct Shared {
     shutdown: CancellationToken,
     /// Tells this process from others, and from itself before a restart.
     instance: u64,
+    /// Grows whenever a stream begins, is interrupted, goes on or ends.
+    news: Arc<watch::Sender<u64>>,
 }
 
 /// What operators may do to an origin. Cloning is cheap.
@@ -132,6 +135,7 @@ impl Origin {
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: deps.instance,
+            news: Arc::default(),
         });
         Ok(Origin { listener, server_tls: deps.server_tls, shared })
     }
@@ -198,7 +202,7 @@ impl Shared {
         if streams.len() >= self.config.max_streams {
             return None;
         }
-        let live = Arc::new(Live::new(name.clone()));
+        let live = Arc::new(Live::heard(name.clone(), self.news.clone()));
         streams.insert(name.clone(), live.clone());
         self.counted(streams.len());
         Some(live)

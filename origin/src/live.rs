@@ -10,6 +10,7 @@ use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName, object};
 use tokio::sync::watch;
 
 use crate::continuation::{AudioStart, Continuation};
+use crate::control::Standing;
 use crate::dash::{Mpd, Period};
 use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
 use crate::timeline::{Anchor, FIRST_TICK};
@@ -44,6 +45,8 @@ pub struct Live {
     name: StreamName,
     inner: Mutex<Inner>,
     version: watch::Sender<u64>,
+    /// Grows when this or another stream of the origin begins, is interrupted, goes on or ends.
+    news: Arc<watch::Sender<u64>>,
     /// Held by the session that publishes: the next one waits until the one before has let go.
     pub writer: Arc<tokio::sync::Mutex<Writer>>,
 }
@@ -83,6 +86,8 @@ pub enum Follow {
 struct Inner {
     state: State,
     interruptions: u64,
+    /// The `jti` of the token of the session that publishes, or did last.
+    token: Option<String>,
     broadcast: Option<Broadcast>,
 }
 
@@ -187,8 +192,14 @@ pub enum Found<T> {
 impl Live {
     /// A stream that was never published.
     pub fn new(name: StreamName) -> Self {
-        let inner = Inner { state: State::Offline, interruptions: 0, broadcast: None };
-        Self { name, inner: Mutex::new(inner), version: watch::Sender::new(0), writer: Arc::default() }
+        Self::heard(name, Arc::default())
+    }
+
+    /// The same, and `news` grows when its state changes.
+    pub fn heard(name: StreamName, news: Arc<watch::Sender<u64>>) -> Self {
+        let inner = Inner { state: State::Offline, interruptions: 0, token: None, broadcast: None };
+        let (inner, version) = (Mutex::new(inner), watch::Sender::new(0));
+        Self { name, inner, version, news, writer: Arc::default() }
     }
 
     /// Its name.
@@ -206,7 +217,25 @@ impl Live {
         self.lock().state
     }
 
+    /// How it stands; `None` before the first run.
+    pub fn standing(&self) -> Option<Standing> {
+        let inner = self.lock();
+        let broadcast = inner.broadcast.as_ref()?;
+        Some(Standing {
+            stream: self.name.clone(),
+            state: inner.state,
+            anchor_unix_ms: broadcast.anchor.unix_ms,
+            epoch: broadcast.epoch(),
+            token: inner.token.clone(),
+        })
+    }
+
     // --- the writer's side ---
+
+    /// Says by which token's right (`jti`) the next run is published.
+    pub fn publishes(&self, token: Option<String>) {
+        self.lock().token = token;
+    }
 
     /// Finds the place of a new run whose first frame a POP received at `unix_ms`, and completes what the run before left
     /// open. After the end of a broadcast, a new one begins.
@@ -473,8 +502,17 @@ impl Live {
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
-        change(&mut self.lock());
+        let standing = |inner: &Inner| (inner.state, inner.broadcast.as_ref().map(Broadcast::epoch));
+        let news = {
+            let mut inner = self.lock();
+            let before = standing(&inner);
+            change(&mut inner);
+            before != standing(&inner)
+        };
         self.version.send_modify(|version| *version += 1);
+        if news {
+            self.news.send_modify(|news| *news += 1);
+        }
     }
 
     fn write(&self, epoch: Epoch, id: &RenditionId, write: impl FnOnce(&mut Broadcast, usize)) {
