@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand.
 
 pub mod admin;
+pub mod broadcast;
 pub mod check_config;
 pub mod serve;
 pub mod stream;
@@ -26,6 +27,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Report every problem of a configuration file; exits 2 if there is one
     CheckConfig(CheckConfigArgs),
+    /// Broadcasts of the Live API of a running node
+    Broadcast(broadcast::BroadcastArgs),
     /// Stream keys and playback URLs
     Stream(stream::StreamArgs),
     /// The cache policy of a running node
