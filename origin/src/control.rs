@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use cluster::record::StreamState;
 use media::{Epoch, StreamName};
 use tokio::sync::watch;
 use tracing::info;
@@ -55,6 +56,7 @@ impl Control {
                     return;
                 }
                 drop(writer);
+                shared.store.describe(live.name().as_str(), StreamState::Ended, None);
                 info!(stream = %live.name(), "broadcast ended: an operator ended it");
                 tokio::time::sleep(shared.config.retention).await;
                 shared.forget_if(&live, |state| state == State::Ended);
