@@ -103,7 +103,7 @@ struct Shared {
     /// Tells this process from others, and from itself before a restart.
     instance: u64,
     /// Grows whenever a stream begins, is interrupted, goes on or ends.
-    news: Arc<watch::Sender<u64>>,
+    news: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
 /// What operators may do to an origin. Cloning is cheap.

@@ -197,7 +197,7 @@ fn print(broadcast: &Value) {
         other => other.to_string(),
     };
     println!("Broadcast {}, {}", text(&broadcast["id"]), text(&broadcast["state"]));
-    let mut line = |label: &str, value: &Value| {
+    let line = |label: &str, value: &Value| {
         if !value.is_null() {
             println!("  {label:<22}{}", text(value));
         }
