@@ -1,5 +1,5 @@
 //! The operators' listener: `/healthz`, `/readyz`, `/metrics`, and the cache policy at `/admin/policy`, purges at
-//! `/admin/purge`; broadcasts are for [`crate::streams`].
+//! `/admin/purge`; broadcasts are for [`crate::streams`] and, under `/v1/`, for [`crate::api`].
 //!
 //! It is plain HTTP on a loopback address, so whoever may log in here may use it; a web page that happens to be open here
 //! may not. Changes must say that they are JSON, which no form of another page can without being asked first; requests
@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::Api;
 use crate::operator::{self, Operator, Refusal};
 use crate::streams::Streams;
 
@@ -52,6 +53,17 @@ struct State {
     streams: Streams,
     store: watch::Receiver<Contact>,
     archive: archive::Sink,
+    api: Arc<Api>,
+}
+
+/// What the admin listener shows and serves of other parts of the node.
+pub(crate) struct Parts {
+    /// Whether the cluster's store can be reached.
+    pub(crate) store: watch::Receiver<Contact>,
+    /// How the archive fares.
+    pub(crate) archive: archive::Sink,
+    /// The Live API.
+    pub(crate) api: Arc<Api>,
 }
 
 impl Admin {
@@ -61,10 +73,10 @@ impl Admin {
         ready: Arc<AtomicBool>,
         operator: Operator,
         streams: Streams,
-        store: watch::Receiver<Contact>,
-        archive: archive::Sink,
+        parts: Parts,
     ) -> Result<Self, net::Error> {
-        let state = Arc::new(State { registry, ready, operator, streams, store, archive });
+        let Parts { store, archive, api } = parts;
+        let state = Arc::new(State { registry, ready, operator, streams, store, archive, api });
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -91,6 +103,13 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
             Err(failure) => failure.response(),
         };
     }
+    if Api::has(&path) {
+        let (head, body) = request.into_parts();
+        return match from_here(&head) {
+            Ok(()) => state.api.answer(Request::from_parts(head, body)).await,
+            Err(Failure(status, why)) => state.api.refuse(status, why.join("; ")),
+        };
+    }
     if let Some(rest) = path.strip_prefix("/admin/") {
         return administer(&state.operator, rest, request).await.unwrap_or_else(Failure::response);
     }
@@ -112,7 +131,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         "/metrics" => metrics(&state.registry),
         _ => text(
             StatusCode::NOT_FOUND,
-            "there are /healthz, /readyz, /metrics, /admin/policy and /admin/purge\n".into(),
+            "there are /healthz, /readyz, /metrics, /admin/policy, /admin/purge and /v1/broadcasts\n".into(),
         ),
     }
 }

@@ -18,6 +18,10 @@ pub struct Config {
     pub public: Public,
     /// The operators' listener.
     pub admin: Admin,
+    /// The Live API.
+    pub api: crate::api::config::Api,
+    /// Whom the Live API tells what happens.
+    pub webhooks: crate::api::config::Webhooks,
     /// What is logged.
     pub log: Log,
     /// Certificates.
@@ -72,6 +76,66 @@ pub struct NodeConfig {
 pub struct Public {
     /// Host name of the URLs that `rooftop stream create` prints. Default `localhost`.
     pub host: String,
+    /// The region that the Live API means when it is asked for no other. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Where broadcasters may send to, at most 64; those of the wanted region are named first. Default: this node, by
+    /// `host`.
+    pub pops: Vec<Pop>,
+    /// What the playback URLs of the Live API begin with, such as `https://live.example.com`, at most 16. Default: this
+    /// node's edge, by `host`.
+    pub playback: Vec<String>,
+}
+
+/// A place that takes broadcasts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pop {
+    /// Its name.
+    pub name: String,
+    /// Where it is, as callers name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Where it takes RTMP over TLS, `host:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtmps: Option<String>,
+    /// Where it takes plain RTMP, `host:port`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtmp: Option<String>,
+}
+
+impl Public {
+    fn problems(&self, problems: &mut Vec<String>) {
+        if self.host.is_empty() || self.host.contains(['/', ' ', ':']) {
+            problems.push(format!("public.host: {:?} is not a host name", self.host));
+        }
+        if self.pops.len() > MAX_POPS {
+            problems.push(format!("public.pops: at most {MAX_POPS}"));
+        }
+        for (index, pop) in self.pops.iter().enumerate() {
+            for (key, address) in [("rtmps", &pop.rtmps), ("rtmp", &pop.rtmp)] {
+                if let Some(address) = address.as_ref().filter(|address| !is_host_and_port(address)) {
+                    problems.push(format!("public.pops[{index}].{key}: {address:?} is not host:port"));
+                }
+            }
+            if pop.rtmps.is_none() && pop.rtmp.is_none() {
+                problems.push(format!("public.pops[{index}]: takes neither rtmps nor rtmp"));
+            }
+        }
+        if self.playback.len() > MAX_PLAYBACK {
+            problems.push(format!("public.playback: at most {MAX_PLAYBACK}"));
+        }
+        for (index, base) in self.playback.iter().enumerate() {
+            let host = base.strip_prefix("https://").or_else(|| base.strip_prefix("http://"));
+            if host
+                .is_none_or(|host| host.is_empty() || host.ends_with('/') || host.contains([' ', '?', '#']))
+            {
+                problems.push(format!(
+                    "public.playback[{index}]: {base:?} is not https://HOST, without a / at its end"
+                ));
+            }
+        }
+    }
 }
 
 /// `[admin]`
@@ -191,7 +255,7 @@ impl Default for NodeConfig {
 
 impl Default for Public {
     fn default() -> Self {
-        Self { host: "localhost".into() }
+        Self { host: "localhost".into(), region: None, pops: Vec::new(), playback: Vec::new() }
     }
 }
 
@@ -323,6 +387,12 @@ impl std::fmt::Display for Problems {
     }
 }
 
+/// Places that one answer of the API names.
+const MAX_POPS: usize = 64;
+
+/// Bases of playback URLs.
+const MAX_PLAYBACK: usize = 16;
+
 /// A file may hold this many wrong keys before the rest goes unreported.
 const MAX_PROBLEMS: usize = 100;
 
@@ -367,9 +437,9 @@ impl Config {
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             problems.push(format!("log.filter: {error}"));
         }
-        if self.public.host.is_empty() || self.public.host.contains(['/', ' ', ':']) {
-            problems.push(format!("public.host: {:?} is not a host name", self.public.host));
-        }
+        self.public.problems(&mut problems);
+        problems.extend(self.api.problems("api"));
+        problems.extend(self.webhooks.problems("webhooks"));
         self.tls_problems(&mut problems);
         for (key, nodes) in [("origins", &self.cluster.origins), ("shields", &self.cluster.shields)] {
             for (index, node) in nodes.iter().enumerate() {
@@ -604,6 +674,21 @@ mod tests {
             [[edge.delivery]]
             prefix = "live"
             mode = "pull"
+            [public]
+            pops = [{ name = "a", rtmps = "nowhere" }, { name = "b" }]
+            playback = ["live.example/"]
+            [api]
+            max_broadcasts = 0
+            [webhooks]
+            timeout = "1h"
+            [[webhooks.endpoints]]
+            name = "a b"
+            url = "ftp://example.com"
+            secret_env = "A"
+            events = []
+            [[webhooks.endpoints]]
+            name = "shop"
+            url = "https://user:password@example.com"
         "#;
         let Problems(problems) = Config::parse(text).unwrap_err();
         for key in [
@@ -627,6 +712,16 @@ mod tests {
             "origin.window",
             "origin.max_streams",
             "edge.limits.max_connections",
+            "public.pops[0].rtmps",
+            "public.pops[1]",
+            "public.playback[0]",
+            "api.max_broadcasts",
+            "webhooks.timeout",
+            "webhooks.endpoints[0].name",
+            "webhooks.endpoints[0].url",
+            "webhooks.endpoints[0].events",
+            "webhooks.endpoints[1].url",
+            "webhooks.endpoints[1]: give either",
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key}: {problems:#?}");
         }

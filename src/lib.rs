@@ -7,6 +7,7 @@
 
 mod adapters;
 mod admin;
+pub mod api;
 pub mod cli;
 pub mod config;
 mod fleet;
@@ -34,7 +35,7 @@ use operator::Operator;
 
 /// A node whose ports are bound, but which does not serve yet.
 pub struct Server {
-    /// Where what listens, by name: `rtmp`, `rtmps`, `origin`, `shield`, `https`, `http`, `admin`.
+    /// Where what listens, by name: `rtmp`, `rtmps`, `origin`, `shield`, `https`, `http`, `api`, `admin`.
     pub listeners: BTreeMap<&'static str, SocketAddr>,
     ingest: Option<ingest::Ingest>,
     origin: Option<origin::Origin>,
@@ -42,6 +43,7 @@ pub struct Server {
     shield: Option<edge::Edge>,
     edge: Option<edge::Edge>,
     admin: admin::Admin,
+    api: api::Service,
     ready: Arc<AtomicBool>,
     operator: Operator,
     fleet: fleet::Fleet,
@@ -145,7 +147,7 @@ impl Server {
         let ingest = if config.has(Role::Ingest) {
             let deps = ingest::Deps {
                 origins,
-                keys,
+                keys: keys.clone(),
                 server_tls: tls::server_config(&files.public, Clients::Anyone, &[])?,
                 client_tls,
                 metrics: ingest::Metrics::register(&mut registry),
@@ -168,17 +170,33 @@ impl Server {
         if let Some(board) = &streams.board {
             registry.register_collector(Box::new(streams::Warnings(board.clone())));
         }
+        let public_tls = tls::server_config(&files.public, Clients::Anyone, &[b"h2", b"http/1.1"])?;
+        let deps = api::Deps {
+            node: config.node.name.clone(),
+            member: member.clone(),
+            keys: keys.clone(),
+            urls: api::Urls::new(&config, &listeners)?,
+            origin: streams.origin.clone(),
+            grace: config.origin.reconnect_grace,
+            board: streams.board.clone(),
+            tls: public_tls,
+        };
+        let api = api::Service::bind(config.api.clone(), config.webhooks.clone(), deps, &mut registry);
+        let api = api.await.context("api")?;
+        listeners.extend(api.addr().map(|addr| ("api", addr)));
         let ready = Arc::new(AtomicBool::new(false));
         let tiers = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
         let listen = config.admin.listen;
         let operator = Operator::new(tiers, in_use, config);
-        let kept = archive.as_ref().map(archive::Writer::sink).unwrap_or_default();
-        let (ready_flag, contact) = (ready.clone(), member.contact());
-        let admin =
-            admin::Admin::bind(listen, registry, ready_flag, operator.clone(), streams, contact, kept);
+        let parts = admin::Parts {
+            store: member.contact(),
+            archive: archive.as_ref().map(archive::Writer::sink).unwrap_or_default(),
+            api: api.api(),
+        };
+        let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams, parts);
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());
-        Ok(Server { listeners, ingest, origin, archive, shield, edge, admin, ready, operator, fleet })
+        Ok(Server { listeners, ingest, origin, archive, shield, edge, admin, api, ready, operator, fleet })
     }
 
     /// A handle to change policies with while it serves.
@@ -205,6 +223,8 @@ impl Server {
         start("edge", self.edge.map(|role| (tokio::spawn(role.serve(edge.clone())), edge)));
         let stop_admin = CancellationToken::new();
         let admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
+        let stop_api = CancellationToken::new();
+        let api = tokio::spawn(self.api.serve(stop_api.clone()));
 
         self.ready.store(true, Ordering::Relaxed);
         let failed = tokio::select! {
@@ -220,6 +240,8 @@ impl Server {
                 tracing::error!(role = name, %error, "role failed");
             }
         }
+        stop_api.cancel();
+        api.await?;
         // Last of the node's work: what the roles did at their end is written.
         leave.cancel();
         fleet.await?;

@@ -10,6 +10,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Serve(args) => rooftop::cli::serve::run(args),
         Command::CheckConfig(args) => rooftop::cli::check_config::run(args),
+        Command::Broadcast(args) => rooftop::cli::broadcast::run(args),
         Command::Stream(args) => rooftop::cli::stream::run(args),
         Command::Policy(args) => rooftop::cli::admin::policy(args),
         Command::Purge(args) => rooftop::cli::admin::purge(args),

@@ -109,9 +109,7 @@ async fn readable(shared: &Shared, stream: &StreamName) -> Result<Arc<Live>, Res
     match (shared.mirrors.orphan(stream).await, elsewhere) {
         (Some(live), _) => Ok(live),
         (None, Some((owner, _))) => Err(misdirected(&owner)),
-        (None, None) => {
-            Err(text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream"))
-        }
+        (None, None) => Err(text(StatusCode::MISDIRECTED_REQUEST, "this origin does not have the stream")),
     }
 }
 

@@ -20,6 +20,7 @@ macro_rules! put {
 pub mod broadcast;
 pub mod config;
 pub mod continuation;
+pub mod control;
 pub mod dash;
 pub mod error;
 pub mod feed;
@@ -122,6 +123,8 @@ struct Shared {
     shutdown: CancellationToken,
     /// Tells this process from others, and from itself before a restart.
     instance: u64,
+    /// Grows whenever a stream begins, is interrupted, goes on or ends.
+    news: Arc<tokio::sync::watch::Sender<u64>>,
 }
 
 /// What operators may do to an origin. Cloning is cheap.
@@ -155,6 +158,7 @@ impl Origin {
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: deps.instance,
+            news: Arc::default(),
         });
         Ok(Origin { listener, server_tls: deps.server_tls, client_tls: deps.client_tls, shared })
     }
@@ -222,7 +226,7 @@ impl Shared {
         if streams.len() >= self.config.max_streams {
             return None;
         }
-        let live = Arc::new(Live::recorded(name.clone(), self.archive.clone()));
+        let live = Arc::new(Live::recorded(name.clone(), self.archive.clone(), self.news.clone()));
         streams.insert(name.clone(), live.clone());
         self.counted(streams.len());
         Some(live)

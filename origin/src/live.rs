@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
+use crate::control::Standing;
 use crate::hls::{self, BadDirective, Directives, Targets, Variant};
 use crate::run::Run;
 use crate::succession::Succession;
@@ -41,6 +42,8 @@ pub struct Live {
     name: StreamName,
     inner: Mutex<Inner>,
     version: watch::Sender<u64>,
+    /// Grows when this or another stream of the origin begins, is interrupted, goes on or ends.
+    news: Arc<watch::Sender<u64>>,
     /// Held by the session that publishes: the next one waits until the one before has let go.
     pub writer: Arc<tokio::sync::Mutex<Writer>>,
     /// What waits for the broadcaster, and since which interruption: one task, however often it comes and goes.
@@ -101,6 +104,8 @@ pub enum Follow {
 struct Inner {
     state: State,
     interruptions: u64,
+    /// The `jti` of the token of the session that publishes, or did last.
+    token: Option<String>,
     broadcast: Option<Broadcast>,
     /// What another origin tells is taken in, until a run is over or begins here.
     copies: bool,
@@ -136,18 +141,24 @@ pub enum Found<T> {
 impl Live {
     /// A stream that was never published.
     pub fn new(name: StreamName) -> Self {
-        Self::recorded(name, archive::Sink::default())
+        Self::recorded(name, archive::Sink::default(), Arc::default())
     }
 
-    /// As [`Live::new`]; what it will publish goes to the archive, too.
-    pub fn recorded(name: StreamName, archive: archive::Sink) -> Self {
-        let recorder = record::Recorder::new(archive);
-        let inner =
-            Inner { state: State::Offline, interruptions: 0, broadcast: None, copies: true, recorder };
+    /// As [`Live::new`]; what it will publish goes to the archive, too, and `news` grows when its state changes.
+    pub fn recorded(name: StreamName, archive: archive::Sink, news: Arc<watch::Sender<u64>>) -> Self {
+        let inner = Inner {
+            state: State::Offline,
+            interruptions: 0,
+            token: None,
+            broadcast: None,
+            copies: true,
+            recorder: record::Recorder::new(archive),
+        };
         Self {
             name,
             inner: Mutex::new(inner),
             version: watch::Sender::new(0),
+            news,
             writer: Arc::default(),
             absence: Mutex::default(),
             succession: Succession::default(),
@@ -175,6 +186,19 @@ impl Live {
         (inner.state, inner.broadcast.as_ref().map_or(Epoch(0), Broadcast::epoch))
     }
 
+    /// What operators are told; `None` before the first run.
+    pub fn described(&self) -> Option<Standing> {
+        let inner = self.lock();
+        let broadcast = inner.broadcast.as_ref()?;
+        Some(Standing {
+            stream: self.name.clone(),
+            state: inner.state,
+            anchor_unix_ms: broadcast.anchor.unix_ms,
+            epoch: broadcast.epoch(),
+            token: inner.token.clone(),
+        })
+    }
+
     /// Looks at the whole of it.
     pub(crate) fn read<T>(&self, read: impl FnOnce(State, Option<&Broadcast>) -> T) -> T {
         let inner = self.lock();
@@ -193,6 +217,11 @@ impl Live {
     }
 
     // --- the writer's side ---
+
+    /// Says by which token's right (`jti`) the next run is published.
+    pub fn publishes(&self, token: Option<String>) {
+        self.lock().token = token;
+    }
 
     /// Finds the place of a new run whose first frame a POP received at `unix_ms`, and completes what the run before left
     /// open. After the end of a broadcast, a new one begins.
@@ -465,11 +494,18 @@ impl Live {
     }
 
     fn change(&self, change: impl FnOnce(&mut Inner)) {
-        let mut inner = self.lock();
-        change(&mut inner);
-        inner.record(&self.name);
-        drop(inner);
+        let standing = |inner: &Inner| (inner.state, inner.broadcast.as_ref().map(Broadcast::epoch));
+        let news = {
+            let mut inner = self.lock();
+            let before = standing(&inner);
+            change(&mut inner);
+            inner.record(&self.name);
+            before != standing(&inner)
+        };
         self.version.send_modify(|version| *version += 1);
+        if news {
+            self.news.send_modify(|news| *news += 1);
+        }
     }
 
     fn write(&self, epoch: Epoch, id: &RenditionId, write: impl FnOnce(&mut Broadcast, usize)) {

@@ -489,6 +489,7 @@ impl Session<'_> {
             part_target: part_target(ticks(config.part_target), source.frame_rate),
         };
         let place = self.live.place(unix_ms, follow, wanted);
+        self.live.publishes(self.request.claims.jti.clone());
         let followed = match follow {
             Follow::Clock => false,
             Follow::Left(left) => place.start == left.end,
@@ -774,6 +775,7 @@ mod tests {
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
             instance: 1,
+            news: Arc::default(),
         })
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
-use http::header::{CONTENT_TYPE, ETAG, HOST, IF_MATCH};
+use http::header::{CONTENT_TYPE, ETAG, HOST, HeaderName};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
@@ -123,6 +123,58 @@ pub fn purge(args: &PurgeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What a node is asked.
+pub(super) struct Question {
+    method: Method,
+    path: String,
+    body: String,
+    headers: Vec<(HeaderName, String)>,
+}
+
+impl Question {
+    pub(super) fn new(method: Method, path: &str) -> Question {
+        Question { method, path: path.into(), body: String::new(), headers: Vec::new() }
+    }
+
+    pub(super) fn body(mut self, body: &Value) -> Question {
+        self.body = body.to_string();
+        self
+    }
+
+    pub(super) fn header(mut self, name: &'static str, value: &str) -> Question {
+        self.headers.push((HeaderName::from_static(name), value.into()));
+        self
+    }
+}
+
+/// What it answers.
+pub(super) struct Answered {
+    pub(super) status: StatusCode,
+    tag: String,
+    body: Value,
+}
+
+impl Answered {
+    /// The JSON; `None`: it was refused, and why is on standard error.
+    pub(super) fn good(&self) -> Option<&Value> {
+        if self.status.is_success() {
+            return Some(&self.body);
+        }
+        for problem in self.body["problems"].as_array().into_iter().flatten() {
+            eprintln!("{}", problem.as_str().unwrap_or_default());
+        }
+        // RFC 9457.
+        if let Some(detail) = self.body["detail"].as_str() {
+            eprintln!("{detail}");
+        }
+        for error in self.body["errors"].as_array().into_iter().flatten() {
+            let at = ["pointer", "parameter", "header"].into_iter().find_map(|member| error[member].as_str());
+            eprintln!("{}: {}", at.unwrap_or_default(), error["detail"].as_str().unwrap_or_default());
+        }
+        None
+    }
+}
+
 /// The JSON and the entity tag of an answer; `None`: it was refused, and why is on standard error.
 fn ask(
     admin: SocketAddr,
@@ -131,11 +183,24 @@ fn ask(
     body: Option<&Value>,
     if_match: Option<&str>,
 ) -> anyhow::Result<Option<(Value, String)>> {
-    let body = body.map(Value::to_string).unwrap_or_default();
+    let mut question = Question::new(method, path);
+    if let Some(body) = body {
+        question = question.body(body);
+    }
+    if let Some(tag) = if_match {
+        question = question.header("if-match", tag);
+    }
+    let answered = exchange(admin, question)?;
+    Ok(answered.good().cloned().map(|answer| (answer, answered.tag)))
+}
+
+/// Asks the admin listener of a node.
+pub(super) fn exchange(admin: SocketAddr, question: Question) -> anyhow::Result<Answered> {
+    let Question { method, path, body, headers } = question;
     let mut request = Request::builder().method(method).uri(path).header(HOST, admin.to_string());
     request = request.header(CONTENT_TYPE, "application/json");
-    if let Some(tag) = if_match {
-        request = request.header(IF_MATCH, tag);
+    for (name, value) in headers {
+        request = request.header(name, value);
     }
     let request = request.body(Full::new(Bytes::from(body)))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -159,14 +224,12 @@ fn ask(
     let (head, body) = answered.map_err(anyhow::Error::from).and_then(|answer| answer).with_context(|| {
         format!("no answer from the admin listener at {admin}: is the node running, and is this its admin.listen? (--admin ADDRESS)")
     })?;
-    let answer: Value = serde_json::from_slice(&body)
-        .with_context(|| format!("{admin} answered {} with what is no JSON: no Rooftop?", head.status))?;
-    if head.status != StatusCode::OK {
-        for problem in answer["problems"].as_array().into_iter().flatten() {
-            eprintln!("{}", problem.as_str().unwrap_or_default());
-        }
-        return Ok(None);
+    let tag = head.headers.get(ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default().to_owned();
+    let status = head.status;
+    if status == StatusCode::NO_CONTENT {
+        return Ok(Answered { status, tag, body: Value::Null });
     }
-    let tag = head.headers.get(ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default();
-    Ok(Some((answer, tag.to_owned())))
+    let body: Value = serde_json::from_slice(&body)
+        .with_context(|| format!("{admin} answered {status} with what is no JSON: no Rooftop?"))?;
+    Ok(Answered { status, tag, body })
 }

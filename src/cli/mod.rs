@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod archive;
+pub mod broadcast;
 pub mod check_config;
 pub mod serve;
 pub mod stream;
@@ -27,6 +28,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Report every problem of a configuration file; exits 2 if there is one
     CheckConfig(CheckConfigArgs),
+    /// Broadcasts of the Live API of a running node
+    Broadcast(broadcast::BroadcastArgs),
     /// Stream keys and playback URLs
     Stream(stream::StreamArgs),
     /// The cache policy of a running node

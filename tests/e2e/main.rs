@@ -4,6 +4,7 @@
 
 #![expect(unreachable_pub, reason = "the modules of one test binary share their items plainly")]
 
+mod api;
 mod archive;
 mod arrows;
 mod bad_input;

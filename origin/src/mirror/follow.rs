@@ -203,7 +203,7 @@ async fn copy(
         }
     };
     let mut reader = Reader::default();
-    let live = Arc::new(Live::recorded(mirror.stream.clone(), shared.archive.clone()));
+    let live = Arc::new(Live::recorded(mirror.stream.clone(), shared.archive.clone(), shared.news.clone()));
     let mut copied = false;
     loop {
         let mut bytes = match next(&mut body).await {

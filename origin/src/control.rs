@@ -1,0 +1,71 @@
+//! What the rest of a node may ask of its origin's streams: how they stand, to be told when that changes, and their end.
+
+use std::time::Duration;
+
+use cluster::record::StreamState;
+use media::{Epoch, StreamName};
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::Control;
+use crate::live::State;
+
+/// How long the last session of a stream that is ended may take to publish what it brought.
+const LET_GO: Duration = Duration::from_secs(10);
+
+/// One stream, as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Its name.
+    pub stream: StreamName,
+    /// Of the newest broadcast.
+    pub state: State,
+    /// When the timeline of the newest broadcast begins, milliseconds since 1970: with the stream's name it names the
+    /// broadcast.
+    pub anchor_unix_ms: i64,
+    /// The newest run.
+    pub epoch: Epoch,
+    /// The `jti` of the token that the newest run was published with.
+    pub token: Option<String>,
+}
+
+impl Control {
+    /// The streams that were published here and are remembered, by name.
+    pub fn list(&self) -> Vec<Standing> {
+        let mut listed: Vec<_> = self.0.streams().values().filter_map(|live| live.described()).collect();
+        listed.sort_by(|a, b| a.stream.cmp(&b.stream));
+        listed
+    }
+
+    /// Changes whenever [`Control::list`] does, except for streams that are forgotten after their end.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.0.news.subscribe()
+    }
+
+    /// Ends the broadcast of `stream` without waiting for its broadcaster to come back, once its session is gone; revoke
+    /// the token first. Nothing happens if another token's session has the stream by then.
+    pub fn end(&self, stream: &StreamName, token: &str) {
+        let Some(live) = self.0.stream(stream) else { return };
+        let (shared, token) = (self.0.clone(), token.to_owned());
+        self.0.tasks.spawn(async move {
+            let ended = async {
+                let writer = tokio::time::timeout(LET_GO, live.writer.clone().lock_owned()).await;
+                let standing = live.described().filter(|standing| standing.token.as_deref() == Some(&token));
+                let (Ok(writer), Some(standing)) = (writer, standing) else { return };
+                if !matches!(standing.state, State::Interrupted(_)) || !live.end(standing.state) {
+                    return;
+                }
+                drop(writer);
+                shared.store.describe(live.name().as_str(), StreamState::Ended, None);
+                info!(stream = %live.name(), "broadcast ended: an operator ended it");
+                tokio::time::sleep(shared.config.retention).await;
+                shared.forget_if(&live, |state| state == State::Ended);
+            };
+            tokio::select! {
+                biased;
+                () = shared.shutdown.cancelled() => {}
+                () = ended => {}
+            }
+        });
+    }
+}
