@@ -67,13 +67,16 @@ impl Server {
         let mut archive = None;
         let origin = if config.has(Role::Origin) {
             let metrics = archive::Metrics::register(&mut registry);
-            archive =
-                archive::open(&config.archive, &config.node.state_dir, metrics)?.map(|(writer, _)| writer);
+            let opened = archive::open(&config.archive, &config.node.state_dir, metrics)?;
+            let (writer, reader) = opened.unzip();
+            archive = writer;
+            let shared = config.archive.store == archive::config::Store::S3;
             let deps = origin::Deps {
                 keys: keys.clone(),
                 store: member.clone(),
                 instance: fleet.instance,
                 archive: archive.as_ref().map(archive::Writer::sink).unwrap_or_default(),
+                kept: reader.map(|reader| origin::Kept { reader, shared }),
                 transcode: config.transcode.clone(),
                 server_tls: tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?,
                 metrics: origin::Metrics::register(&mut registry),

@@ -1,12 +1,15 @@
 //! A broadcast of a stream: its renditions with their windows, its runs as periods, and the rules by which they change.
 #![deny(clippy::disallowed_methods)]
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, object};
 
 use crate::continuation::Continuation;
 use crate::dash::{Mpd, Period};
+use crate::dvr::{Past, PastRuns};
 use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
 use crate::live::{Found, Place, State};
 use crate::timeline::Anchor;
@@ -348,6 +351,7 @@ impl Broadcast {
         state: State,
         id: &RenditionId,
         directives: Directives,
+        past: Option<&Past>,
     ) -> Result<Found<String>, BadDirective> {
         let Some(rendition) = self.rendition(id) else { return Ok(Found::Never) };
         let ended = state == State::Ended;
@@ -358,8 +362,10 @@ impl Broadcast {
         {
             return Ok(Found::Later);
         }
+        let first = rendition.window.segments().next().map_or(self.next_number, |segment| segment.number);
         let playlist = Playlist {
             id,
+            earlier: &past.map_or_else(VecDeque::new, |past| past.clone().before(first)),
             window: &rendition.window,
             targets: self.targets,
             anchor: self.anchor,
@@ -380,6 +386,7 @@ impl Broadcast {
         latency_ms: u64,
         published_unix_ms: i64,
         time_url: &str,
+        past: Option<&PastRuns>,
     ) -> String {
         let mut periods = self.periods.clone();
         for variant in periods.iter_mut().flat_map(|period| &mut period.variants) {
@@ -387,15 +394,23 @@ impl Broadcast {
                 variant.measured = rendition.window.bitrate();
             }
         }
+        let (mut depth, mut oldest) = (self.depth(), self.oldest());
+        if let Some(past) = past {
+            let first = periods.first().map(|period| period.epoch);
+            let before = past.periods.iter().filter(|period| Some(period.epoch) < first);
+            periods.splice(0..0, before.cloned());
+            depth = depth.max(self.end - past.from.max(periods.first().map_or(past.from, |p| p.start)));
+            oldest = past.first.map_or(oldest, |first| first.min(oldest));
+        }
         let mpd = Mpd {
             anchor: self.anchor,
             targets: self.targets,
-            window: self.depth(),
+            window: depth,
             latency_ms,
             published_unix_ms,
             time_url,
             periods: &periods,
-            ended: (state == State::Ended).then(|| self.oldest()),
+            ended: (state == State::Ended).then_some(oldest),
         };
         mpd.render()
     }

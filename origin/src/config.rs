@@ -44,6 +44,10 @@ pub struct Config {
     /// How long an ended stream stays fetchable. Default `60s`, 0s to 1h: players that are behind finish watching.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// How far back viewers may begin in a live stream (`?start=`), as far as the archive has it. Default `4h`, 0s to 1day;
+    /// 0s: not beyond the window.
+    #[serde(with = "humantime_serde")]
+    pub dvr: Duration,
     /// URL of the clock that DASH players synchronise to, as players reach it. Default `/time`, which every Rooftop edge
     /// answers; give the full URL where players load the manifest from another host than their page.
     pub time_url: String,
@@ -66,6 +70,7 @@ impl Default for Config {
             reconnect_grace: Duration::from_secs(60),
             mirrored_streams: 64,
             retention: Duration::from_secs(60),
+            dvr: Duration::from_secs(4 * 3600),
             time_url: "/time".into(),
             drain: Duration::from_secs(5),
         }
@@ -87,6 +92,7 @@ impl Config {
             ("keyframe_timeout", self.keyframe_timeout, s(1), s(60)),
             ("reconnect_grace", self.reconnect_grace, s(0), s(3600)),
             ("retention", self.retention, s(0), s(3600)),
+            ("dvr", self.dvr, s(0), s(86_400)),
             ("drain", self.drain, s(0), s(600)),
         ] {
             if !(low..=high).contains(&value) {

@@ -205,7 +205,7 @@ impl Mpd<'_> {
 }
 
 /// 90 kHz ticks as an xs:duration, to the microsecond.
-fn seconds(ticks: Ticks) -> String {
+pub(crate) fn seconds(ticks: Ticks) -> String {
     let micros = Timescale::VIDEO.rescale(ticks.max(0), MICROS);
     let text = format!("PT{}.{:06}", micros / 1_000_000, micros % 1_000_000);
     format!("{}S", text.trim_end_matches('0').trim_end_matches('.'))

@@ -2,10 +2,13 @@
 //! Sections cited are the draft's.
 #![deny(clippy::disallowed_methods)]
 
+use std::collections::VecDeque;
+
 use media::time::{Ticks, Timescale};
-use media::{RenditionId, SegmentNumber};
+use media::{Epoch, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
+use crate::dvr::Earlier;
 use crate::path;
 use crate::timeline::Anchor;
 use crate::window::{Bitrate, Window};
@@ -153,8 +156,8 @@ impl Directives {
     }
 }
 
-/// The multivariant playlist.
-pub fn multivariant(variants: &[Variant]) -> String {
+/// The multivariant playlist; `query` is what the URIs of the media playlists end with.
+pub fn multivariant(variants: &[Variant], query: &str) -> String {
     let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n");
     let audio = variants.iter().find(|variant| matches!(variant.kind, Kind::Audio { .. }));
     let video: Vec<_> =
@@ -164,7 +167,7 @@ pub fn multivariant(variants: &[Variant]) -> String {
     {
         put!(
             out,
-            "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"{id}\",DEFAULT=YES,AUTOSELECT=YES,CHANNELS=\"{channels}\",URI=\"{id}.m3u8\"\n"
+            "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"{id}\",DEFAULT=YES,AUTOSELECT=YES,CHANNELS=\"{channels}\",URI=\"{id}.m3u8{query}\"\n"
         );
     }
     for variant in &video {
@@ -183,12 +186,12 @@ pub fn multivariant(variants: &[Variant]) -> String {
         if audio.is_some() {
             out.push_str(",AUDIO=\"audio\"");
         }
-        put!(out, "\n{}.m3u8\n", variant.id);
+        put!(out, "\n{}.m3u8{query}\n", variant.id);
     }
     if let (Some(audio), true) = (audio, video.is_empty()) {
         put!(
             out,
-            "#EXT-X-STREAM-INF:BANDWIDTH={},AVERAGE-BANDWIDTH={},CODECS=\"{}\"\n{}.m3u8\n",
+            "#EXT-X-STREAM-INF:BANDWIDTH={},AVERAGE-BANDWIDTH={},CODECS=\"{}\"\n{}.m3u8{query}\n",
             audio.bandwidth(),
             audio.average_bandwidth(),
             audio.codec,
@@ -203,6 +206,8 @@ pub fn multivariant(variants: &[Variant]) -> String {
 pub struct Playlist<'a> {
     /// Which rendition.
     pub id: &'a RenditionId,
+    /// What is listed before the window, in order.
+    pub earlier: &'a VecDeque<Earlier>,
     /// What is listed.
     pub window: &'a Window,
     /// What never changes.
@@ -225,7 +230,10 @@ impl Playlist<'_> {
         let target = self.targets.target_duration();
         // Rounded up, so that no part is longer than announced.
         let part_target = (self.targets.part_target + 89).div_euclid(90) as f64 / 1000.0;
-        let first = self.window.segments().next();
+        let first = self.earlier.front().map(|segment| segment.number);
+        let first = first.or(self.window.segments().next().map(|segment| segment.number));
+        // Breaks that are listed before the window have not left the list.
+        let listed = self.earlier.iter().filter(|segment| segment.discontinuity).count() as u64;
         put!(out, "#EXTM3U\n#EXT-X-VERSION:9\n#EXT-X-TARGETDURATION:{target}\n");
         put!(
             out,
@@ -234,8 +242,12 @@ impl Playlist<'_> {
             target as f64 * 3.0
         );
         put!(out, "#EXT-X-PART-INF:PART-TARGET={part_target:.3}\n");
-        put!(out, "#EXT-X-MEDIA-SEQUENCE:{}\n", first.map_or(0, |segment| segment.number.0));
-        put!(out, "#EXT-X-DISCONTINUITY-SEQUENCE:{}\n", self.window.discontinuity_sequence());
+        put!(out, "#EXT-X-MEDIA-SEQUENCE:{}\n", first.map_or(0, |number| number.0));
+        put!(
+            out,
+            "#EXT-X-DISCONTINUITY-SEQUENCE:{}\n",
+            self.window.discontinuity_sequence().saturating_sub(listed)
+        );
         self.segments(&mut out, timescale);
         if self.ended {
             out.push_str("#EXT-X-ENDLIST\n");
@@ -261,6 +273,7 @@ impl Playlist<'_> {
             PARTS_LISTED * self.targets.target_duration() * Ticks::from(timescale.per_second());
         let open = self.window.open_segment().map(|segment| segment.number);
         let mut mapped = None;
+        self.earlier(out, timescale, &mut mapped);
         for segment in self.window.segments() {
             let is_open = open == Some(segment.number);
             if is_open && segment.parts.is_empty() {
@@ -295,6 +308,24 @@ impl Playlist<'_> {
                 }
                 put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(segment.duration));
             }
+        }
+    }
+
+    fn earlier(&self, out: &mut String, timescale: Timescale, mapped: &mut Option<Epoch>) {
+        for segment in self.earlier {
+            if segment.discontinuity {
+                out.push_str("#EXT-X-DISCONTINUITY\n");
+            }
+            if *mapped != Some(segment.epoch) && !segment.gap {
+                *mapped = Some(segment.epoch);
+                put!(out, "#EXT-X-MAP:URI=\"{}\"\n", path::init(segment.epoch, self.id));
+            }
+            put!(out, "#EXT-X-PROGRAM-DATE-TIME:{}\n", self.anchor.wall(segment.start, timescale));
+            if segment.gap {
+                out.push_str("#EXT-X-GAP\n");
+            }
+            let uri = path::segment(segment.epoch, self.id, segment.number);
+            put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(segment.duration));
         }
     }
 
@@ -347,6 +378,7 @@ mod tests {
         let rendition = id("720p");
         let playlist = Playlist {
             id: &rendition,
+            earlier: &VecDeque::new(),
             window: &window,
             targets: TARGETS,
             anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: 10 * 90_000 },
@@ -380,8 +412,8 @@ mod tests {
             video("360p", 640, 360, 800_000, Bitrate::default()),
             audio.clone(),
         ];
-        check(include_str!("../testdata/multivariant.m3u8"), &multivariant(&variants));
-        check(include_str!("../testdata/audio_only.m3u8"), &multivariant(&[audio]));
+        check(include_str!("../testdata/multivariant.m3u8"), &multivariant(&variants, ""));
+        check(include_str!("../testdata/audio_only.m3u8"), &multivariant(&[audio], ""));
     }
 
     #[test]

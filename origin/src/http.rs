@@ -23,11 +23,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 
 use crate::Shared;
+use crate::dvr::Start;
 use crate::hls::Directives;
 use crate::live::{Found, Live, State};
 use crate::mirror;
 use crate::path::{self, Target};
 use crate::push::{self, Told};
+use crate::recording;
 use crate::relay;
 use crate::succession::Heir;
 
@@ -86,6 +88,10 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
         return mirror(&shared, of, request.method());
     }
     shared.metrics.requests.inc();
+    let asked = (request.method() == Method::GET).then(|| request.headers());
+    if let Some((broadcast, target)) = path::parse_recording(path) {
+        return recording::object(&shared, &broadcast, target, asked).await;
+    }
     let Some((stream, target)) = path::parse(path) else {
         return not_found("no such path");
     };
@@ -94,7 +100,6 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
         Err(misdirected) => return misdirected,
     };
     let query = request.uri().query().unwrap_or("");
-    let asked = (request.method() == Method::GET).then(|| request.headers());
     object(&shared, &live, target, query, asked).await
 }
 
@@ -282,14 +287,24 @@ async fn object(
     query: &str,
     asked: Option<&HeaderMap>,
 ) -> Response<Body> {
+    let start = match Start::parse(query) {
+        Ok(start) => start,
+        Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
     match target {
-        Target::Multivariant => match live.multivariant() {
-            Some(playlist) => manifest(HLS_TYPE, MULTIVARIANT_CONTROL, playlist),
-            None => not_found("the stream has not begun"),
-        },
+        Target::Multivariant => {
+            match live.multivariant(&start.map_or_else(String::new, |s| format!("?start={s}"))) {
+                Some(playlist) => manifest(HLS_TYPE, MULTIVARIANT_CONTROL, playlist),
+                None => not_found("the stream has not begun"),
+            }
+        }
         Target::Mpd => {
             let latency_ms = shared.config.dash_latency.as_millis() as u64;
-            match live.mpd(latency_ms, relay::unix_ms(), &shared.config.time_url) {
+            let past = match start {
+                Some(start) => recording::past_runs(shared, live, start).await,
+                None => None,
+            };
+            match live.mpd(latency_ms, relay::unix_ms(), &shared.config.time_url, past.as_ref()) {
                 Some(mpd) => manifest(DASH_TYPE, MPD_CONTROL, mpd),
                 None => not_found("the stream has not begun"),
             }
@@ -299,7 +314,11 @@ async fn object(
                 Ok(directives) => directives,
                 Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
             };
-            let found = wait(shared, live, || live.playlist(&id, directives)).await;
+            let past = match start {
+                Some(start) => recording::past(shared, live, &id, start).await,
+                None => None,
+            };
+            let found = wait(shared, live, || live.playlist(&id, directives, past.as_ref())).await;
             match found {
                 Ok(Found::Ready(playlist)) => {
                     manifest(HLS_TYPE, &playlist_control(live, directives.msn.is_some()), playlist)
@@ -318,7 +337,7 @@ async fn object(
                 response.headers_mut().insert(PRIORITY, HeaderValue::from_static("u=2"));
                 response
             }
-            None => not_found("no such init segment"),
+            None => earlier(shared, live, Target::Init(epoch, id), asked).await,
         },
         Target::Segment(epoch, id, number) => {
             let found =
@@ -330,9 +349,17 @@ async fn object(
                     media(&shared.shutdown, object, live.media_type(&id), &etag, asked).await
                 }
                 Ok(Found::Later) => retry_later(),
-                Ok(Found::Never) => not_found("no such segment"),
+                Ok(Found::Never) => earlier(shared, live, Target::Segment(epoch, id, number), asked).await,
             }
         }
+    }
+}
+
+/// Media that has left memory.
+async fn earlier(shared: &Shared, live: &Live, target: Target, asked: Option<&HeaderMap>) -> Response<Body> {
+    match live.broadcast_id() {
+        Some(broadcast) => recording::media(shared, &broadcast, target, asked).await,
+        None => not_found("no such segment"),
     }
 }
 
@@ -386,7 +413,7 @@ pub(crate) fn init_etag(epoch: Epoch, id: &RenditionId) -> String {
     format!("\"{epoch}-{id}-init\"")
 }
 
-fn manifest(content_type: &'static str, cache_control: &str, text: String) -> Response<Body> {
+pub(crate) fn manifest(content_type: &'static str, cache_control: &str, text: String) -> Response<Body> {
     let mut response = Response::new(Body::Full(text.into()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -397,7 +424,7 @@ fn manifest(content_type: &'static str, cache_control: &str, text: String) -> Re
 }
 
 /// A segment or init segment, or the range of it that is asked for. A range that is not there yet is waited for.
-async fn media(
+pub(crate) async fn media(
     shutdown: &CancellationToken,
     object: Object,
     media_type: &'static str,
@@ -471,21 +498,21 @@ async fn settle(asked: Asked, object: &Object) -> Step {
     }
 }
 
-fn not_found(why: &'static str) -> Response<Body> {
+pub(crate) fn not_found(why: &'static str) -> Response<Body> {
     let mut response = text(StatusCode::NOT_FOUND, why);
     // What is missing now may be there in a moment: a failover, a stream about to begin.
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("max-age=1"));
     response
 }
 
-fn retry_later() -> Response<Body> {
+pub(crate) fn retry_later() -> Response<Body> {
     let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "the media did not come in time");
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response
 }
 
-fn text(status: StatusCode, why: &str) -> Response<Body> {
+pub(crate) fn text(status: StatusCode, why: &str) -> Response<Body> {
     let mut response = Response::new(Body::Full(format!("{why}\n").into()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -22,6 +22,7 @@ pub mod config;
 pub mod continuation;
 pub mod control;
 pub mod dash;
+pub mod dvr;
 pub mod error;
 pub mod feed;
 pub mod hls;
@@ -33,12 +34,14 @@ pub mod overlap;
 pub mod packager;
 pub mod path;
 mod push;
+mod recording;
 mod relay;
 pub mod repair;
 mod run;
 pub mod segmenter;
 pub mod succession;
 pub mod timeline;
+pub mod vod;
 pub mod window;
 
 use std::collections::HashMap;
@@ -82,6 +85,8 @@ pub struct Deps {
     pub instance: u64,
     /// Where what is published is kept.
     pub archive: archive::Sink,
+    /// What is kept, as it is read.
+    pub kept: Option<Kept>,
     /// The ladder's rules.
     pub transcode: transcode::Config,
     /// Must ask for client certificates of the fleet.
@@ -94,6 +99,14 @@ pub struct Deps {
     pub members: Members,
     /// Shows this node's certificate to them.
     pub client_tls: Arc<rustls::ClientConfig>,
+}
+
+/// The archive as an origin reads it.
+pub struct Kept {
+    /// Finds what is kept.
+    pub reader: archive::Reader,
+    /// Whether all origins keep in one place: what this one does not find there, no other does.
+    pub shared: bool,
 }
 
 /// An origin that is bound but does not serve yet.
@@ -114,6 +127,7 @@ struct Shared {
     keys: Arc<Keys>,
     store: Member,
     archive: archive::Sink,
+    kept: Option<Kept>,
     metrics: Metrics,
     transcode_metrics: transcode::Metrics,
     streams: Mutex<HashMap<StreamName, Arc<Live>>>,
@@ -150,6 +164,7 @@ impl Origin {
             keys: deps.keys,
             store: deps.store,
             archive: deps.archive,
+            kept: deps.kept,
             metrics: deps.metrics,
             transcode_metrics: deps.transcode_metrics,
             streams: Mutex::default(),

@@ -5,6 +5,7 @@ mod record;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use archive::BroadcastId;
 use bytes::Bytes;
 use cluster::lease::Grant;
 use media::time::Ticks;
@@ -15,6 +16,7 @@ use tokio::task::AbortHandle;
 use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
 use crate::control::Standing;
+use crate::dvr::{Past, PastRuns};
 use crate::hls::{self, BadDirective, Directives, Targets, Variant};
 use crate::run::Run;
 use crate::succession::Succession;
@@ -345,6 +347,12 @@ impl Live {
         renditions.iter().filter(|r| r.epoch == epoch).map(|r| r.window.last_closed()).min()?
     }
 
+    /// The name under which the broadcast is kept; `None` before the first run.
+    pub fn broadcast_id(&self) -> Option<BroadcastId> {
+        let (anchor, ..) = self.line()?;
+        Some(BroadcastId::new(self.name.clone(), anchor.unix_ms))
+    }
+
     /// The broadcast's timeline, how often it broke, and where its complete segments end (90 kHz).
     pub fn line(&self) -> Option<(Anchor, u64, Ticks)> {
         let inner = self.lock();
@@ -432,24 +440,35 @@ impl Live {
 
     // --- the readers' side ---
 
-    /// The multivariant playlist.
-    pub fn multivariant(&self) -> Option<String> {
-        self.lock().broadcast.as_ref().map(|broadcast| hls::multivariant(&broadcast.variants()))
+    /// The multivariant playlist; `query` is what the URIs of the media playlists end with.
+    pub fn multivariant(&self, query: &str) -> Option<String> {
+        self.lock().broadcast.as_ref().map(|broadcast| hls::multivariant(&broadcast.variants(), query))
     }
 
     /// A media playlist that satisfies the directives.
-    pub fn playlist(&self, id: &RenditionId, directives: Directives) -> Result<Found<String>, BadDirective> {
+    pub fn playlist(
+        &self,
+        id: &RenditionId,
+        directives: Directives,
+        past: Option<&Past>,
+    ) -> Result<Found<String>, BadDirective> {
         let inner = self.lock();
         match &inner.broadcast {
-            Some(broadcast) => broadcast.playlist(inner.state, id, directives),
+            Some(broadcast) => broadcast.playlist(inner.state, id, directives, past),
             None => Ok(Found::Never),
         }
     }
 
     /// The MPD.
-    pub fn mpd(&self, latency_ms: u64, published_unix_ms: i64, time_url: &str) -> Option<String> {
+    pub fn mpd(
+        &self,
+        latency_ms: u64,
+        published_unix_ms: i64,
+        time_url: &str,
+        past: Option<&PastRuns>,
+    ) -> Option<String> {
         let inner = self.lock();
-        Some(inner.broadcast.as_ref()?.mpd(inner.state, latency_ms, published_unix_ms, time_url))
+        Some(inner.broadcast.as_ref()?.mpd(inner.state, latency_ms, published_unix_ms, time_url, past))
     }
 
     /// The media type of a rendition's init and media segments (RFC 4337), as the MPD has it.
@@ -575,7 +594,7 @@ mod tests {
     }
 
     fn playlist(live: &Live, name: &str) -> String {
-        match live.playlist(&name.parse().unwrap(), Directives::default()) {
+        match live.playlist(&name.parse().unwrap(), Directives::default(), None) {
             Ok(Found::Ready(playlist)) => playlist,
             other => panic!("{other:?}"),
         }
@@ -589,7 +608,7 @@ mod tests {
         run(&live, 1, T0, &["360p", "audio"], 8);
         live.interrupt(false);
         run(&live, 2, T0 + 10_000, &["360p"], 4);
-        let mpd = |live: &Live| live.mpd(1500, T0, "/time").unwrap();
+        let mpd = |live: &Live| live.mpd(1500, T0, "/time", None).unwrap();
         assert!(mpd(&live).contains("<Period id=\"1\""), "its media is still listed");
         live.interrupt(false);
         run(&live, 3, T0 + 20_000, &["360p"], 10);

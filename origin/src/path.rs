@@ -1,6 +1,7 @@
 //! The URLs of the origin.
 #![deny(clippy::disallowed_methods)]
 
+use archive::BroadcastId;
 use media::{Epoch, RenditionId, SegmentNumber, StreamName};
 
 /// What a path names.
@@ -21,8 +22,18 @@ pub enum Target {
 /// Reads a path below `/live/`; `None` if it names nothing that could exist.
 pub fn parse(path: &str) -> Option<(StreamName, Target)> {
     let mut parts = path.strip_prefix("/live/")?.split('/');
-    let stream = parts.next()?.parse().ok()?;
-    let target = match (parts.next()?, parts.next(), parts.next(), parts.next()) {
+    Some((parts.next()?.parse().ok()?, target(parts)?))
+}
+
+/// Reads a path below `/vod/`, where recordings have the names that live streams have below `/live/`; `None` if it names
+/// nothing that could exist.
+pub fn parse_recording(path: &str) -> Option<(BroadcastId, Target)> {
+    let mut parts = path.strip_prefix("/vod/")?.split('/');
+    Some((parts.next()?.parse().ok()?, target(parts)?))
+}
+
+fn target<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<Target> {
+    Some(match (parts.next()?, parts.next(), parts.next(), parts.next()) {
         ("index.m3u8", None, ..) => Target::Multivariant,
         ("manifest.mpd", None, ..) => Target::Mpd,
         (file, None, ..) => Target::Playlist(file.strip_suffix(".m3u8")?.parse().ok()?),
@@ -34,8 +45,7 @@ pub fn parse(path: &str) -> Option<(StreamName, Target)> {
             }
         }
         _ => return None,
-    };
-    Some((stream, target))
+    })
 }
 
 /// Decimal digits only and no leading zero, so that every object has one name.

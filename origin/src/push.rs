@@ -245,7 +245,7 @@ impl Feed {
         if let Some(seen) = self.renditions.get_mut(id) {
             seen.promised = coming;
         }
-        if changed && let Ok(Found::Ready(text)) = live.playlist(id, Directives::default()) {
+        if changed && let Ok(Found::Ready(text)) = live.playlist(id, Directives::default(), None) {
             let mut names = vec![name(file, &http::playlist_control(live, false), true)];
             let control = http::playlist_control(live, true);
             names.extend(blocked.into_iter().map(|key| name(key, &control, false)));
@@ -254,7 +254,7 @@ impl Feed {
     }
 
     fn stream(&mut self, live: &Live, config: &Config) {
-        if let Some(text) = live.multivariant()
+        if let Some(text) = live.multivariant("")
             && text != self.multivariant
         {
             self.multivariant.clone_from(&text);
@@ -263,9 +263,9 @@ impl Feed {
             self.publish(MULTIVARIANT_SLOT, 1, vec![name], http::HLS_TYPE, None, body);
         }
         let latency_ms = config.dash_latency.as_millis() as u64;
-        if let Some(timeless) = live.mpd(latency_ms, 0, &config.time_url)
+        if let Some(timeless) = live.mpd(latency_ms, 0, &config.time_url, None)
             && timeless != self.mpd
-            && let Some(text) = live.mpd(latency_ms, relay::unix_ms(), &config.time_url)
+            && let Some(text) = live.mpd(latency_ms, relay::unix_ms(), &config.time_url, None)
         {
             self.mpd = timeless;
             let name = name(format!("{}/manifest.mpd", self.prefix), http::MPD_CONTROL, true);

@@ -763,6 +763,7 @@ mod tests {
             transcode: transcode::Config::default(),
             keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
             archive: archive::Sink::default(),
+            kept: None,
             store: cluster::Member::default(),
             metrics: crate::Metrics::register(&mut registry),
             transcode_metrics: transcode::Metrics::register(&mut registry),
@@ -791,7 +792,7 @@ mod tests {
     /// The numbers of all audio frames that are listed, and the epochs they lie in.
     fn published(live: &Live) -> (Vec<u32>, Vec<u64>, String) {
         let crate::live::Found::Ready(playlist) =
-            live.playlist(&"audio".parse().unwrap(), crate::hls::Directives::default()).unwrap()
+            live.playlist(&"audio".parse().unwrap(), crate::hls::Directives::default(), None).unwrap()
         else {
             panic!("nothing was published")
         };

@@ -452,7 +452,7 @@ mod tests {
     }
 
     fn playlist(live: &Live, name: &str) -> String {
-        match live.playlist(&name.parse().unwrap(), Directives::default()) {
+        match live.playlist(&name.parse().unwrap(), Directives::default(), None) {
             Ok(Found::Ready(playlist)) => playlist,
             other => panic!("{other:?}"),
         }
@@ -487,7 +487,7 @@ mod tests {
             assert_eq!(playlist(&pair.mirror, name), playlist(&pair.owner, name));
             assert!(playlist(&pair.mirror, name).contains("#EXT-X-MEDIA-SEQUENCE:"));
         }
-        assert_eq!(pair.mirror.mpd(1500, T0, "/time"), pair.owner.mpd(1500, T0, "/time"));
+        assert_eq!(pair.mirror.mpd(1500, T0, "/time", None), pair.owner.mpd(1500, T0, "/time", None));
         let id = "96p".parse().unwrap();
         let Found::Ready(object) = pair.mirror.segment(Epoch(1), &id, SegmentNumber(first.0 + 8)) else {
             panic!("not there")
@@ -558,7 +558,7 @@ mod tests {
             let id = "96p".parse().unwrap();
             let Found::Ready(object) = pair.mirror.segment(Epoch(1), &id, number) else { panic!("gone") };
             assert_eq!(object.chunks(0..u64::MAX).concat(), format!("<1 {number} 0>").as_bytes());
-            let mpd = pair.mirror.mpd(1500, T0, "/time").unwrap();
+            let mpd = pair.mirror.mpd(1500, T0, "/time", None).unwrap();
             let connected = mpd.matches("period-connectivity:2015\" value=\"1\"").count();
             assert_eq!(connected, if breaks == 0 { 2 } else { 0 }, "{mpd}");
             assert!(mpd.contains("<Period id=\"1\" start=\"PT1S\" duration=\"PT8S\""), "{mpd}");

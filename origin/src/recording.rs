@@ -1,0 +1,134 @@
+//! Answers from the archive: recordings, and what of a live broadcast has left memory.
+
+use std::sync::Arc;
+
+use archive::{BroadcastId, Index};
+use http::header::HeaderMap;
+use http::{Response, StatusCode};
+use media::time::{Ticks, Timescale};
+use media::{Object, RenditionId};
+use tracing::warn;
+
+use crate::Shared;
+use crate::dvr::{Past, PastRuns, Start};
+use crate::http::{self as answers, Body};
+use crate::live::Live;
+use crate::path::Target;
+use crate::vod;
+
+/// A recording's manifests: nothing is added to it any more, but it may be removed.
+const MANIFEST_CONTROL: &str = "max-age=60";
+
+/// An object below `/vod/`. `asked` are the headers of a GET.
+pub(crate) async fn object(
+    shared: &Shared,
+    broadcast: &BroadcastId,
+    target: Target,
+    asked: Option<&HeaderMap>,
+) -> Response<Body> {
+    let Some(kept) = &shared.kept else {
+        return answers::not_found("nothing is kept here");
+    };
+    let index = match kept.reader.index(broadcast).await {
+        Ok(Some(index)) => index,
+        // Where each origin keeps what it wrote, another may have it (RFC 9110, 15.5.20).
+        Ok(None) if !kept.shared => {
+            return answers::text(StatusCode::MISDIRECTED_REQUEST, "this origin has not kept the broadcast");
+        }
+        Ok(None) => return answers::not_found("no such broadcast is kept"),
+        Err(error) => return unreadable(broadcast, &error),
+    };
+    let manifest = match &target {
+        Target::Init(..) | Target::Segment(..) => return media(shared, broadcast, target, asked).await,
+        _ if index.ended().is_none() => {
+            return answers::not_found("the broadcast is not over: it is under /live/");
+        }
+        Target::Multivariant => vod::multivariant(&index).map(|text| (answers::HLS_TYPE, text)),
+        Target::Playlist(id) => vod::playlist(&index, id).map(|text| (answers::HLS_TYPE, text)),
+        Target::Mpd => vod::mpd(&index).map(|text| (answers::DASH_TYPE, text)),
+    };
+    match manifest {
+        Some((media_type, text)) => answers::manifest(media_type, MANIFEST_CONTROL, text),
+        None => answers::not_found("the recording does not have it"),
+    }
+}
+
+/// An init segment or segment that is kept.
+pub(crate) async fn media(
+    shared: &Shared,
+    broadcast: &BroadcastId,
+    target: Target,
+    asked: Option<&HeaderMap>,
+) -> Response<Body> {
+    let Some(kept) = &shared.kept else { return answers::not_found("no such segment") };
+    let reader = &kept.reader;
+    let (found, etag, id) = match target {
+        Target::Init(epoch, id) => {
+            (reader.init(broadcast, epoch, &id).await, answers::init_etag(epoch, &id), id)
+        }
+        Target::Segment(epoch, id, number) => {
+            let found = reader.segment(broadcast, epoch, &id, number, None).await;
+            let etag = answers::segment_etag(epoch, &id, number);
+            (found.map(|media| media.map(|media| media.bytes)), etag, id)
+        }
+        Target::Multivariant | Target::Playlist(_) | Target::Mpd => return answers::not_found("no media"),
+    };
+    match found {
+        Ok(Some(bytes)) => {
+            let media_type = match reader.index(broadcast).await {
+                Ok(Some(index)) => media_type(&index, &id),
+                _ => "video/mp4",
+            };
+            answers::media(&shared.shutdown, Object::complete(bytes), media_type, &etag, asked).await
+        }
+        Ok(None) => answers::not_found("no such segment"),
+        Err(error) => unreadable(broadcast, &error),
+    }
+}
+
+/// The broadcast that `live` is at, and what is kept of it; `None` if nothing is.
+async fn current(shared: &Shared, live: &Live) -> Option<(BroadcastId, Arc<Index>)> {
+    let broadcast = live.broadcast_id()?;
+    let index = match shared.kept.as_ref()?.reader.index(&broadcast).await {
+        Ok(index) => index?,
+        Err(error) => {
+            warn!(%broadcast, %error, "the archive cannot be read: no more than the window is listed");
+            return None;
+        }
+    };
+    Some((broadcast, index))
+}
+
+/// Where `start` lies on the timeline, 90 kHz.
+fn place(shared: &Shared, live: &Live, start: Start) -> Option<Ticks> {
+    let (anchor, _, end) = live.line()?;
+    let most = Timescale::MILLIS.rescale(shared.config.dvr.as_millis() as Ticks, Timescale::VIDEO);
+    Some(start.place(anchor, end, most))
+}
+
+/// What a media playlist lists before its window.
+pub(crate) async fn past(shared: &Shared, live: &Live, id: &RenditionId, start: Start) -> Option<Past> {
+    let from = place(shared, live, start)?;
+    let (_, index) = current(shared, live).await?;
+    Some(Past::new(&index, id, from))
+}
+
+/// What an MPD says before its window.
+pub(crate) async fn past_runs(shared: &Shared, live: &Live, start: Start) -> Option<PastRuns> {
+    let from = place(shared, live, start)?;
+    let (_, index) = current(shared, live).await?;
+    Some(PastRuns::new(&index, from))
+}
+
+fn media_type(index: &Index, id: &RenditionId) -> &'static str {
+    let audio = index
+        .renditions()
+        .iter()
+        .any(|rendition| rendition.id == *id && matches!(rendition.kind, archive::index::Kind::Audio { .. }));
+    if audio { "audio/mp4" } else { "video/mp4" }
+}
+
+fn unreadable(broadcast: &BroadcastId, error: &archive::Error) -> Response<Body> {
+    warn!(%broadcast, %error, "the archive cannot be read");
+    answers::retry_later()
+}
