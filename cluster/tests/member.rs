@@ -144,9 +144,9 @@ async fn without_the_store_what_runs_goes_on() {
         (|contact| *contact == Contact::Up, |contact| matches!(contact, Contact::Lost(_)));
     for kill in [false, true] {
         if kill {
-            etcd.kill()
+            etcd.kill();
         } else {
-            etcd.freeze()
+            etcd.freeze();
         }
         a.contact(is_lost).await;
         b.contact(is_lost).await;
@@ -162,9 +162,9 @@ async fn without_the_store_what_runs_goes_on() {
         assert!(matches!(refused, Err(Refusal::NoStore(_))), "{refused:?}");
         a.member.revoke(Which::Stream(format!("revoked while killed: {kill}")));
         if kill {
-            etcd.restart()
+            etcd.restart();
         } else {
-            etcd.thaw()
+            etcd.thaw();
         }
         a.contact(is_up).await;
         b.contact(is_up).await;

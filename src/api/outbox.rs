@@ -34,7 +34,7 @@ pub(crate) struct Outbox {
 /// How a step went.
 pub(crate) enum Stepped {
     /// It is done: what became of the broadcast, and the revision of that.
-    Done(Broadcast, u64),
+    Done(Box<Broadcast>, u64),
     /// Somebody else changed the broadcast meanwhile: look again.
     Changed,
 }
@@ -71,7 +71,7 @@ impl Outbox {
         let Outcome::Done(revision) = outcome else { return Ok(Stepped::Changed) };
         self.metrics.events_dropped.get_or_create(&Dropped { reason: "full" }).inc_by(dropped);
         tracing::info!(broadcast = next.id, stream = %next.stream, state = next.state.as_str(), "broadcast goes on");
-        Ok(Stepped::Done(next, revision))
+        Ok(Stepped::Done(Box::new(next), revision))
     }
 
     /// Adds an event for each receiver that wants it, and how many older ones leave for them.
