@@ -188,6 +188,11 @@ impl Flight {
         flight
     }
 
+    /// Whether no candidate has been asked yet: until then their order may change.
+    pub fn asked_nobody(&self) -> bool {
+        self.launched == 0
+    }
+
     /// The push that had promised the object is lost.
     pub fn handle_push_lost(&mut self, now: Instant) {
         if let Phase::Waiting { promote, .. } = &mut self.phase

@@ -194,10 +194,22 @@ impl Shell {
                 joined = self.set.join_next_with_id(), if !self.set.is_empty() => won = self.handle_joined(joined),
                 () = lost => {
                     self.job.promised = None;
+                    self.order();
                     self.flight.handle_push_lost(Instant::now());
                 }
-                () = timeout => self.flight.handle_timeout(Instant::now()),
+                () = timeout => {
+                    self.order();
+                    self.flight.handle_timeout(Instant::now());
+                }
             }
+        }
+    }
+
+    /// Who is to be asked first may have changed since the push promised the object; that one, say, is down.
+    fn order(&mut self) {
+        if self.flight.asked_nobody() {
+            let candidates = std::mem::take(&mut self.candidates);
+            self.candidates = self.tier.upstreams().order(Instant::now(), &self.hash_key, candidates);
         }
     }
 

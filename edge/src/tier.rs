@@ -238,6 +238,14 @@ impl Tier {
         }
     }
 
+    /// `node` has pushed nothing for too long, not even pings.
+    pub(crate) fn push_silent(&self, node: &Arc<Node>) {
+        if self.upstreams().handle_push_silent(Instant::now(), node) {
+            warn!(tier = self.name, node = %node.name, address = node.address, "upstream is down: its push is silent");
+            self.in_doubt.notify_one();
+        }
+    }
+
     /// Asks upstreams that are down, or may be, whether they are there, for as long as this is polled.
     pub(crate) async fn probe(&self) -> Infallible {
         // At most one for each node.

@@ -3,8 +3,8 @@
 //!
 //! A node is down from when no connection to it could be made until it answers anything, a fetch or a probe: viewers'
 //! requests do not find out whether it is back. One that was silent for too long is probed at once, and down if that
-//! fails too: an answer may be slow, but a host that hangs must not cost each name a timeout. Probes back off, each node
-//! by itself and with jitter, so that the tiers that lost a node do not all come back to it at once.
+//! fails too: an answer may be slow, but a host that hangs must not cost each name a timeout. One whose push fell silent is
+//! down until a probe succeeds: pushes have pings. Probes back off, each node by itself and with jitter, so that the tiers that lost a node do not all come back to it at once.
 //!
 //! Driving rule of the probes: drain [`Upstreams::poll`], then wait for [`Upstreams::poll_timeout`], for the outcome of a
 //! probe or for a node to go down.
@@ -110,6 +110,17 @@ impl Upstreams {
         let doubt = Doubt { node: node.clone(), down: false, probe: Some(now), backoff: FIRST_PROBE };
         self.doubted.insert(node.name.clone(), doubt);
         true
+    }
+
+    /// `node` has pushed nothing for too long, not even pings: that is no slow answer, it hangs or is cut off. It is down
+    /// unless a probe, which is due at once, says otherwise. Returns whether that brought it down.
+    pub fn handle_push_silent(&mut self, now: Instant, node: &Arc<Node>) -> bool {
+        if self.trusted.get(&node.name).is_some_and(|until| now < *until) {
+            return false;
+        }
+        let new = || Doubt { node: node.clone(), down: false, probe: Some(now), backoff: FIRST_PROBE };
+        let doubt = self.doubted.entry(node.name.clone()).or_insert_with(new);
+        !std::mem::replace(&mut doubt.down, true)
     }
 
     /// `node` is no upstream any more.
@@ -258,6 +269,26 @@ mod tests {
         assert!(upstreams.handle_silent(now, &node("b")));
         assert!(upstreams.handle_unreachable(now, &node("b")));
         assert_eq!(order(&upstreams, now), "cab");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+    fn what_stops_to_push_is_down_until_it_answers_a_probe() {
+        let now = Instant::now();
+        let mut upstreams = Upstreams::new(7);
+        assert!(upstreams.handle_push_silent(now, &node("a")));
+        assert!(!upstreams.handle_push_silent(now, &node("a")), "no news");
+        assert_eq!(order(&upstreams, now), "bca");
+        assert_eq!(upstreams.poll(now).unwrap().name, "a");
+        assert_eq!(upstreams.handle_probe(now, "a", true), Some(true));
+        assert_eq!(order(&upstreams, now), "abc");
+        assert!(!upstreams.handle_push_silent(now + TRUSTED / 2, &node("a")), "it has just answered");
+        // A doubt becomes a certainty, and its probe goes on.
+        assert!(upstreams.handle_silent(now, &node("b")));
+        assert!(upstreams.handle_push_silent(now, &node("b")));
+        assert_eq!(order(&upstreams, now), "acb");
+        assert_eq!(upstreams.poll(now).unwrap().name, "b");
+        assert_eq!(upstreams.handle_probe(now, "b", false), None, "no news");
     }
 
     #[test]

@@ -154,7 +154,11 @@ async fn attempt(tier: &Arc<Tier>, subscription: &Arc<Subscription>) -> End {
             () = tokio::time::sleep_until(session.poll_timeout().into()) => {
                 match session.handle_timeout(Instant::now()) {
                     Ok(()) => continue,
-                    Err(fault) => return End::Fault(fault),
+                    Err(fault) => {
+                        // Before those who wait for the push are told: they ask another one.
+                        tier.push_silent(&node);
+                        return End::Fault(fault);
+                    }
                 }
             }
         };
