@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use crate::record::{self, Line, StreamRecord, StreamState, stream_key};
-use crate::store::{Entry, Outcome, Txn};
+use crate::store::{Entry, Op, Outcome, Txn};
 
 /// Epochs of one claim beyond its first: runs that may begin while the store is away. The record is renewed, and so is
 /// this, with everything that is written of the stream.
@@ -203,6 +203,20 @@ impl Ownership {
         }
     }
 
+    /// Another node is known to write a stream under `epoch`, whatever the store says: what is owned here below that is let
+    /// go, and whoever claims it here next begins above.
+    pub fn outbid(&mut self, stream: &str, epoch: u64) -> News {
+        if self.owned.get(stream).is_none_or(|owned| owned.record.epoch >= epoch) {
+            return News::Nothing;
+        }
+        if let Some(Owned { revision: Some(revision), mut record, .. }) = self.owned.remove(stream) {
+            (record.state, record.line) = (StreamState::Ended, None);
+            record.reserved = record.reserved.max(epoch);
+            self.released.insert(stream.into(), (record, revision));
+        }
+        News::Fenced
+    }
+
     /// What another node, `owner` of the record, writes; `None` if nobody is known to, or this node does. Whether that node
     /// is there is another question.
     pub fn elsewhere(&self, stream: &str) -> Option<&StreamRecord> {
@@ -281,17 +295,16 @@ impl Ownership {
 
     /// How a write of [`Ownership::poll_write`] went: `None` if the store could not be asked, or did not say.
     pub fn handle_written(&mut self, stream: &str, txn: &Txn, outcome: Option<&Outcome>) -> News {
-        let Some(owned) = self.owned.get_mut(stream) else { return News::Nothing };
+        let Some(owned) = self.owned.get_mut(stream) else {
+            self.handle_let_go(stream, txn, outcome);
+            return News::Nothing;
+        };
         owned.writing = false;
         match outcome {
             Some(Outcome::Done(revision)) => {
-                let written = txn.then.iter().find_map(|op| match op {
-                    crate::store::Op::Put { key, value, .. } => record::read::<StreamRecord>(key, value).ok(),
-                    crate::store::Op::Delete { .. } => None,
-                });
                 // Unless a claim of this node came in between, which has its own.
                 if let Some(written) =
-                    written.filter(|_| owned.revision.is_none_or(|known| known <= *revision))
+                    written(txn).filter(|_| owned.revision.is_none_or(|known| known <= *revision))
                 {
                     owned.revision = Some(*revision);
                     owned.record.reserved = owned.record.reserved.max(written.reserved);
@@ -307,6 +320,36 @@ impl Ownership {
                 owned.dirty = true;
                 News::Nothing
             }
+        }
+    }
+
+    /// A write went so while its stream was let go, or said that: it is over when the store has heard it.
+    fn handle_let_go(&mut self, stream: &str, txn: &Txn, outcome: Option<&Outcome>) {
+        let Some(written) = written(txn) else { return };
+        let pending = self.released.get(stream).map(|(record, of)| (record.clone(), Some(*of)));
+        let (record, of) = match (outcome, pending) {
+            // This was the word itself.
+            (Some(Outcome::Done(_)), None) => return,
+            (Some(Outcome::Done(of)), Some((record, _))) => (record, Some(*of)),
+            (None, Some(pending)) => pending,
+            (None, None) => (written, txn.conditions.first().and_then(|condition| condition.revision)),
+            (Some(Outcome::Differs(found)), pending) => {
+                let record = pending.map_or(written, |(record, _)| record);
+                let found = found.first().and_then(Option::as_ref);
+                // An earlier word of this node; not a claim, of another or of this one.
+                let earlier = |entry: &&Entry| {
+                    record::read::<StreamRecord>(&entry.key, &entry.value)
+                        .is_ok_and(|found| self.me.wrote(&found) && found.epoch <= record.reserved)
+                };
+                let of = found.filter(earlier).map(|entry| entry.revision);
+                (record, of)
+            }
+        };
+        match of {
+            Some(of) if record.state == StreamState::Ended => {
+                self.released.insert(stream.into(), (record, of));
+            }
+            _ => drop(self.released.remove(stream)),
         }
     }
 
@@ -329,6 +372,14 @@ impl Ownership {
     }
 }
 
+/// The record that a transaction writes.
+fn written(txn: &Txn) -> Option<StreamRecord> {
+    txn.then.iter().find_map(|op| match op {
+        Op::Put { key, value, .. } => record::read(key, value).ok(),
+        Op::Delete { .. } => None,
+    })
+}
+
 impl Me {
     /// Whether this very process wrote it.
     pub fn wrote(&self, record: &StreamRecord) -> bool {
@@ -339,4 +390,102 @@ impl Me {
 /// Milliseconds since 1970.
 pub fn unix_ms(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tree::Tree;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn ownership(name: &str) -> Ownership {
+        Ownership::new(Me { name: name.into(), instance: 1, address: format!("{name}:1") }, HOUR)
+    }
+
+    fn at(ms: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(ms)
+    }
+
+    fn stored(tree: &Tree) -> (StreamRecord, u64) {
+        let entry = tree.get("streams/s").unwrap();
+        (record::read(&entry.key, &entry.value).unwrap(), entry.revision)
+    }
+
+    /// Claims `s` from what the store holds.
+    fn claim(node: &mut Ownership, tree: &mut Tree, now: SystemTime) -> Grant {
+        let found = tree.get("streams/s").map(|_| stored(tree));
+        let record = node.proposal("s", "session", found.as_ref().map(|(record, _)| record), now);
+        let txn = match found {
+            Some((_, of)) => Txn::new().if_revision("streams/s", of),
+            None => Txn::new().if_absent("streams/s"),
+        };
+        let Ok(Outcome::Done(revision)) = tree.txn(txn.put("streams/s", record::text(&record), None)) else {
+            panic!("nobody else claims it")
+        };
+        node.won("s", record, revision)
+    }
+
+    /// Carries out what is to be written; the store hears the first `unheard` of them only in part: not at all, or its
+    /// answer is lost.
+    fn write(node: &mut Ownership, tree: &mut Tree, done: bool, heard: bool) {
+        let (stream, txn) = node.poll_write(at(5000)).unwrap();
+        let outcome = if done { tree.txn(txn.clone()).ok() } else { None };
+        node.handle_written(&stream, &txn, outcome.as_ref().filter(|_| heard));
+    }
+
+    #[test]
+    fn a_stream_that_was_let_go_is_over_once_the_store_has_heard_it() {
+        for (done, heard) in [(false, false), (true, false), (true, true)] {
+            let (mut node, mut tree) = (ownership("a"), Tree::default());
+            let grant = claim(&mut node, &mut tree, at(1000));
+            node.forget(&grant);
+            write(&mut node, &mut tree, done, heard);
+            if !heard {
+                write(&mut node, &mut tree, true, true);
+            }
+            // An answer that was lost costs one question more.
+            while node.poll_write(at(5000)).is_some() {
+                assert!(done && !heard);
+            }
+            assert_eq!(stored(&tree).0.state, StreamState::Ended, "{done} {heard}");
+        }
+    }
+
+    #[test]
+    fn a_write_on_its_way_does_not_outlive_its_stream() {
+        let (mut node, mut tree) = (ownership("a"), Tree::default());
+        let grant = claim(&mut node, &mut tree, at(1000));
+        node.describe("s", StreamState::Interrupted, None);
+        let (stream, txn) = node.poll_write(at(2000)).unwrap();
+        let outcome = tree.txn(txn.clone()).unwrap();
+        node.forget(&grant);
+        node.handle_written(&stream, &txn, Some(&outcome));
+        write(&mut node, &mut tree, true, true);
+        assert_eq!(stored(&tree).0.state, StreamState::Ended);
+        assert!(node.poll_write(at(5000)).is_none());
+        // What was claimed meanwhile is left alone.
+        let grant = claim(&mut node, &mut tree, at(3000));
+        node.forget(&grant);
+        let mut other = ownership("b");
+        claim(&mut other, &mut tree, at(4000));
+        write(&mut node, &mut tree, true, true);
+        assert!(node.poll_write(at(5000)).is_none() && stored(&tree).0.owner == "b");
+    }
+
+    #[test]
+    fn who_hears_of_a_higher_epoch_lets_go_and_begins_above_it() {
+        let (mut node, mut tree) = (ownership("a"), Tree::default());
+        let grant = claim(&mut node, &mut tree, at(1000));
+        assert_eq!(node.outbid("s", grant.epoch), News::Nothing, "its own");
+        assert_eq!(node.outbid("s", 9000), News::Fenced);
+        assert!(!node.holds(&grant) && node.renew(&grant).is_none());
+        // By a clock that is late, before and after the store has heard it.
+        assert!(claim(&mut node, &mut tree, at(2000)).epoch > 9000);
+        let grant = node.claim_owned("s", "another").unwrap();
+        assert_eq!(node.outbid("s", 20_000), News::Fenced);
+        write(&mut node, &mut tree, true, true);
+        assert!(claim(&mut node, &mut tree, at(2000)).epoch > 20_000);
+        assert!(!node.holds(&grant));
+    }
 }

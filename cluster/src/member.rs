@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::claim::{Claim, Refusal, Step};
-use crate::lease::{Grant, Me, Ownership};
+use crate::lease::{Grant, Me, News, Ownership};
 use crate::metrics::{Claimed, Metrics};
 use crate::record::{Line, NodeRecord, RevokedRecord, Role, StreamState, Which};
 use crate::revoked::Revoked;
@@ -309,6 +309,16 @@ impl Member {
         self.0.ownership().forget(grant);
         self.0.owned.send_replace(());
         self.0.unwritten.notify_one();
+    }
+
+    /// Another origin is known to write `stream` under `epoch`, whatever the store says: a lower grant of this one does not
+    /// hold any more.
+    pub fn outbid(&self, stream: &str, epoch: u64) {
+        if self.0.ownership().outbid(stream, epoch) == News::Fenced {
+            self.0.metrics.fenced_streams.inc();
+            self.0.owned.send_replace(());
+            self.0.unwritten.notify_one();
+        }
     }
 
     /// The other origin that has `stream`, if one is known and there: its name and address.

@@ -1,7 +1,8 @@
 //! The consistent-hash ring: every node that knows the same members sends a key the same way.
 //!
 //! Who looks for a stream asks [`Ring::candidates`]: its owner, where that is known, then all members in ring order. Who
-//! brings a new one asks [`Ring::placement`]: consistent hashing with bounded loads.
+//! brings one asks [`Ring::placement`]: consistent hashing with bounded loads for those that are new; one that somebody has,
+//! or had, goes on in ring order, since the next in it has a copy.
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
@@ -151,7 +152,8 @@ impl Ring {
 
     /// All nodes that may take `key`, in the order in which to ask them, each once: who has it already; then, in ring order,
     /// those that would not exceed their share of the load by more than a quarter, those that would, and those that
-    /// are full. Who drains is left out, unless there is nobody else.
+    /// are full. Of a key that somebody has, shares do not matter: who is next mirrors it. Who drains is left out, unless
+    /// there is nobody else.
     pub fn placement(&self, key: &str) -> Vec<Arc<Node>> {
         self.read(|state| {
             let mut candidates = state.candidates(key);
@@ -170,7 +172,7 @@ impl Ring {
                     Member { draining: true, .. } => 3,
                     _ if owner == Some(&node.name) => 0,
                     Member { capacity, load, .. } if *capacity > 0 && load >= capacity => 2,
-                    Member { load, .. } if u64::from(*load) + 1 > allowed => 1,
+                    Member { load, .. } if owner.is_none() && u64::from(*load) + 1 > allowed => 1,
                     _ => 0,
                 }
             };
@@ -369,6 +371,21 @@ mod tests {
         ring.set_members(members);
         assert_eq!(ring.candidates("s")[0], order[2]);
         assert_eq!(names(&ring.placement("s")), [0, 1].map(|at| order[at].name.as_str()));
+    }
+
+    #[test]
+    fn who_is_next_takes_what_it_mirrors_also_beyond_its_share() {
+        let ring = Ring::of(["a", "b", "c"].map(|name| member(name, 64, 0, false)).into());
+        let order = ring.candidates("s");
+        let [first, second, third] = [0, 1, 2].map(|at| order[at].name.as_str());
+        ring.set_owner("s", Some(first));
+        let set = |of_second: u32| {
+            ring.set_members(vec![member(second, 64, of_second, false), member(third, 64, 10, false)]);
+        };
+        set(60);
+        assert_eq!(names(&ring.placement("s")), [second, third], "its owner is gone");
+        set(64);
+        assert_eq!(names(&ring.placement("s")), [third, second], "full");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use media::object::{End, Reader};
 use media::range::{self, Asked, Step};
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 
@@ -180,7 +180,15 @@ async fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Re
     response
 }
 
-async fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<Incoming>) -> Response<Body> {
+pub(crate) async fn relay<B>(
+    shared: Arc<Shared>,
+    stream: StreamName,
+    request: http::Request<B>,
+) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: std::fmt::Display + Send,
+{
     let headers = request.headers();
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let token = token.unwrap_or("");
@@ -214,36 +222,42 @@ async fn relay(shared: Arc<Shared>, stream: StreamName, request: http::Request<I
     };
     // A session that another one of this stream publishes beside claims it when it knows what it goes on with.
     let heir = relay_request.next.is_none().then(|| Heir::new(&live, &relay_request.session)).flatten();
-    let (right, live) = match heir {
-        Some(heir) => (relay::Right::Heir(heir), live),
-        None => {
-            let claimed = shared.store.claim(stream.as_str(), &relay_request.session, lost(headers)).await;
-            match claimed {
-                Ok(grant) => (relay::Right::Claimed(grant), shared.take_over(live)),
-                Err(refusal) => {
-                    shared.forget_if(&live, |state| state == State::Offline);
-                    info!(%stream, %refusal, "relay not taken");
-                    return match refusal {
-                        Refusal::Elsewhere { owner, .. } => misdirected(&owner),
-                        refusal => text(StatusCode::SERVICE_UNAVAILABLE, &refusal.to_string()),
-                    };
-                }
-            }
-        }
-    };
-    let (lines, answer) = mpsc::channel(relay::LINE_QUEUE);
+    let lost = lost(headers);
+    let (lines, told) = mpsc::channel(relay::LINE_QUEUE);
+    let (claimed, claim) = oneshot::channel();
     let span = info_span!("relay", %stream, session = %relay_request.session);
     let (body, shutdown) = (request.into_body(), shared.shutdown.clone());
+    // A POP may hang up while the store is asked: what is claimed then, and the place that the stream takes, are given back
+    // by the session all the same.
     let session = {
-        let (shared, live) = (shared.clone(), live.clone());
+        let shared = shared.clone();
         async move {
+            let (right, live) = match heir {
+                Some(heir) => (relay::Right::Heir(heir), live),
+                None => match shared.store.claim(stream.as_str(), &relay_request.session, lost).await {
+                    Ok(grant) => (relay::Right::Claimed(grant), shared.take_over(live)),
+                    Err(refusal) => {
+                        shared.forget_if(&live, |state| state == State::Offline);
+                        info!(%refusal, "relay not taken");
+                        let _ = claimed.send(Err(refusal));
+                        return;
+                    }
+                },
+            };
+            let _ = claimed.send(Ok(()));
             relay::session(shared.clone(), live.clone(), right, relay_request, body, lines, shutdown).await;
             // A session that published nothing leaves nothing behind.
             shared.forget_if(&live, |state| state == State::Offline);
         }
     };
     shared.tasks.spawn(session.instrument(span));
-    let mut response = Response::new(Body::Lines(answer));
+    match claim.await {
+        Ok(Ok(())) => {}
+        Ok(Err(Refusal::Elsewhere { owner, .. })) => return misdirected(&owner),
+        Ok(Err(refusal)) => return text(StatusCode::SERVICE_UNAVAILABLE, &refusal.to_string()),
+        Err(_) => return text(StatusCode::SERVICE_UNAVAILABLE, "the session has failed"),
+    }
+    let mut response = Response::new(Body::Lines(told));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     response
 }

@@ -282,7 +282,7 @@ impl Shared {
         let mut streams = self.streams();
         if streams.get(live.name()).is_some_and(|kept| Arc::ptr_eq(kept, live)) {
             streams.remove(live.name());
-            self.metrics.streams.set(streams.len() as i64);
+            self.counted(streams.len());
         }
         drop(streams);
         self.end_pushes(live);

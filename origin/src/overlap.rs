@@ -19,7 +19,7 @@ pub const MAX_FRAMES: usize = 2048;
 /// Frames of a new session, of its leading track, that are looked at before it counts as another beginning.
 const HEAD_FRAMES: usize = 12;
 
-/// The same in media time, where frames are rare.
+/// The same in media time of any track, where frames of that one are rare: a screen share may send one in ten seconds.
 const HEAD_MS: i64 = 1_000;
 
 /// Frames held while they are looked at have at most so many bytes.
@@ -283,9 +283,10 @@ impl Head {
     /// Whether it has all that is looked at.
     pub fn is_enough(&self) -> bool {
         let leading = self.leading();
+        let since = |last: &Print| leading.first().map_or(0, |first| last.dts_ms - first.dts_ms);
         let span_ms =
-            leading.first().zip(leading.last()).map_or(0, |(first, last)| last.dts_ms - first.dts_ms);
-        leading.len() >= HEAD_FRAMES || span_ms.abs() >= HEAD_MS || self.bytes >= HEAD_BYTES
+            [&self.video, &self.audio].into_iter().filter_map(|track| track.last()).map(since).max();
+        leading.len() >= HEAD_FRAMES || span_ms >= Some(HEAD_MS) || self.bytes >= HEAD_BYTES
     }
 
     fn has_video(&self) -> bool {
@@ -561,6 +562,19 @@ mod tests {
         let print = Print { hash: 1, key: true, dts_ms: 0, pts_ms: 0, came_ms: 0, at: 0 };
         head.start(setup(true, false));
         head.push(false, print, HEAD_BYTES);
+        assert!(head.is_enough());
+    }
+
+    #[test]
+    fn a_picture_that_stands_is_not_waited_for() {
+        let print = |dts_ms| Print { hash: 1, key: true, dts_ms, pts_ms: dts_ms, came_ms: 0, at: 0 };
+        let mut head = Head::default();
+        head.start(setup(true, true));
+        head.push(true, print(50_000), 1000);
+        for audio in 0..200 {
+            assert!(!head.is_enough() || audio * 20 > HEAD_MS, "after {audio} frames of audio");
+            head.push(false, print(50_000 + audio * 20), 100);
+        }
         assert!(head.is_enough());
     }
 }

@@ -27,7 +27,7 @@ use crate::continuation::Continuation;
 use crate::error::{Error, Fault};
 use crate::feed::{self, Feed, Frame, Rules, Source};
 use crate::hls::Targets;
-use crate::live::{Follow, Left, Live, Writer};
+use crate::live::{Follow, Left, Live, State, Writer};
 use crate::metrics::{Kind, Reason};
 use crate::overlap::{Known, Setup};
 use crate::packager::{Packager, Plan, part_target};
@@ -255,8 +255,12 @@ impl Session<'_> {
 
     /// Whatever ended the session: what came is published.
     async fn end(&mut self, fed: &Result<(), Error>) -> Result<(), Error> {
-        // Who had no turn has published nothing.
-        let (Some(mut writer), Some(grant)) = (self.writer.take(), self.grant.clone()) else { return Ok(()) };
+        let (Some(mut writer), Some(grant)) = (self.writer.take(), self.grant.clone()) else {
+            // Who had no turn has published nothing.
+            self.waiting = None;
+            self.leave_nothing();
+            return Ok(());
+        };
         // It was to be decided about, and the session did not come so far.
         let undecided = match writer.parked.take() {
             Some(run) => self.complete(*run, &mut writer).await,
@@ -298,6 +302,29 @@ impl Session<'_> {
         writer.grant = Some(grant);
         succession.lets_go();
         undecided.and(finished)
+    }
+
+    /// The session before may have left its run for this one, or be about to: as this one has no turn, and if no other has,
+    /// nobody else completes it.
+    fn leave_nothing(&self) {
+        let (shared, live) = (self.shared.clone(), self.live.clone());
+        self.shared.tasks.spawn(async move {
+            let writer = tokio::time::timeout(HANDOVER_TIMEOUT, live.writer.clone().lock_owned());
+            // Who keeps it publishes, and leaves its run to nobody.
+            let Ok(mut writer) = writer.await else { return };
+            let parked = if live.succession.is_taken() { None } else { writer.parked.take() };
+            if let Some(run) = parked {
+                match run.finish().await {
+                    Ok(came) => writer.came = came,
+                    Err(error) => {
+                        warn!(stream = %live.name(), %error, "a run that nobody took did not end well")
+                    }
+                }
+                shared.interrupted(&live, false);
+            }
+            drop(writer);
+            shared.forget_if(&live, |state| state == State::Offline);
+        });
     }
 
     async fn take_in<B>(
@@ -703,6 +730,8 @@ mod tests {
     use std::task::{Context, Poll};
 
     use bytes::BytesMut;
+    use cluster::member::Contact;
+    use cluster::store::{self, Embedded, Pending, Store};
     use http_body::Frame as BodyFrame;
     use media::flv::Tag;
     use prometheus_client::registry::Registry;
@@ -757,6 +786,10 @@ mod tests {
     }
 
     fn shared() -> Arc<Shared> {
+        shared_by(cluster::Member::default())
+    }
+
+    fn shared_by(store: cluster::Member) -> Arc<Shared> {
         let mut registry = Registry::default();
         Arc::new(Shared {
             config: crate::Config::default(),
@@ -764,7 +797,7 @@ mod tests {
             keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
             archive: archive::Sink::default(),
             kept: None,
-            store: cluster::Member::default(),
+            store,
             metrics: crate::Metrics::register(&mut registry),
             transcode_metrics: transcode::Metrics::register(&mut registry),
             streams: Mutex::new(HashMap::new()),
@@ -914,5 +947,100 @@ mod tests {
             let (frames, zero) = (600..700, 600);
             succeeds(Succeeds { frames, zero, first, expected, one_run: false, breaks: true }).await;
         }
+    }
+    /// A node of a fleet that shares `store`.
+    fn member(store: Arc<dyn Store>, name: &str) -> cluster::Member {
+        let options = cluster::member::Options {
+            name: name.into(),
+            instance: 1,
+            lease_ttl: Duration::from_secs(10),
+            revocations_kept: Duration::from_secs(60),
+            resume_within: Duration::from_secs(60),
+            follow_nodes: true,
+        };
+        let ring = || cluster::Ring::new(Vec::new());
+        cluster::Member::new(store, options, ring(), ring(), cluster::Metrics::unread())
+    }
+
+    /// A store that never answers.
+    struct Silent;
+
+    impl Store for Silent {
+        fn get<'a>(&'a self, _: &'a str) -> Pending<'a, Option<store::Entry>> {
+            Box::pin(std::future::pending())
+        }
+        fn list<'a>(&'a self, _: &'a str) -> Pending<'a, store::Listing> {
+            Box::pin(std::future::pending())
+        }
+        fn txn(&self, _: store::Txn) -> Pending<'_, store::Outcome> {
+            Box::pin(std::future::pending())
+        }
+        fn watch<'a>(&'a self, _: &'a str, _: u64) -> Pending<'a, Box<dyn store::Watch>> {
+            Box::pin(std::future::pending())
+        }
+        fn grant(&self, _: Duration) -> Pending<'_, store::LeaseId> {
+            Box::pin(std::future::pending())
+        }
+        fn keep_alive(&self, _: store::LeaseId) -> Pending<'_, bool> {
+            Box::pin(std::future::pending())
+        }
+        fn revoke(&self, _: store::LeaseId) -> Pending<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pop_that_hangs_up_while_the_store_is_asked_leaves_no_stream_behind() {
+        let shared = shared_by(member(Arc::new(Silent), "a"));
+        let token = shared.keys.issue("demo", Duration::from_secs(60), SystemTime::now()).unwrap();
+        let request = http::Request::post("/relay/demo")
+            .header("authorization", format!("Bearer {token}"))
+            .header("rooftop-session", "s1")
+            .header("rooftop-received", "0")
+            .body(audio_relay(0..10, 0, Then::Pauses))
+            .unwrap();
+        let asked = crate::http::relay(shared.clone(), "demo".parse().unwrap(), request);
+        assert!(tokio::time::timeout(Duration::from_millis(500), asked).await.is_err(), "it hangs up");
+        shared.tasks.close();
+        shared.tasks.wait().await;
+        assert_eq!(shared.streams().len(), 0, "its place is free");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_that_was_left_for_a_session_whose_claim_is_refused_is_completed() {
+        let store: Arc<dyn Store> = Arc::new(Embedded::default());
+        let (shared, other) = (shared_by(member(store.clone(), "a")), member(store, "b"));
+        other.announce(cluster::record::Role::Origin, "b:1", 1);
+        let serving = CancellationToken::new();
+        for member in [shared.store.clone(), other.clone()] {
+            let serving = serving.clone();
+            tokio::spawn(async move { member.serve(serving).await });
+        }
+        for member in [&shared.store, &other] {
+            member.contact().wait_for(|contact| *contact == Contact::Up).await.unwrap();
+        }
+        let live = shared.stream_for_publishing(&"demo".parse().unwrap()).unwrap();
+        let right = Right::Claimed(shared.store.claim("demo", "s1", Vec::new()).await.unwrap());
+        let (lines, _answer) = mpsc::channel(LINE_QUEUE);
+        let (body, shutdown) = (audio_relay(0..333, 0, Then::Pauses), shared.shutdown.clone());
+        let first =
+            tokio::spawn(session(shared.clone(), live.clone(), right, request("s1"), body, lines, shutdown));
+        live.succession.changes().wait_for(|changes| *changes >= 334).await.unwrap();
+        // The next session is about to claim the stream when another origin has taken it.
+        let heir = Heir::new(&live, "s2").unwrap();
+        let turn = heir.turn();
+        other.claim("demo", "s3", vec!["a".into()]).await.unwrap();
+        first.await.unwrap();
+        assert_eq!(live.state(), State::Live, "the run waits for it");
+        let (lines, _answer) = mpsc::channel(LINE_QUEUE);
+        let (body, shutdown) = (audio_relay(300..500, 0, Then::Ends), shared.shutdown.clone());
+        let second =
+            session(shared.clone(), live.clone(), Right::Heir(heir), request("s2"), body, lines, shutdown);
+        let ((), ()) = tokio::join!(second, async { drop(turn) });
+        let mut versions = live.versions();
+        let over = versions.wait_for(|_| matches!(live.state(), State::Interrupted(_)));
+        tokio::time::timeout(HANDOVER_TIMEOUT, over).await.expect("the run is completed").unwrap();
+        assert_eq!(published(&live).0, (0..333).collect::<Vec<_>>());
+        serving.cancel();
     }
 }

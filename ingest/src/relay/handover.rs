@@ -3,7 +3,7 @@
 //! Driven by `push`, `finish`, the `handle_*` functions and time; after each, drain [`Handover::poll`].
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,8 +80,10 @@ pub struct Handover {
     asked_again: bool,
     /// Since an origin took the stream another was asked because it was said to own it.
     followed: bool,
-    /// Attempts in a row that came to nothing.
-    failures: usize,
+    /// Whom this round has asked: the candidates may change while it lasts.
+    round: BTreeSet<usize>,
+    /// Rounds in a row that came to nothing.
+    rounds: usize,
     /// All of these said that the stream is not for them or that they are full: asking again is of no use.
     declined: usize,
     jitter: u64,
@@ -137,7 +139,8 @@ impl Handover {
             taken_by: None,
             asked_again: false,
             followed: false,
-            failures: 0,
+            round: BTreeSet::new(),
+            rounds: 0,
             declined: 0,
             jitter: seed | 1,
             started: false,
@@ -254,7 +257,7 @@ impl Handover {
                 self.replay.acknowledge(segment, until, next.into());
                 self.asked_again = false;
                 self.unacknowledged = Duration::ZERO;
-                self.failures = 0;
+                (self.round, self.rounds) = (BTreeSet::new(), 0);
                 self.declined = 0;
                 if self.finishing {
                     self.expect_end(now);
@@ -292,7 +295,9 @@ impl Handover {
             Phase::Opening(until) if until <= now => {
                 self.failed(now, format!("no answer within {:?}", self.rules.open_timeout));
             }
-            Phase::Waiting(until) if until <= now => self.attempt(now),
+            Phase::Waiting(until) if until <= now => {
+                self.attempt(now);
+            }
             Phase::Open if self.silent_at.is_some_and(|at| at <= now) => {
                 self.failed(now, "origin is silent after the end of the broadcast".into());
             }
@@ -356,14 +361,21 @@ impl Handover {
         self.silent_at = Some(now + self.rules.end_timeout / 2);
     }
 
-    fn attempt(&mut self, now: Instant) {
-        let candidate = self.candidates[self.next];
-        self.next = (self.next + 1) % self.candidates.len();
-        self.ask(now, candidate);
+    /// Asks the next one that this round has not asked; `false` if there is none.
+    fn attempt(&mut self, now: Instant) -> bool {
+        let count = self.candidates.len();
+        let unasked = |at: &usize| !self.round.contains(&self.candidates[*at]);
+        let Some(at) = (self.next..self.next + count).map(|at| at % count).find(unasked) else {
+            return false;
+        };
+        self.next = (at + 1) % count;
+        self.ask(now, self.candidates[at]);
+        true
     }
 
     fn ask(&mut self, now: Instant, candidate: usize) {
         self.asked = candidate;
+        self.round.insert(candidate);
         let next = self.replay.rewind(self.taken_by == Some(candidate));
         self.phase = Phase::Opening(now + self.rules.open_timeout);
         let received_ms = self.replay.received_ms();
@@ -385,19 +397,18 @@ impl Handover {
     fn failed_here(&mut self, now: Instant, reason: String, blame: bool) {
         self.abandon(blame);
         self.last_error = reason;
-        self.failures += 1;
         self.expect_an_origin(now);
-        let (in_round, rounds) =
-            (self.failures % self.candidates.len(), self.failures / self.candidates.len());
-        if in_round != 0 {
-            return self.attempt(now);
+        if self.attempt(now) {
+            return;
         }
+        self.round.clear();
+        self.rounds += 1;
         if !self.started && std::mem::take(&mut self.declined) >= self.candidates.len() {
             let reason = self.lost_reason();
             return self.over(Outcome::Lost { reason });
         }
         self.declined = 0;
-        self.phase = Phase::Waiting(now + self.pause(rounds));
+        self.phase = Phase::Waiting(now + self.pause(self.rounds));
     }
 
     /// Doubles with each round up to the maximum; between half of it and all of it.
@@ -531,6 +542,20 @@ mod tests {
     }
 
     #[test]
+    fn a_round_asks_everyone_once_however_the_order_changes() {
+        let mut world = World::new(3);
+        assert_eq!(world.actions(), ["open 0 -"]);
+        for expected in ["open 1 -", "open 2 -"] {
+            // What loads and owners do to the ring, again and again.
+            world.handover.set_candidates(vec![0, 1, 2]);
+            assert_eq!(world.status(421, "not mine"), ["abandon", expected]);
+        }
+        world.handover.set_candidates(vec![0, 1, 2]);
+        let lost = "lost: no origin takes the stream: origin answered 421 not mine";
+        assert_eq!(world.status(421, "not mine"), ["abandon", lost]);
+    }
+
+    #[test]
     fn a_broadcast_is_relayed_acknowledged_and_ended() {
         let mut world = World::started(2);
         assert_eq!(world.handover.poll_timeout(), None, "a broadcast may last");
@@ -583,7 +608,7 @@ mod tests {
         world.actions();
         assert_eq!(world.owned_by(2), ["abandon", "open 2 -"]);
         assert_eq!(world.owned_by(0), ["abandon", "open 1 -"], "they do not agree: back to the ring");
-        assert_eq!(world.owned_by(9), ["abandon", "open 2 -"], "nobody we know");
+        assert_eq!(world.owned_by(9), ["abandon", "open 3 -"], "nobody we know, and 2 was asked");
         assert_eq!(world.status(200, ""), ["started"]);
         world.published(640);
         world.lost();

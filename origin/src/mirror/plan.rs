@@ -32,12 +32,15 @@ impl Members {
     }
 
     /// Whether a stream that `owner` has is to be mirrored here: POPs that lose an owner ask the one behind it in the order
-    /// of the ring, so of those that are `up` the next one is to have it.
+    /// of the ring, so of those that are `up` the next one is to have it. One that drains is not asked any more.
     pub fn mirrors(&self, stream: &str, owner: &str, up: impl Fn(&str) -> bool) -> bool {
         let candidates: Vec<Arc<Node>> = self.ring.candidates(stream);
         let behind = candidates.iter().position(|node| node.name == owner).map_or(0, |at| at + 1);
+        let members = self.ring.members();
+        let draining = |name: &str| members.iter().any(|member| member.draining && member.node.name == name);
         let mut next = candidates.iter().cycle().skip(behind).take(candidates.len());
-        let next = next.find(|node| node.name != owner && (node.name == self.name || up(&node.name)));
+        let asked = |name: &str| name != owner && (name == self.name || up(name)) && !draining(name);
+        let next = next.find(|node| asked(&node.name));
         next.is_some_and(|node| node.name == self.name)
     }
 }
@@ -65,6 +68,10 @@ mod tests {
         };
         assert_eq!([0, 1, 2].map(|owner| mirrors(owner, None)), [Some(1), Some(2), Some(0)]);
         assert_eq!([0, 1, 2].map(|owner| mirrors(owner, Some((owner + 1) % 3))), [Some(2), Some(0), Some(1)]);
+        let mut members = ring.members();
+        members.iter_mut().for_each(|member| member.draining = member.node.name == order[1]);
+        ring.set_members(members);
+        assert_eq!([0, 1, 2].map(|owner| mirrors(owner, None)), [Some(2), Some(2), Some(0)]);
         let alone = Members::new("a".into(), Ring::new(vec![node(&"a")]));
         assert!(alone.peers().is_empty() && !alone.mirrors("s", "a", |_| true));
     }
