@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{Class, Delivery, Policy};
+use crate::policy::{Class, Delivery, Mode, Policy};
 
 /// Exempt networks: each is looked at for each connection.
 const MAX_EXEMPT: usize = 256;
@@ -48,10 +48,10 @@ pub struct Config {
     /// Streams that the tier above pushes.
     pub push: Push,
     /// Classes of objects; the first that matches a name counts. Names that match none are of class "other" with its
-    /// defaults. Default: `blocking-playlist`, `playlist`, `mpd`, `media`, `init`, `other`.
+    /// defaults. Default: `recording`, `blocking-playlist`, `playlist`, `mpd`, `media`, `init`, `other`.
     pub classes: Vec<Class>,
-    /// How the objects below a path come from the tier above; the first whose prefix begins a path counts. Default: none,
-    /// so all are pushed where the tier above offers it. At most 256.
+    /// How the objects below a path come from the tier above; the first whose prefix begins a path counts. Others are pushed
+    /// where the tier above offers it. Default: `/vod/` by pull, since nothing is added to recordings. At most 256.
     pub delivery: Vec<Delivery>,
 }
 
@@ -150,7 +150,8 @@ impl Default for Config {
             playback: Playback::default(),
             push: Push::default(),
             classes: Class::defaults(),
-            delivery: Vec::new(),
+            // Nothing is added to recordings.
+            delivery: vec![Delivery { prefix: "/vod/".into(), mode: Mode::Pull }],
         }
     }
 }

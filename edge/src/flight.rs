@@ -135,7 +135,7 @@ impl Shell {
     ) -> Shell {
         let (path, _) = job.permit.key.split_once('?').unwrap_or((&job.permit.key, ""));
         let hash_key = upstream::hash_key(path, tier.config.upstream.key_segments).to_owned();
-        let (candidates, first) = tier.candidates(&hash_key);
+        let (candidates, first) = tier.candidates(path, &hash_key);
         let patience = tier.blocking_timeout(&job.class);
         let rules = Rules {
             blocking_timeout: patience,

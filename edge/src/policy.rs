@@ -193,6 +193,14 @@ impl Class {
         };
         let ms = Duration::from_millis;
         vec![
+            // A recording's manifests do not change: as long as the origin says.
+            Class {
+                paths: vec!["/vod/*.m3u8".into(), "/vod/*.mpd".into()],
+                stale_if_error: ms(60_000),
+                blocking_timeout: ms(1000),
+                give_up: ms(8000),
+                ..class("recording", "")
+            },
             // An origin may hold such a request for two segments and then some before it has the playlist.
             Class {
                 query: Some("_HLS_msn".into()),

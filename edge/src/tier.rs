@@ -24,7 +24,7 @@ use crate::metrics::{Answered, Overload, TierMetrics};
 use crate::pace::Pace;
 use crate::policy::{self, Class, Policy};
 use crate::push::Pushes;
-use crate::upstream::Upstreams;
+use crate::upstream::{self, Upstreams};
 use crate::{Deps, Pages};
 
 /// How often a request tries again after the task that fetched for it vanished without a word.
@@ -195,9 +195,10 @@ impl Tier {
         }
     }
 
-    /// The upstreams for a key in the order in which to ask them, and the name of the ring's own first.
-    pub(crate) fn candidates(&self, hash_key: &str) -> (Vec<Arc<Node>>, Option<String>) {
-        let candidates = self.ring.candidates(hash_key);
+    /// The upstreams for what is below a path in the order in which to ask them, and the name of the ring's own first.
+    /// `hash_key` is the path's.
+    pub(crate) fn candidates(&self, path: &str, hash_key: &str) -> (Vec<Arc<Node>>, Option<String>) {
+        let candidates = self.ring.candidates(upstream::ring_key(path, self.config.upstream.key_segments));
         let first = candidates.first().map(|node| node.name.clone());
         (self.upstreams().order(Instant::now(), hash_key, candidates), first)
     }

@@ -171,6 +171,15 @@ pub fn hash_key(path: &str, segments: usize) -> &str {
     nth.filter(|segment| !segment.is_empty()).unwrap_or(path)
 }
 
+/// The key by which the ring places what is below a path: as [`hash_key`], but a recording, `/vod/{stream}-{milliseconds}/...`,
+/// belongs where the stream did, whose origin may be the only one that has kept it.
+pub fn ring_key(path: &str, segments: usize) -> &str {
+    let key = hash_key(path, segments);
+    let recording = key.rsplit_once('-').filter(|_| path.starts_with("/vod/"));
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    recording.filter(|(stream, at)| !stream.is_empty() && number(at)).map_or(key, |(stream, _)| stream)
+}
+
 /// The leading `segments` of the path of a name that goes on behind them: `/live/{stream}` of `/live/{stream}/...` with 2.
 pub fn prefix(name: &str, segments: usize) -> Option<&str> {
     let path = name.split_once('?').map_or(name, |(path, _)| path);
@@ -330,8 +339,19 @@ mod tests {
             ("/time", 2, "/time"),
             ("/live/foo/x", 1, "live"),
             ("/live/foo/x", 0, "/live/foo/x"),
+            ("/vod/foo-17/index.m3u8", 2, "foo-17"),
         ] {
             assert_eq!(hash_key(path, segments), expected, "{path} {segments}");
+        }
+        for (path, expected) in [
+            ("/vod/foo-17/index.m3u8", "foo"),
+            ("/vod/foo-17-18/7/v/1.m4s", "foo-17"),
+            ("/vod/foo/x", "foo"),
+            ("/vod/foo-1x/x", "foo-1x"),
+            ("/vod/-1/x", "-1"),
+            ("/live/foo-17/x", "foo-17"),
+        ] {
+            assert_eq!(ring_key(path, 2), expected, "{path}");
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use archive::index::{Entry, Index, Rendition};
+use archive::index::{Entry, Index, Rendition, Run};
 use media::time::{Ticks, Timescale};
 use media::{Epoch, RenditionId, SegmentNumber};
 
@@ -81,6 +81,8 @@ pub struct Earlier {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Past {
     segments: VecDeque<Earlier>,
+    /// Where what follows the run of the last one begins, and how long a gap is, in ticks of the rendition.
+    gaps: (Ticks, Ticks),
 }
 
 impl Past {
@@ -89,17 +91,24 @@ impl Past {
         let mut past = Past::default();
         let renditions = index.renditions();
         let Some(rendition) = renditions.iter().find(|rendition| rendition.id == *id) else { return past };
-        let from = Timescale::VIDEO.rescale(from, rendition.timescale);
-        let mut epoch = None;
+        let ticks = |ticks| Timescale::VIDEO.rescale(ticks, rendition.timescale);
+        let from = ticks(from);
+        let spans = index.spans();
+        let mut run: Option<&Run> = None;
         for entry in index.entries(id, SegmentNumber(0)) {
             let mut earlier = Earlier::from(entry);
-            if epoch != Some(earlier.epoch) {
+            if run.is_none_or(|run| run.epoch != earlier.epoch) {
+                let next = index.run(earlier.epoch);
                 // The segment that would have said so may be missing.
-                earlier.discontinuity |= earlier.gap && epoch.is_some();
-                epoch = Some(earlier.epoch);
+                let broke = run.zip(next).is_some_and(|(before, next)| next.breaks > before.breaks);
+                earlier.discontinuity |= earlier.gap && broke;
+                run = next;
+                past.fill(earlier.number);
+                let span = spans.iter().find(|span| span.epoch == earlier.epoch);
+                let end = span.and_then(|span| index.extent(*span)).map_or(0, |extent| extent.end);
+                past.gaps = (ticks(end), ticks(run.map_or(0, |run| run.segment_duration)));
             }
             if earlier.start + earlier.duration > from {
-                past.fill(earlier.number);
                 past.push(earlier);
             }
         }
@@ -115,17 +124,19 @@ impl Past {
         self.segments
     }
 
+    /// Gaps up to segment `next`, as live viewers had them: the broadcaster was away, or the archive is behind.
     fn fill(&mut self, next: SegmentNumber) {
         let Some(last) = self.segments.back().copied() else { return };
+        let (end, duration) = self.gaps;
+        let place = |number: u64| end + (number - last.number.0 - 1) as Ticks * duration;
         // Of a hole that is longer than what is listed, only the end would be.
         let begin = (last.number.0 + 1).max(next.0.saturating_sub(MAX_EARLIER as u64));
         if begin > last.number.0 + 1 {
             self.segments.clear();
         }
-        for number in (begin..next.0).map(SegmentNumber) {
-            let start =
-                self.segments.back().map_or(last.start + last.duration, |last| last.start + last.duration);
-            self.push(Earlier { number, start, discontinuity: false, gap: true, ..last });
+        for number in begin..next.0 {
+            let (number, start) = (SegmentNumber(number), place(number));
+            self.push(Earlier { number, start, duration, discontinuity: false, gap: true, ..last });
         }
     }
 
@@ -179,11 +190,14 @@ impl PastRuns {
                 let gone = (from - run.start).max(0) / run.segment_duration.max(1);
                 past.first = Some(SegmentNumber(run.first.0 + gone as u64));
             }
+            // As in the live MPD: the last frame may reach beyond its segment, and must not promise another.
+            let segments = (span.last.0 + 1 - run.first.0) as Ticks;
+            let end = extent.end.min(run.start + segments * run.segment_duration);
             let variant = |rendition: &Rendition| vod::variant(rendition, vod::measured(index, rendition));
             past.periods.push(Period {
                 epoch: run.epoch,
                 start: run.start,
-                end: Some(extent.end),
+                end: Some(end),
                 first: run.first,
                 variants: run.renditions.iter().map(variant).collect(),
                 connected: None,

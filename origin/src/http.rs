@@ -328,11 +328,12 @@ async fn object(
                 Ok(directives) => directives,
                 Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
             };
-            let past = match start {
-                Some(start) => recording::past(shared, live, &id, start).await,
-                None => None,
-            };
-            let found = wait(shared, live, || live.playlist(&id, directives, past.as_ref())).await;
+            let mut found = wait(shared, live, || live.playlist(&id, directives, None)).await;
+            if let (Ok(Found::Ready(_)), Some(start)) = (&found, start) {
+                // Read when the answer is due: what leaves the window while a request waits is in the archive by then.
+                let past = recording::past(shared, live, &id, start).await;
+                found = live.playlist(&id, Directives::default(), past.as_ref());
+            }
             match found {
                 Ok(Found::Ready(playlist)) => {
                     manifest(HLS_TYPE, &playlist_control(live, directives.msn.is_some()), playlist)

@@ -27,21 +27,21 @@ pub(crate) async fn object(
     asked: Option<&HeaderMap>,
 ) -> Response<Body> {
     let Some(kept) = &shared.kept else {
-        return answers::not_found("nothing is kept here");
+        return missing(shared, "nothing is kept here");
     };
     let index = match kept.reader.index(broadcast).await {
         Ok(Some(index)) => index,
-        // Where each origin keeps what it wrote, another may have it (RFC 9110, 15.5.20).
-        Ok(None) if !kept.shared => {
-            return answers::text(StatusCode::MISDIRECTED_REQUEST, "this origin has not kept the broadcast");
-        }
-        Ok(None) => return answers::not_found("no such broadcast is kept"),
+        Ok(None) => return missing(shared, "no such broadcast is kept"),
         Err(error) => return unreadable(broadcast, &error),
     };
     let manifest = match &target {
-        Target::Init(..) | Target::Segment(..) => return media(shared, broadcast, target, asked).await,
+        Target::Init(..) | Target::Segment(..) => {
+            let found = media(shared, broadcast, target, asked).await;
+            let gone = found.status() == StatusCode::NOT_FOUND;
+            return if gone { missing(shared, "the recording does not have it") } else { found };
+        }
         _ if index.ended().is_none() => {
-            return answers::not_found("the broadcast is not over: it is under /live/");
+            return missing(shared, "the broadcast is not over: it is under /live/");
         }
         Target::Multivariant => vod::multivariant(&index).map(|text| (answers::HLS_TYPE, text)),
         Target::Playlist(id) => vod::playlist(&index, id).map(|text| (answers::HLS_TYPE, text)),
@@ -49,8 +49,16 @@ pub(crate) async fn object(
     };
     match manifest {
         Some((media_type, text)) => answers::manifest(media_type, MANIFEST_CONTROL, text),
-        None => answers::not_found("the recording does not have it"),
+        None => missing(shared, "the recording does not have it"),
     }
+}
+
+/// It is not here. Where each origin keeps what it wrote, another may have it (RFC 9110, 15.5.20).
+fn missing(shared: &Shared, why: &'static str) -> Response<Body> {
+    if shared.kept.as_ref().is_some_and(|kept| kept.shared) {
+        return answers::not_found(why);
+    }
+    answers::text(StatusCode::MISDIRECTED_REQUEST, why)
 }
 
 /// An init segment or segment that is kept.

@@ -2,7 +2,8 @@
 //
 //   node play.mjs --url http://127.0.0.1:8080/watch/demo --player hls --seconds 30
 //
-//   --url URL            the watch page
+//   --url URL            the watch page; with --recording a manifest
+//   --recording          play a manifest that has an end, without the watch page: to the end, then seek
 //   --player hls|dash|native
 //   --seconds N          how long to look, counted from the start of playback (default 30)
 //   --start-timeout N    seconds until playback must have started (default 30)
@@ -73,6 +74,7 @@ async function look() {
   });
   const page = context.pages()[0] ?? (await context.newPage());
   listen(page);
+  if (options.recording) return recording(page);
 
   const url = new URL(options.url);
   url.searchParams.set('player', options.player);
@@ -120,6 +122,61 @@ async function look() {
     ...seen,
     samples: samples.map(({ wall, currentTime, phase }) => [wall, currentTime, phase]),
   };
+}
+
+/** Plays a recording to its end, then from places before and behind its middle, and from near its end to the end again. */
+async function recording(page) {
+  const manifest = new URL(options.url);
+  await page.goto(new URL('/watch/assets/licences.txt', manifest).href);
+  const script = { hls: 'hls.min.js', dash: 'dash.min.js' }[options.player];
+  await page.addScriptTag({ url: `/watch/assets/${script}` });
+  await page.evaluate(
+    ({ player, url }) => {
+      const video = document.body.appendChild(document.createElement('video'));
+      video.muted = true;
+      window.seen = { video, errors: [], ended: [] };
+      video.addEventListener('ended', () => window.seen.ended.push(video.currentTime));
+      video.addEventListener('error', () => window.seen.errors.push(video.error.message));
+      if (player === 'hls') {
+        const hls = new Hls();
+        hls.on(Hls.Events.ERROR, (_, { details, fatal }) => window.seen.errors.push(`${details}${fatal ? ' (fatal)' : ''}`));
+        hls.on(Hls.Events.MANIFEST_PARSED, () => video.play());
+        hls.loadSource(url);
+        hls.attachMedia(video);
+      } else {
+        const player = dashjs.MediaPlayer().create();
+        player.updateSettings({ debug: { logLevel: dashjs.Debug.LOG_LEVEL_NONE } });
+        player.on(dashjs.MediaPlayer.events.ERROR, ({ error }) => window.seen.errors.push(error.message));
+        player.initialize(video, url, true);
+      }
+    },
+    { player: options.player, url: manifest.href },
+  );
+  const patience = options.startTimeout + options.seconds * 1000;
+  const state = () => page.evaluate(() => ({ duration: seen.video.duration, currentTime: seen.video.currentTime, frames: seen.video.getVideoPlaybackQuality().totalVideoFrames, ended: seen.ended, errors: seen.errors }));
+  const reached = async (condition, argument, reason) => {
+    try {
+      await page.waitForFunction(condition, argument, { timeout: patience, polling: 100 });
+    } catch (error) {
+      throw new Error(`${reason} (${error.name}); state: ${JSON.stringify(await state())}`);
+    }
+  };
+  await reached(() => seen.video.currentTime > 0.5, null, 'playback did not start');
+  await reached(() => seen.ended.length === 1, null, 'playback did not come to the end');
+  const { duration, ended, frames } = await state();
+  let seeks = 0;
+  for (const share of [0.25, 0.6, 0.9]) {
+    const to = duration * share;
+    await page.evaluate((to) => {
+      seen.video.currentTime = to;
+      return seen.video.play();
+    }, to);
+    await reached((to) => seen.video.currentTime > to + 0.5 && seen.video.currentTime < to + 4, to, `playback did not go on at ${to} s`);
+    seeks += 1;
+  }
+  await reached(() => seen.ended.length === 2, null, 'playback did not come to the end a second time');
+  const { errors } = await state();
+  return { url: manifest.href, player: options.player, duration: round(duration), ended_at: round(ended[0]), frames, seeks, errors, ...seen };
 }
 
 /** What the browser itself complains about. Looking for a stream that is offline is not an error. */
@@ -257,6 +314,7 @@ function arguments_() {
         width: { type: 'string', default: '1280' },
         dark: { type: 'boolean', default: false },
         insecure: { type: 'boolean', default: false },
+        recording: { type: 'boolean', default: false },
       },
     });
     if (!values.url) throw new Error('--url is missing');

@@ -21,7 +21,7 @@ fn listed(config: &Path) -> Vec<Value> {
 }
 
 /// The one broadcast, once `so`.
-fn broadcast(config: &Path, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+pub fn broadcast(config: &Path, what: &str, so: impl Fn(&Value) -> bool) -> Value {
     eventually(what, || match listed(config).as_slice() {
         [one] if so(one) => Some(one.clone()),
         _ => None,

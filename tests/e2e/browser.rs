@@ -11,10 +11,15 @@ pub const SOURCE: Recipe =
 pub struct Player(Child);
 
 impl Player {
+    /// Looks at a stream's watch page.
     pub fn watch(node: &Node, stream: &str, player: &str, arguments: &[&str]) -> Player {
+        Player::open(&node.url(&format!("/watch/{stream}")), player, arguments)
+    }
+
+    pub fn open(url: &str, player: &str, arguments: &[&str]) -> Player {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/play.mjs");
         let child = Command::new("node")
-            .args([script, "--url", &node.url(&format!("/watch/{stream}")), "--player", player])
+            .args([script, "--url", url, "--player", player])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -34,3 +34,4 @@ mod soak;
 mod succession;
 mod takeover;
 mod tokens;
+mod vod;

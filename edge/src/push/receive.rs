@@ -184,7 +184,7 @@ async fn attempt(tier: &Arc<Tier>, subscription: &Arc<Subscription>) -> End {
 /// Asks the upstreams in turn; the words say why none of them pushes.
 async fn ask(tier: &Tier, subscription: &Subscription) -> Result<(Arc<Node>, Response<Incoming>), String> {
     let hash_key = upstream::hash_key(&subscription.prefix, tier.config.upstream.key_segments);
-    let (candidates, first) = tier.candidates(hash_key);
+    let (candidates, first) = tier.candidates(&subscription.prefix, hash_key);
     let target: Arc<str> = format!("{PATH_PREFIX}{}", subscription.prefix).into();
     let mut why = String::from("there is no upstream");
     for node in candidates {
