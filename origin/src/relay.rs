@@ -193,14 +193,20 @@ impl Session<'_> {
         B::Error: std::fmt::Display,
     {
         let mut feed = Feed::new(self.rules);
-        match right {
-            Right::Heir(heir) => self.waiting = Some(Waiting { heir: Some(heir), ..Waiting::default() }),
+        let begun = match right {
+            Right::Heir(heir) => {
+                self.waiting = Some(Waiting { heir: Some(heir), ..Waiting::default() });
+                Ok(())
+            }
             Right::Claimed(grant) => {
                 self.grant = Some(grant);
-                self.begin().await?;
+                self.begin().await
             }
-        }
-        let relayed = self.take_in(&mut body, &mut feed, shutdown).await;
+        };
+        let relayed = match begun {
+            Ok(()) => self.take_in(&mut body, &mut feed, shutdown).await,
+            Err(error) => Err(error),
+        };
         if relayed.is_ok() {
             feed.finish();
         }
@@ -235,11 +241,13 @@ impl Session<'_> {
         };
         if self.follow == Follow::Clock && !self.live.succession.trail(|trail| trail.is_empty()) {
             self.waiting = Some(Waiting::default());
-        } else if let Some(run) = writer.parked.take() {
-            self.complete(*run, &mut writer).await?;
         }
+        let completed = match writer.parked.take_if(|_| self.waiting.is_none()) {
+            Some(run) => self.complete(*run, &mut writer).await,
+            None => Ok(()),
+        };
         self.writer = Some(writer);
-        Ok(())
+        completed
     }
 
     /// The session before was fenced by our claim; it lets go.
@@ -305,13 +313,18 @@ impl Session<'_> {
     }
 
     /// The session before may have left its run for this one, or be about to: as this one has no turn, and if no other has,
-    /// nobody else completes it.
+    /// nobody else completes it. What was claimed goes with the stream.
     fn leave_nothing(&self) {
-        let (shared, live) = (self.shared.clone(), self.live.clone());
+        let (shared, live, grant) = (self.shared.clone(), self.live.clone(), self.grant.clone());
         self.shared.tasks.spawn(async move {
             let writer = tokio::time::timeout(HANDOVER_TIMEOUT, live.writer.clone().lock_owned());
             // Who keeps it publishes, and leaves its run to nobody.
-            let Ok(mut writer) = writer.await else { return };
+            let Ok(mut writer) = writer.await else {
+                return grant.iter().for_each(|grant| shared.store.forget(grant));
+            };
+            if let Some(grant) = grant.filter(|grant| shared.store.holds(grant)) {
+                writer.grant = Some(grant);
+            }
             let parked = if live.succession.is_taken() { None } else { writer.parked.take() };
             if let Some(run) = parked {
                 match run.finish().await {
@@ -1004,6 +1017,23 @@ mod tests {
         shared.tasks.close();
         shared.tasks.wait().await;
         assert_eq!(shared.streams().len(), 0, "its place is free");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_claim_whose_session_had_no_turn_is_given_back() {
+        let shared = shared();
+        let live = shared.stream_for_publishing(&"demo".parse().unwrap()).unwrap();
+        let grant = shared.store.claim("demo", "s1", Vec::new()).await.unwrap();
+        let busy = live.writer.clone().lock_owned().await;
+        let (lines, _answer) = mpsc::channel(LINE_QUEUE);
+        let (body, shutdown) = (audio_relay(0..10, 0, Then::Ends), shared.shutdown.clone());
+        let right = Right::Claimed(grant.clone());
+        session(shared.clone(), live.clone(), right, request("s1"), body, lines, shutdown).await;
+        assert!(shared.store.holds(&grant));
+        drop(busy);
+        shared.tasks.close();
+        shared.tasks.wait().await;
+        assert!(!shared.store.holds(&grant) && shared.streams().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
