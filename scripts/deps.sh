@@ -17,7 +17,8 @@ run_packages=(
 # Programs rather than packages: other installations of them will do.
 run_programs=(node:nodejs npm:npm)
 # python3 makes the environment of the S3 server that the archive is tested with.
-test_programs=(python3:python3-venv chromium:chromium nginx:nginx-light gst-launch-1.0:gstreamer1.0-tools)
+test_programs=(python3:python3-venv chromium:chromium nginx:nginx-light gst-launch-1.0:gstreamer1.0-tools
+  etcd:etcd-server)
 # gstreamer's RTMP sinks and AAC encoder, and its x264.
 test_packages=(gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly)
 bench_packages=(libnginx-mod-rtmp)
@@ -55,12 +56,12 @@ if ((${#missing[@]})); then
     command -v sudo >/dev/null || { echo "not root and no sudo: install them yourself, then start again" >&2; exit 1; }
     sudo=(sudo)
   fi
-  had=" $(for program in nginx varnishd h2o; do command -v "$program" >/dev/null && echo -n "$program "; done || true)"
+  had=" $(for program in nginx varnishd h2o etcd; do command -v "$program" >/dev/null && echo -n "$program "; done || true)"
   "${sudo[@]}" apt-get update -q
   "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${missing[@]}"
   # Only the programs are wanted (tests and benches start them themselves), not the services that their packages start.
   if command -v systemctl >/dev/null; then
-    for entry in nginx:nginx varnishd:varnish h2o:h2o; do
+    for entry in nginx:nginx varnishd:varnish h2o:h2o etcd:etcd; do
       program=${entry%%:*}
       if [[ $had != *" $program "* ]] && command -v "$program" >/dev/null; then
         "${sudo[@]}" systemctl disable --quiet --now "${entry#*:}" 2>/dev/null || true

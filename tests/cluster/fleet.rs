@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::net::Ipv4Addr;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Instant;
@@ -26,7 +27,24 @@ const HOSTS: &[(&str, u8)] = &[
     ("shield-2", 32),
     ("edge-1", 41),
     ("edge-2", 42),
+    ("etcd-1", 51),
+    ("etcd-2", 52),
+    ("etcd-3", 53),
+    (S3, 61),
 ];
+
+/// The host of the archive's bucket.
+const S3: &str = "s3";
+
+const BUCKET: &str = "rooftop";
+
+/// In the order in which they start, so that each finds those it asks.
+const ROLES: &[&str] = &[S3, "etcd-", "origin-", "shield-", "edge-", "pop-"];
+
+const SIGTERM: i32 = 15;
+
+/// What an origin's own disk has room for, where it keeps the archive on one: a few segments of all renditions.
+const SMALL_DISK: &str = "size=256k";
 
 const fn address(last: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, last)
@@ -49,8 +67,8 @@ pub fn nodes(role: &str) -> impl Iterator<Item = &'static str> {
 struct Process {
     child: Child,
     frozen: bool,
-    // Keeps the pipe open: a node that cannot write to its standard output would fail.
-    _stdout: BufReader<ChildStdout>,
+    // Kept open: a node that cannot write to its standard output would fail.
+    stdout: BufReader<ChildStdout>,
 }
 
 impl Process {
@@ -74,9 +92,14 @@ impl Fleet {
     pub fn start(net: Net, folder: &Path) -> Fleet {
         let tls = folder.join("tls");
         fs::write(folder.join("token.key"), "the fleet's own secret: only for this run").unwrap();
-        for name in HOSTS.iter().map(|(name, _)| *name).filter(|name| *name != WORLD) {
+        fs::write(folder.join("s3.credentials"), "key-of-the-run\nsecret-of-the-run\n").unwrap();
+        for name in ["origin-", "shield-", "edge-", "pop-"].into_iter().flat_map(nodes) {
             let files = ::net::tls::development_files(&tls, name, &[address_of(name).to_string()]).unwrap();
             fs::write(folder.join(format!("{name}.toml")), config(folder, name, &files)).unwrap();
+        }
+        // A fleet that is started anew knows nothing of the one before.
+        for name in nodes("etcd-") {
+            let _ = fs::remove_dir_all(folder.join(name));
         }
         let mut fleet = Fleet { net, folder: folder.into(), running: BTreeMap::new(), front: "edge-1" };
         fleet.lead_viewers_to(fleet.front);
@@ -90,34 +113,124 @@ impl Fleet {
             self.net.cable(host, true);
             self.net.heal(host);
         }
-        for role in ["origin-", "shield-", "edge-", "pop-"] {
-            for name in nodes(role) {
-                if self
-                    .running
-                    .get_mut(name)
-                    .is_some_and(|process| process.frozen || !matches!(process.child.try_wait(), Ok(None)))
-                {
+        for role in ROLES {
+            let dead: Vec<_> = nodes(role).filter(|name| !self.lives(name)).collect();
+            // Together: etcd answers once most of its members are there.
+            for name in &dead {
+                if self.running.contains_key(name) {
                     self.kill(name);
                 }
-                if !self.running.contains_key(name) {
-                    self.run(name);
-                }
+                self.begin(name);
+            }
+            for name in dead {
+                self.ready(name);
             }
         }
     }
 
-    /// Starts a node and waits until its ports are bound.
+    fn lives(&mut self, name: &str) -> bool {
+        let process = self.running.get_mut(name);
+        process.is_some_and(|process| !process.frozen && matches!(process.child.try_wait(), Ok(None)))
+    }
+
+    /// Starts a node and waits until it serves.
     pub fn run(&mut self, name: &'static str) {
+        self.begin(name);
+        self.ready(name);
+    }
+
+    fn begin(&mut self, name: &'static str) {
         let mut log = OpenOptions::new().create(true).append(true).open(self.log_path(name)).unwrap();
         writeln!(log, "--- {name} starts").unwrap();
-        let mut command = self.net.on(name, env!("CARGO_BIN_EXE_rooftop"));
-        let child = command.args(["serve", "--config"]).arg(self.config(name));
-        let mut child = child.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut command = match name {
+            S3 => self.s3(),
+            _ if name.starts_with("etcd-") => self.etcd(name),
+            _ => {
+                let mut command = self.net.on(name, env!("CARGO_BIN_EXE_rooftop"));
+                command.args(["serve", "--config"]).arg(self.config(name));
+                command
+            }
+        };
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        self.running.insert(name, Process { child, frozen: false, stdout });
+    }
+
+    fn etcd(&self, name: &str) -> Command {
+        let at = |name: &str, port: u16| format!("http://{}:{port}", address_of(name));
+        let members: Vec<_> = nodes("etcd-").map(|name| format!("{name}={}", at(name, 2380))).collect();
+        let mut command = self.net.on(name, "etcd");
+        command.args(["--name", name, "--log-level", "warn", "--data-dir"]).arg(self.folder.join(name));
+        for urls in ["--listen-client-urls", "--advertise-client-urls"] {
+            command.args([urls, &at(name, 2379)]);
+        }
+        for urls in ["--listen-peer-urls", "--initial-advertise-peer-urls"] {
+            command.args([urls, &at(name, 2380)]);
+        }
+        command.args(["--initial-cluster", &members.join(",")]);
+        command
+    }
+
+    fn s3(&self) -> Command {
+        let mut command = self.net.on(S3, moto());
+        command.args(["-H", &address_of(S3).to_string(), "-p", "5000"]);
+        command
+    }
+
+    fn ready(&mut self, name: &'static str) {
+        if name == S3 {
+            return eventually("the bucket", make_bucket);
+        }
+        if name.starts_with("etcd-") {
+            let health = format!("http://{}:2379/health", address_of(name));
+            return eventually(name, || get(&health).text().contains("true").then_some(()));
+        }
         let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
+        self.running.get_mut(name).unwrap().stdout.read_line(&mut line).unwrap();
         assert!(line.contains("listeners"), "{name} did not start:\n{}", self.log(name));
-        self.running.insert(name, Process { child, frozen: false, _stdout: stdout });
+    }
+
+    /// The member of etcd that leads the others.
+    pub fn etcd_leader(&self) -> &'static str {
+        let leads = |name: &&str| {
+            let metrics = get(&format!("http://{}:2379/metrics", address_of(name))).text();
+            metrics.contains("\netcd_server_is_leader 1\n")
+        };
+        eventually("a leader of etcd", || nodes("etcd-").find(leads))
+    }
+
+    /// Has an origin keep the archive on a disk of its own, with hardly any room, for as long as `during`.
+    pub fn with_small_disk<T>(&mut self, name: &'static str, during: impl FnOnce(&mut Fleet) -> T) -> T {
+        let disk = self.folder.join("small-disk");
+        fs::create_dir_all(&disk).unwrap();
+        // Those that this process starts see it; it goes with this process at the latest.
+        let mount = ["-t", "tmpfs", "-o", SMALL_DISK, "none"];
+        assert!(Command::new("mount").args(mount).arg(&disk).status().unwrap().success());
+        let usual = fs::read_to_string(self.config(name)).unwrap();
+        let (before, _) = usual.split_once("[archive]").unwrap();
+        let own = format!("{before}[archive]\nstore = \"file\"\npath = {disk:?}\ndrain = \"0s\"\n");
+        fs::write(self.config(name), own).unwrap();
+        self.drain(name);
+        self.run(name);
+        let outcome = during(self);
+        fs::write(self.config(name), usual).unwrap();
+        self.drain(name);
+        self.run(name);
+        assert!(Command::new("umount").arg("-l").arg(&disk).status().unwrap().success());
+        outcome
+    }
+
+    /// `rooftop archive`, as an origin's operator calls it; what it printed, or why it failed.
+    pub fn archive(&self, args: &[&str]) -> Result<serde_json::Value, String> {
+        let mut command = rooftop();
+        command.arg("archive").args(args).args(["--json", "--config"]).arg(self.config("origin-1"));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let printed = serde_json::from_slice(&output.stdout);
+        printed.map_err(|_| format!("archive {}: {said}", args.join(" "))).and_then(|printed| {
+            let good = output.status.success();
+            if good { Ok(printed) } else { Err(format!("archive {}: {printed} {said}", args.join(" "))) }
+        })
     }
 
     /// Gone without a word.
@@ -142,7 +255,9 @@ impl Fleet {
         self.signal(name, "-TERM");
         let began = Instant::now();
         let status = self.running.remove(name).unwrap().child.wait().unwrap();
-        assert!(status.success(), "{name} ended with {status} after {:?}", began.elapsed());
+        // etcd ends by the signal itself.
+        let well = status.success() || (name.starts_with("etcd-") && status.signal() == Some(SIGTERM));
+        assert!(well, "{name} ended with {status} after {:?}", began.elapsed());
     }
 
     fn signal(&self, name: &str, signal: &str) {
@@ -169,10 +284,12 @@ impl Fleet {
 
     /// The shield that edges ask first for a stream.
     pub fn shield(&self, stream: &str) -> &'static str {
-        let member = |name: &str| cluster::Node { name: name.into(), address: String::new() };
-        let first =
-            cluster::Ring::new(nodes("shield-").map(member).collect()).candidates(stream)[0].name.clone();
-        nodes("shield-").find(|name| *name == first).unwrap()
+        first("shield-", stream)
+    }
+
+    /// The origin that POPs ask first for a stream.
+    pub fn home(&self, stream: &str) -> &'static str {
+        first("origin-", stream)
     }
 
     /// What to give a broadcaster that goes to this POP.
@@ -215,11 +332,6 @@ impl Drop for Fleet {
 fn config(folder: &Path, name: &str, files: &::net::tls::Files) -> String {
     let state = folder.join(name);
     fs::create_dir_all(&state).unwrap();
-    let members = |role: &str, port: u16| {
-        let member =
-            |name: &str| format!("{{ name = \"{name}\", address = \"{}:{port}\" }}", address_of(name));
-        nodes(role).map(member).collect::<Vec<_>>().join(", ")
-    };
     let here = address_of(name);
     let (role, rest) = match name.split_once('-').unwrap().0 {
         "pop" => (
@@ -232,7 +344,10 @@ fn config(folder: &Path, name: &str, files: &::net::tls::Files) -> String {
             "origin",
             format!(
                 "[origin]\nlisten = \"{here}:7443\"\nreconnect_grace = \"2s\"\ndrain = \"5s\"\n\
-                 [transcode]\npreset = \"ultrafast\""
+                 [transcode]\npreset = \"ultrafast\"\n\
+                 [archive]\nstore = \"s3\"\nbucket = \"{BUCKET}\"\nendpoint = \"http://{}:5000\"\ncredentials = {:?}",
+                address_of(S3),
+                folder.join("s3.credentials"),
             ),
         ),
         "shield" => ("shield", format!("[shield]\nhttps = \"{here}:7444\"\ndrain = \"2s\"")),
@@ -242,12 +357,38 @@ fn config(folder: &Path, name: &str, files: &::net::tls::Files) -> String {
         "[node]\nname = \"{name}\"\nroles = [\"{role}\"]\nstate_dir = {state:?}\n\
          [tls]\nca = {:?}\ncertificate = {:?}\nkey = {:?}\n\
          [tokens]\nkey_files = [{:?}]\n\
-         [cluster]\norigins = [{}]\nshields = [{}]\n{rest}\n",
+         [cluster]\nstore = \"etcd\"\nhost = \"{here}\"\n[cluster.etcd]\nendpoints = [{}]\n{rest}\n",
         files.ca,
         files.certificate,
         files.key,
         folder.join("token.key"),
-        members("origin-", 7443),
-        members("shield-", 7444),
+        nodes("etcd-")
+            .map(|name| format!("\"http://{}:2379\"", address_of(name)))
+            .collect::<Vec<_>>()
+            .join(", "),
     )
+}
+
+/// The first of a role on the ring.
+fn first(role: &str, stream: &str) -> &'static str {
+    let member = |name: &str| cluster::Node { name: name.into(), address: String::new() };
+    let first = cluster::Ring::new(nodes(role).map(member).collect()).candidates(stream)[0].name.clone();
+    nodes(role).find(|name| *name == first).unwrap()
+}
+
+/// The S3-speaking server.
+pub fn moto() -> PathBuf {
+    let here = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/moto/bin/moto_server");
+    std::env::var_os("MOTO_SERVER").map_or_else(here, PathBuf::from)
+}
+
+/// Whether the bucket is there now.
+fn make_bucket() -> Option<()> {
+    let host = format!("{}:5000", address_of(S3));
+    let mut stream = TcpStream::connect(&host).ok()?;
+    let request = "HTTP/1.1\r\nContent-Length: 0\r\nConnection: close\r\nHost:";
+    write!(stream, "PUT /{BUCKET} {request} {host}\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.starts_with("HTTP/1.1 200").then_some(())
 }

@@ -58,13 +58,21 @@ fn main() -> ExitCode {
 
 /// What this machine lacks.
 fn missing() -> Option<String> {
-    for (program, argument) in
-        [("ip", "-Version"), ("nft", "--version"), ("ffmpeg", "-version"), ("node", "--version")]
-    {
+    for (program, argument) in [
+        ("ip", "-Version"),
+        ("nft", "--version"),
+        ("ffmpeg", "-version"),
+        ("node", "--version"),
+        ("etcd", "--version"),
+    ] {
         let found = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !found.is_ok_and(|status| status.success()) {
             return Some(format!("no {program}: run scripts/deps.sh test"));
         }
+    }
+    let moto = fleet::moto();
+    if !moto.exists() {
+        return Some(format!("no {}: run scripts/deps.sh test", moto.display()));
     }
     net::tried().err().map(|error| format!("no network namespaces, as root has them: {error}"))
 }
@@ -167,13 +175,13 @@ fn attempt(scenario: &Scenario, fleet: &mut Fleet, folder: &Path) -> Outcome {
 fn table(outcomes: &[Outcome]) {
     println!();
     println!(
-        "| scenario | longest time between new segments | beyond a segment's own | aim | pictures | breaks | hls.js | |"
+        "| scenario | longest time between new segments | beyond a segment's own | aim | pictures | breaks | hls.js | archive | |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     for outcome in outcomes {
         let beyond = outcome.gap.saturating_sub(scenario::SEGMENT);
         println!(
-            "| {} | {:.2} s | {:.2} s | {} s | {} | {} | {} | {} |",
+            "| {} | {:.2} s | {:.2} s | {} s | {} | {} | {} | {} | {} |",
             outcome.name,
             outcome.gap.as_secs_f64(),
             beyond.as_secs_f64(),
@@ -181,6 +189,7 @@ fn table(outcomes: &[Outcome]) {
             outcome.pictures,
             outcome.discontinuities,
             outcome.player,
+            outcome.archive,
             if outcome.faults.is_empty() { "passed" } else { "FAILED" },
         );
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::fleet::{Fleet, VIEWERS, address_of, nodes};
 use crate::kit::*;
@@ -29,6 +29,15 @@ const POP: &str = "pop-1";
 /// Longest wait for readers after the broadcaster has gone: the grace, and what they are behind.
 const READERS_END: Duration = Duration::from_secs(30);
 
+/// Longest wait for the archive to have what it does not yet: what a bucket that fails makes it wait, and some.
+const ARCHIVED: Duration = Duration::from_secs(20);
+
+/// What an origin's log says of a full disk.
+const DISK_IS_FULL: &str = "No space left on device";
+
+/// The only one of the broadcasts' ladder.
+const RENDITION: &str = "96p";
+
 /// Something that goes wrong in the middle of a broadcast.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
@@ -40,6 +49,8 @@ pub enum Fault {
     /// Nothing passes between a node and all hosts of a role.
     Part(Target, &'static str, Way),
     Drain(Target),
+    /// The owner keeps the archive on a disk that is soon full.
+    FullDisk,
     /// Every node in turn is drained and started again.
     RollingRestart,
 }
@@ -53,6 +64,8 @@ pub enum Target {
     Shield,
     /// The edge that viewers are led to; they are led to the other one.
     Edge,
+    /// The member of etcd that leads the others.
+    EtcdLeader,
 }
 
 pub struct Scenario {
@@ -66,10 +79,10 @@ pub struct Scenario {
     pub aim: Duration,
 }
 
-const SHORT: u32 = 20;
+const SHORT: u32 = 18;
 const KILL: Duration = Duration::from_secs(2);
 const PARTITION: Duration = Duration::from_secs(3);
-const DRAIN: Duration = Duration::ZERO;
+const NONE: Duration = Duration::ZERO;
 
 const fn scenario(name: &'static str, fault: Fault, aim: Duration) -> Scenario {
     Scenario { name, fault, lasts: Some(Duration::from_secs(5)), seconds: SHORT, aim }
@@ -79,12 +92,15 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario("kill-origin", Fault::Kill(Target::Owner), KILL),
     scenario("kill-shield", Fault::Kill(Target::Shield), KILL),
     scenario("kill-edge", Fault::Kill(Target::Edge), KILL),
+    scenario("kill-etcd-leader", Fault::Kill(Target::EtcdLeader), NONE),
     // An origin that lost its stream this way stays away until the broadcast is over.
     to_the_end("freeze-origin", Fault::Freeze(Target::Owner)),
     scenario("freeze-shield", Fault::Freeze(Target::Shield), PARTITION),
     to_the_end("unplug-origin", Fault::Unplug(Target::Owner)),
     to_the_end("part-origin-from-pops-drop", Fault::Part(Target::Owner, "pop-", Way::Drop)),
     to_the_end("part-origin-from-pops-reject", Fault::Part(Target::Owner, "pop-", Way::Reject)),
+    scenario("part-origin-from-etcd-drop", Fault::Part(Target::Owner, "etcd-", Way::Drop), NONE),
+    scenario("part-origin-from-etcd-reject", Fault::Part(Target::Owner, "etcd-", Way::Reject), NONE),
     scenario("unplug-shield", Fault::Unplug(Target::Shield), PARTITION),
     scenario("part-shield-from-origins-drop", Fault::Part(Target::Shield, "origin-", Way::Drop), PARTITION),
     scenario(
@@ -92,8 +108,9 @@ pub const SCENARIOS: &[Scenario] = &[
         Fault::Part(Target::Shield, "origin-", Way::Reject),
         PARTITION,
     ),
-    scenario("drain-origin", Fault::Drain(Target::Owner), DRAIN),
-    Scenario { seconds: 75, lasts: None, ..scenario("rolling-restart", Fault::RollingRestart, DRAIN) },
+    scenario("drain-origin", Fault::Drain(Target::Owner), NONE),
+    Scenario { lasts: None, ..scenario("full-disk", Fault::FullDisk, NONE) },
+    Scenario { seconds: 90, lasts: None, ..scenario("rolling-restart", Fault::RollingRestart, NONE) },
 ];
 
 const fn to_the_end(name: &'static str, fault: Fault) -> Scenario {
@@ -108,6 +125,8 @@ pub struct Outcome {
     pub pictures: usize,
     pub discontinuities: u64,
     pub player: String,
+    /// What the archive has of it.
+    pub archive: String,
     /// Each a sentence; none: it passed.
     pub faults: Vec<String>,
 }
@@ -122,6 +141,7 @@ impl Outcome {
             pictures: 0,
             discontinuities: 0,
             player: String::new(),
+            archive: String::new(),
             faults: vec![why],
         }
     }
@@ -129,6 +149,16 @@ impl Outcome {
 
 /// Plays one on a fleet that is whole, and leaves it whole.
 pub fn play(scenario: &Scenario, fleet: &mut Fleet, folder: &Path) -> Outcome {
+    match scenario.fault {
+        Fault::FullDisk => {
+            let home = fleet.home(scenario.name);
+            fleet.with_small_disk(home, |fleet| broadcast(scenario, fleet, folder))
+        }
+        _ => broadcast(scenario, fleet, folder),
+    }
+}
+
+fn broadcast(scenario: &Scenario, fleet: &mut Fleet, folder: &Path) -> Outcome {
     let clip = Clip { path: folder.join(format!("clip-{}.flv", scenario.seconds)) };
     if !clip.path.exists() {
         numbered::make(&clip.path, RATE, scenario.seconds);
@@ -140,7 +170,7 @@ pub fn play(scenario: &Scenario, fleet: &mut Fleet, folder: &Path) -> Outcome {
     let base = format!("http://{VIEWERS}:8080/live/{stream}/");
     let index = format!("{base}index.m3u8");
     eventually("the stream at the edge", || (get(&index).status == 200).then_some(()));
-    let reader = Reader::watch(&base, "96p");
+    let reader = Reader::watch(&base, RENDITION);
     let viewer = Viewer::watch(&folder, &index);
     let player = Player::watch(&format!("http://{VIEWERS}:8080/watch/{stream}"), scenario.seconds - STARTING);
     player.plays();
@@ -181,6 +211,12 @@ pub fn play(scenario: &Scenario, fleet: &mut Fleet, folder: &Path) -> Outcome {
     let discontinuities = read.discontinuities;
     faults.extend(read.faults);
     fleet.mend();
+    // Now that those are back that may have something of it, too.
+    let archive = match scenario.fault {
+        Fault::FullDisk => Ok("full".into()),
+        _ => archived(fleet, &folder, stream, &expected),
+    };
+    faults.extend(archive.as_ref().err().map(|why| format!("the archive: {why}")));
     Outcome {
         name: scenario.name,
         gap,
@@ -191,6 +227,7 @@ pub fn play(scenario: &Scenario, fleet: &mut Fleet, folder: &Path) -> Outcome {
             let of = |what: &str| &report[what];
             format!("{} stalls of {} s, {} recoveries", of("stalls"), of("stalled_seconds"), of("recoveries"))
         }),
+        archive: archive.unwrap_or_else(|_| "failed".into()),
         faults,
     }
 }
@@ -201,6 +238,7 @@ fn strike(scenario: &Scenario, fleet: &mut Fleet, reader: &Reader) {
         Target::Owner => fleet.owner(scenario.name).expect("an origin has the stream"),
         Target::Shield => fleet.shield(scenario.name),
         Target::Edge => fleet.edges().0,
+        Target::EtcdLeader => fleet.etcd_leader(),
     };
     // How long the fault lasts belongs to the story.
     let over = || scenario.lasts.map(std::thread::sleep).is_some();
@@ -244,8 +282,16 @@ fn strike(scenario: &Scenario, fleet: &mut Fleet, reader: &Reader) {
                 fleet.run(name);
             }
         }
+        Fault::FullDisk => {
+            let name = target(fleet, Target::Owner);
+            assert_eq!(name, fleet.home(scenario.name), "the disk of another one is full");
+            eventually("a disk that is full", || fleet.log(name).contains(DISK_IS_FULL).then_some(()));
+            // Live goes on meanwhile.
+            let had = reader.fetched();
+            eventually("new segments", || (reader.fetched() >= had + 3).then_some(()));
+        }
         Fault::RollingRestart => {
-            for role in ["edge-", "shield-", "origin-", "pop-"] {
+            for role in ["etcd-", "edge-", "shield-", "origin-", "pop-"] {
                 // The broadcaster would have to come again, and this one does not.
                 for name in nodes(role).filter(|name| *name != POP) {
                     restart(fleet, name);
@@ -257,6 +303,39 @@ fn strike(scenario: &Scenario, fleet: &mut Fleet, reader: &Reader) {
             }
         }
     }
+}
+
+/// Whether each picture that was sent is in the archive exactly once, and everything there is sound.
+fn archived(fleet: &Fleet, folder: &Path, stream: &str, expected: &[u32]) -> Result<String, String> {
+    let is_its = |one: &&serde_json::Value| {
+        let id = one["broadcast"].as_str().unwrap_or_default();
+        id.strip_prefix(stream)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .is_some_and(|at| at.parse::<u64>().is_ok())
+    };
+    let began = Instant::now();
+    let kept = loop {
+        let listed = fleet.archive(&["ls"])?;
+        let its: Vec<_> = listed["broadcasts"].as_array().into_iter().flatten().filter(is_its).collect();
+        match its[..] {
+            [one] if !one["ended_unix_ms"].is_null() && one["missing"] == 0 => break one.clone(),
+            _ if began.elapsed() > ARCHIVED => {
+                return Err(format!("not one whole broadcast that is over: {its:?}"));
+            }
+            _ => std::thread::sleep(Duration::from_millis(200)),
+        }
+    };
+    let id = kept["broadcast"].as_str().unwrap_or_default();
+    fleet.archive(&["verify", id])?;
+    let file = folder.join("archive.mp4");
+    fleet.archive(&["export", id, &file.display().to_string(), "--rendition", RENDITION])?;
+    let (gray, mut command) = (folder.join("archive.gray"), ffmpeg());
+    let decoded = numbered::readable(command.arg("-i").arg(&file)).arg(&gray).status().unwrap();
+    let pictures = numbered::numbers(&fs::read(&gray).unwrap_or_default());
+    if !decoded.success() || pictures != expected {
+        return Err(format!("{kept}: {}", odd(&pictures, expected.len())));
+    }
+    Ok(format!("whole, {} runs", kept["runs"]))
 }
 
 /// As an operator does it: viewers are led elsewhere first.
