@@ -160,9 +160,10 @@ fn what_was_journaled_before_a_kill_is_there_after_it() {
     let (video, audio) = export(&path, kept["broadcast"].as_str().unwrap(), &folder.path().join("show.mp4"));
     assert!(video.len() >= 8 * 30);
     check_frames(&source, &video, &audio);
-    // And it goes on: the next broadcast is kept too.
+    // And it goes on: who comes back within the grace goes on with the same broadcast.
     let _broadcaster = Broadcaster::send(&clip, &node.publish_url("rtmps", "show"), 0);
-    eventually("the next broadcast", || (listed(&path).len() == 2).then_some(()));
+    let on = broadcast(&path, "it goes on", |one| one["segments"].as_u64() > kept["segments"].as_u64());
+    assert!(on["broadcast"] == kept["broadcast"] && on["ended_unix_ms"].is_null(), "{on}");
 }
 
 /// A small file system of its own.

@@ -84,7 +84,12 @@ impl Node {
     /// Starts a node and waits until its ports are bound.
     pub fn start(folder: &Folder, name: &str, config: &str) -> Node {
         let config_path = folder.path().join(format!("{name}.toml"));
-        fs::write(&config_path, config).unwrap();
+        // Nodes of one test share certificates and keys; what they keep is their own.
+        let own_archive = match !config.contains("roles") || config.contains("[archive]") {
+            true => String::new(),
+            false => format!("\n[archive]\npath = {:?}\n", folder.path().join(format!("{name}-archive"))),
+        };
+        fs::write(&config_path, format!("{config}{own_archive}")).unwrap();
         let log = folder.path().join(format!("{name}.log"));
         let mut child = rooftop()
             .args(["serve", "--config"])

@@ -84,7 +84,9 @@ impl Seen {
         assert!(discontinuity >= self.discontinuity_sequence);
         let listed = playlist.lines().filter(|line| line.starts_with("#EXTINF")).count() as u64;
         let last = media + listed;
-        assert!(last >= self.last, "the newest segment went from {} to {last}", self.last);
+        // The end of a broadcast takes back the gaps of an absence.
+        let ended = playlist.contains("#EXT-X-ENDLIST");
+        assert!(last >= self.last || ended, "the newest segment went from {} to {last}", self.last);
         let times = playlist.lines().filter_map(|line| line.strip_prefix("#EXT-X-PROGRAM-DATE-TIME:"));
         for (number, time) in (media..).zip(times) {
             let known = self.times.entry(number).or_insert_with(|| time.to_owned());
