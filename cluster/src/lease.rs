@@ -361,7 +361,14 @@ impl Ownership {
                 News::Nothing
             }
             Some(entry) => match record::read::<StreamRecord>(&entry.key, &entry.value) {
-                Ok(record) => self.observe(stream, Some((&record, entry.revision)), entry.revision),
+                Ok(record) => {
+                    let news = self.observe(stream, Some((&record, entry.revision)), entry.revision);
+                    // The watch has yet to tell who has the stream now.
+                    if self.seen.get(stream).is_none_or(|(_, of)| *of < entry.revision) {
+                        self.seen.insert(stream.into(), (record, entry.revision));
+                    }
+                    news
+                }
                 // What is there is not a record: it is written over.
                 Err(_) => {
                     owned.revision = Some(entry.revision);
@@ -471,6 +478,17 @@ mod tests {
         claim(&mut other, &mut tree, at(4000));
         write(&mut node, &mut tree, true, true);
         assert!(node.poll_write(at(5000)).is_none() && stored(&tree).0.owner == "b");
+    }
+
+    #[test]
+    fn who_is_fenced_by_a_write_knows_by_whom() {
+        let (mut node, mut other, mut tree) = (ownership("a"), ownership("b"), Tree::default());
+        let grant = claim(&mut node, &mut tree, at(1000));
+        claim(&mut other, &mut tree, at(2000));
+        node.describe("s", StreamState::Interrupted, None);
+        write(&mut node, &mut tree, true, true);
+        assert!(!node.holds(&grant));
+        assert_eq!(node.elsewhere("s").map(|record| record.owner.as_str()), Some("b"));
     }
 
     #[test]
