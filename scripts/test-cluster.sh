@@ -7,4 +7,5 @@ cd "$(dirname "$0")/.."
 scripts/web.sh tests/browser
 CHROMIUM=$(scripts/chromium.sh) || { echo "no Chromium found: run scripts/deps.sh test" >&2; exit 1; }
 export CHROMIUM ROOFTOP_CLUSTER=${1:-all}
-cargo test --locked --package rooftop --test cluster
+# With all of the workspace, as `make test` builds it: of the root package alone it would be built once more.
+cargo test --workspace --locked --test cluster
