@@ -433,6 +433,12 @@ impl Index {
         extent
     }
 
+    /// The last segment that is played, and where it ends, 90 kHz.
+    pub fn newest(&self) -> Option<(SegmentNumber, Ticks)> {
+        let span = *self.spans().last()?;
+        Some((span.last, self.extent(span)?.end))
+    }
+
     /// What a listing says.
     pub fn summary(&self) -> Summary {
         let spans = self.spans();

@@ -274,6 +274,11 @@ impl Member {
         self.0.ownership().holds(grant)
     }
 
+    /// Whether this node has `stream`, whichever session of it writes.
+    pub fn owns(&self, stream: &str) -> bool {
+        self.0.ownership().record(stream).is_some()
+    }
+
     /// The session that claimed `stream` last, at any node, as far as is known.
     pub fn holder(&self, stream: &str) -> Option<String> {
         let ownership = self.0.ownership();

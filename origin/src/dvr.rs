@@ -75,6 +75,8 @@ pub struct Earlier {
     pub discontinuity: bool,
     /// Whether its media is missing.
     pub gap: bool,
+    /// Breaks of the broadcast up to the beginning of its run.
+    pub breaks: u64,
 }
 
 /// One rendition as far as it is kept, from where a viewer wants to begin. Numbers are consecutive.
@@ -99,15 +101,16 @@ impl Past {
             let mut earlier = Earlier::from(entry);
             if run.is_none_or(|run| run.epoch != earlier.epoch) {
                 let next = index.run(earlier.epoch);
-                // The segment that would have said so may be missing.
+                // The segment that would have said so may be missing, or the first of an origin that has no past.
                 let broke = run.zip(next).is_some_and(|(before, next)| next.breaks > before.breaks);
-                earlier.discontinuity |= earlier.gap && broke;
+                earlier.discontinuity |= broke;
                 run = next;
                 past.fill(earlier.number);
                 let span = spans.iter().find(|span| span.epoch == earlier.epoch);
                 let end = span.and_then(|span| index.extent(*span)).map_or(0, |extent| extent.end);
                 past.gaps = (ticks(end), ticks(run.map_or(0, |run| run.segment_duration)));
             }
+            earlier.breaks = run.map_or(0, |run| run.breaks);
             if earlier.start + earlier.duration > from {
                 past.push(earlier);
             }
@@ -158,9 +161,10 @@ impl From<Entry<'_>> for Earlier {
                 duration: segment.duration,
                 discontinuity: segment.discontinuity,
                 gap: false,
+                breaks: 0,
             },
             Entry::Missing { epoch, number, start, duration, .. } => {
-                Earlier { number, epoch, start, duration, discontinuity: false, gap: true }
+                Earlier { number, epoch, start, duration, discontinuity: false, gap: true, breaks: 0 }
             }
         }
     }

@@ -234,6 +234,7 @@ impl Playlist<'_> {
         let first = first.or(self.window.segments().next().map(|segment| segment.number));
         // Breaks that are listed before the window have not left the list.
         let listed = self.earlier.iter().filter(|segment| segment.discontinuity).count() as u64;
+        let listed = listed + u64::from(self.breaks_at_the_window());
         put!(out, "#EXTM3U\n#EXT-X-VERSION:9\n#EXT-X-TARGETDURATION:{target}\n");
         put!(
             out,
@@ -274,12 +275,13 @@ impl Playlist<'_> {
         let open = self.window.open_segment().map(|segment| segment.number);
         let mut mapped = None;
         self.earlier(out, timescale, &mut mapped);
+        let mut breaks = self.breaks_at_the_window();
         for segment in self.window.segments() {
             let is_open = open == Some(segment.number);
             if is_open && segment.parts.is_empty() {
                 continue;
             }
-            if segment.discontinuity {
+            if std::mem::take(&mut breaks) || segment.discontinuity {
                 out.push_str("#EXT-X-DISCONTINUITY\n");
             }
             if mapped != Some(segment.epoch) {
@@ -309,6 +311,17 @@ impl Playlist<'_> {
                 put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(segment.duration));
             }
         }
+    }
+
+    /// Whether the timeline breaks between what is listed before the window and the window, where that begins with a run
+    /// that had nothing before it when it began: this origin was started anew, or had no copy.
+    fn breaks_at_the_window(&self) -> bool {
+        let Some((last, first)) = self.earlier.back().zip(self.window.segments().next()) else {
+            return false;
+        };
+        !first.discontinuity
+            && last.epoch != first.epoch
+            && last.breaks < self.window.discontinuity_sequence()
     }
 
     fn earlier(&self, out: &mut String, timescale: Timescale, mapped: &mut Option<Epoch>) {
@@ -388,6 +401,39 @@ mod tests {
         };
         check(include_str!("../testdata/break_and_open.m3u8"), &playlist.render());
         check(include_str!("../testdata/ended.m3u8"), &Playlist { ended: true, ..playlist }.render());
+    }
+
+    #[test]
+    fn an_origin_that_was_started_anew_breaks_where_its_window_begins() {
+        // One break is behind it, another is where its own run begins: its first segment has none to be marked from.
+        let mut window = Window::new(Timescale::VIDEO, 10 * 90_000, 2);
+        fill(&mut window, 20);
+        window.close();
+        let earlier = |epoch| Earlier {
+            number: SegmentNumber(19),
+            epoch: media::Epoch(epoch),
+            start: 0,
+            duration: 90_000,
+            discontinuity: false,
+            gap: false,
+            breaks: 1,
+        };
+        let rendition = id("720p");
+        for (epoch, breaks) in [(2, 1), (3, 0)] {
+            let playlist = Playlist {
+                id: &rendition,
+                earlier: &VecDeque::from([earlier(epoch)]),
+                window: &window,
+                targets: TARGETS,
+                anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: 10 * 90_000 },
+                reports: &[],
+                hint: false,
+                ended: false,
+            };
+            let text = playlist.render();
+            assert_eq!(text.matches("#EXT-X-DISCONTINUITY\n").count(), breaks, "{text}");
+            assert!(text.contains(&format!("#EXT-X-DISCONTINUITY-SEQUENCE:{}\n", 2 - breaks)), "{text}");
+        }
     }
 
     #[test]

@@ -285,6 +285,7 @@ impl Shared {
             self.counted(streams.len());
         }
         drop(streams);
+        self.archive.fence(live.name(), live.standing().1);
         self.end_pushes(live);
     }
 
@@ -322,12 +323,14 @@ impl Shared {
             }
         };
         let _ = tokio::time::timeout(self.config.reconnect_grace, listing).await;
-        // It goes on elsewhere.
-        if !self.has(live) && !self.mirrors.has(live) {
-            return;
-        }
-        if self.store.elsewhere(live.name().as_str()).is_some() && !self.mirrors.has(live) {
-            return self.forget_if(live, |state| state == interrupted);
+        // It goes on elsewhere, though that origin may be out of this one's sight.
+        let elsewhere = self.store.elsewhere(live.name().as_str()).is_some();
+        if elsewhere || !(self.has(live) || self.mirrors.has(live)) {
+            if self.has(live) {
+                self.archive.fence(live.name(), live.standing().1);
+            }
+            self.forget_if(live, |state| state == interrupted);
+            return self.mirrors.forget(self, live);
         }
         if !live.end(interrupted) {
             return;

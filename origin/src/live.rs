@@ -111,6 +111,8 @@ struct Inner {
     broadcast: Option<Broadcast>,
     /// What another origin tells is taken in, until a run is over or begins here.
     copies: bool,
+    /// What is here was copied, and its owner may be there: it keeps it, until a session writes here or it ends here.
+    mirrored: bool,
     recorder: record::Recorder,
 }
 
@@ -154,6 +156,7 @@ impl Live {
             token: None,
             broadcast: None,
             copies: true,
+            mirrored: false,
             recorder: record::Recorder::new(archive),
         };
         Self {
@@ -212,6 +215,7 @@ impl Live {
         let mut copied = None;
         self.change(|inner| {
             if inner.copies {
+                inner.mirrored = true;
                 copied = Some(copy(&mut inner.state, &mut inner.broadcast));
             }
         });
@@ -231,6 +235,7 @@ impl Live {
         let mut place =
             Place { start: FIRST_TICK, first: SegmentNumber(0), targets, handed: None, joined: false };
         self.change(|inner| {
+            inner.mirrored = false;
             // Wall clock in segments: a stream that begins again on another origin, or after a restart, goes on with
             // higher numbers, since segments are never made faster than time passes.
             let by_clock = SegmentNumber((unix_ms * 90 / targets.segment_duration).max(0) as u64);
@@ -431,7 +436,7 @@ impl Live {
                 if let Some(broadcast) = &mut inner.broadcast {
                     broadcast.end();
                 }
-                inner.state = State::Ended;
+                (inner.state, inner.mirrored) = (State::Ended, false);
                 ended = true;
             }
         });
@@ -541,9 +546,10 @@ impl Live {
 }
 
 impl Inner {
-    /// What is only mirrored here is kept by its owner; once it goes on here, all that is listed is offered.
+    /// What is only mirrored here is kept by its owner, also one that is merely out of sight; once it goes on here, or ends
+    /// here, all that is listed is offered.
     fn record(&mut self, name: &StreamName) {
-        if !self.copies {
+        if !self.copies && !self.mirrored {
             self.recorder.observe(name, self.state, self.broadcast.as_ref());
         }
     }
@@ -736,6 +742,34 @@ mod tests {
     fn without_reports(playlist: &str) -> String {
         let lines = playlist.lines().filter(|line| !line.starts_with("#EXT-X-RENDITION-REPORT"));
         lines.map(|line| format!("{line}\n")).collect()
+    }
+
+    #[test]
+    fn what_is_mirrored_is_kept_once_it_goes_on_or_ends_here() {
+        let folder = std::env::temp_dir().join(format!("rooftop-mirrored-{}", std::process::id()));
+        let config = archive::Config { path: Some(folder.clone()), ..archive::Config::default() };
+        let opened = archive::open(&config, &folder, archive::Metrics::default());
+        let (writer, _) = opened.unwrap().unwrap();
+        let queued = || writer.sink().health().unwrap().queued_bytes;
+        for (index, ends) in [true, false].into_iter().enumerate() {
+            let t0 = T0 + index as i64 * 3_600_000;
+            let owner = Live::new("demo".parse().unwrap());
+            run(&owner, t0 as u64, t0, &["360p"], 3);
+            let live = Live::recorded("demo".parse().unwrap(), writer.sink(), Arc::default());
+            let told = owner.lock().broadcast.take();
+            live.copy(|state, broadcast| (*state, *broadcast) = (State::Live, told)).unwrap();
+            let before = queued();
+            let away = live.interrupt(true);
+            assert!(live.stay_alive(away, t0 + 8000));
+            assert_eq!(queued(), before, "its owner may be there, and keeps it");
+            if ends {
+                assert!(live.end(away));
+            } else {
+                live.place(t0 + 9000, Follow::Clock, TARGETS);
+            }
+            assert_eq!(queued(), before + 3 * 4);
+        }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use archive::BroadcastId;
 use bytes::Bytes;
 use cluster::lease::Grant;
 use cluster::record::{self, StreamState};
@@ -45,6 +46,13 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the last line may wait for a POP that does not read.
 const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the archive may take to say how far a broadcast came.
+const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Segments that were published behind the last one that the archive's journals name: journals come once a second, one is
+/// on its way, and one was open.
+const UNSAID: u64 = 3;
 
 /// Times of a POP's clock that are farther off than this are not believed.
 const MAX_CLOCK_SKEW_MS: i64 = 60_000;
@@ -233,9 +241,13 @@ impl Session<'_> {
             (_, Some(next)) => Follow::Handed(self.live.newest(next)),
             // This process does not know the broadcast, its record does: the one before was killed.
             (_, None) if self.live.line().is_none() => {
-                self.shared.store.line(self.live.name().as_str()).map_or(Follow::Clock, |line| {
-                    Follow::Handed(on_record(line, ticks(self.shared.config.segment_duration)))
-                })
+                match self.shared.store.line(self.live.name().as_str()) {
+                    Some(line) => {
+                        let segment_duration = ticks(self.shared.config.segment_duration);
+                        Follow::Handed(on_record(line, segment_duration, self.kept(line).await))
+                    }
+                    None => Follow::Clock,
+                }
             }
             (_, None) => Follow::Clock,
         };
@@ -248,6 +260,23 @@ impl Session<'_> {
         };
         self.writer = Some(writer);
         completed
+    }
+
+    /// The last segment of a broadcast on record that the archive has, and where it ends (90 kHz).
+    async fn kept(&self, line: record::Line) -> Option<(SegmentNumber, Ticks)> {
+        let broadcast = BroadcastId::new(self.live.name().clone(), line.anchor_unix_ms);
+        let reader = &self.shared.kept.as_ref()?.reader;
+        match tokio::time::timeout(ARCHIVE_TIMEOUT, reader.index(&broadcast)).await {
+            Ok(Ok(index)) => index?.newest(),
+            Ok(Err(error)) => {
+                warn!(%broadcast, %error, "the archive cannot be read: the broadcast goes on by the clock alone");
+                None
+            }
+            Err(_) => {
+                warn!(%broadcast, "the archive does not answer: the broadcast goes on by the clock alone");
+                None
+            }
+        }
     }
 
     /// The session before was fenced by our claim; it lets go.
@@ -275,6 +304,10 @@ impl Session<'_> {
             None => Ok(()),
         };
         let succession = &self.live.succession;
+        if matches!(fed, Err(Error::TakenOver)) && !self.shared.store.owns(&grant.stream) {
+            // By another origin, which keeps what comes from here on.
+            self.shared.archive.fence(self.live.name(), Epoch(grant.epoch));
+        }
         if matches!(fed, Ok(()) | Err(Error::Relay(_))) && self.run.is_some() {
             // The next session may be about to go on with this one's run.
             succession.ended();
@@ -682,15 +715,21 @@ impl Session<'_> {
     }
 }
 
-/// Where a broadcast goes on of which only the record is left: on its timeline, by the wall clock, behind a break. One
-/// number is left out: the segment that was open may have been seen.
-fn on_record(line: record::Line, segment_duration: Ticks) -> Continuation {
+/// Where a broadcast goes on of which only the record is left: on its timeline, by the wall clock, behind a break, and never
+/// before what was `kept` of it: a broadcaster's clock may be ahead. One number is left out: the segment that was open may
+/// have been seen.
+fn on_record(
+    line: record::Line,
+    segment_duration: Ticks,
+    kept: Option<(SegmentNumber, Ticks)>,
+) -> Continuation {
     let record::Line { anchor_unix_ms: unix_ms, anchor_ticks: ticks, breaks } = line;
-    let by_clock = (self::unix_ms() * 90 / segment_duration).max(0) as u64;
+    let by_clock = (self::unix_ms() * 90 / segment_duration).max(0) as u64 + 1;
+    let (next, end) = kept.map_or((0, ticks), |(last, end)| (last.0.saturating_add(1 + UNSAID), end));
     Continuation {
         instance: 0,
-        first: SegmentNumber(by_clock + 1),
-        start: ticks,
+        first: SegmentNumber(by_clock.max(next)),
+        start: ticks.max(end),
         anchor: Anchor { unix_ms, ticks },
         breaks: breaks + 1,
         lead: None,
@@ -1072,5 +1111,19 @@ mod tests {
         tokio::time::timeout(HANDOVER_TIMEOUT, over).await.expect("the run is completed").unwrap();
         assert_eq!(published(&live).0, (0..333).collect::<Vec<_>>());
         serving.cancel();
+    }
+
+    #[test]
+    fn a_broadcast_on_record_goes_on_behind_what_is_kept_of_it() {
+        let line = record::Line { anchor_unix_ms: unix_ms() - 60_000, anchor_ticks: 90_000, breaks: 2 };
+        let clock = (unix_ms() / 1000) as u64;
+        let by_clock = on_record(line, 90_000, None);
+        assert_eq!((by_clock.start, by_clock.breaks), (90_000, 3));
+        assert!((clock + 1..clock + 60).contains(&by_clock.first.0));
+        let behind = on_record(line, 90_000, Some((SegmentNumber(clock - 20), 41 * 90_000)));
+        assert!((clock + 1..clock + 60).contains(&behind.first.0));
+        // The broadcaster's clock was faster than ours.
+        let ahead = on_record(line, 90_000, Some((SegmentNumber(clock + 1000), 70 * 90_000)));
+        assert_eq!((ahead.first.0, ahead.start), (clock + 1001 + UNSAID, 70 * 90_000));
     }
 }

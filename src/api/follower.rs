@@ -126,7 +126,11 @@ impl Follower {
     /// The token of a broadcast that is over opens nothing any more, and its session ends.
     fn end(&self, broadcast: &Broadcast, seen: &Seen, revoked: &mut BTreeSet<String>) {
         let token = &broadcast.token;
-        if token.expires.saturating_mul(1000) <= unix_ms() || !revoked.insert(token.id.clone()) {
+        let here =
+            seen.of(broadcast).is_some_and(|(standing, _)| standing.state != origin::live::State::Ended);
+        // A session that was let in goes on past its token's time: only where there is none is nothing left to be done.
+        let expired = token.expires.saturating_mul(1000) <= unix_ms();
+        if (expired && !here) || !revoked.insert(token.id.clone()) {
             return;
         }
         let which = Which::Id(token.id.clone());
@@ -134,7 +138,7 @@ impl Follower {
             self.member.revoke(which);
         }
         if let Some(origin) = &self.origin
-            && seen.of(broadcast).is_some_and(|(standing, _)| standing.state != origin::live::State::Ended)
+            && here
         {
             origin.end(&broadcast.stream, &token.id);
         }
@@ -143,4 +147,50 @@ impl Follower {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::broadcast::{Step, tests::created};
+    use super::super::config::Webhooks;
+    use super::super::events::EndedBy;
+    use super::super::metrics::Metrics;
+    use super::super::records::Records;
+    use super::*;
+    use media::Epoch;
+    use origin::control::Standing;
+    use origin::live::State;
+
+    #[test]
+    fn what_is_over_is_taken_back_where_it_is_still_sent_also_past_its_tokens_time() {
+        let member = Member::default();
+        let follower = Follower {
+            node: "o1".into(),
+            member: member.clone(),
+            outbox: Arc::new(Outbox {
+                records: Arc::new(Records::new(member.store())),
+                webhooks: Webhooks::default(),
+                metrics: Metrics::register(&mut prometheus_client::registry::Registry::default()),
+            }),
+            origin: None,
+            grace: Duration::from_secs(60),
+        };
+        // Its token was good for the first day of 1970.
+        let (over, _) = created().after(&Step::End { at_ms: 5000, by: EndedBy::Request }).unwrap();
+        let standing = |state| Standing {
+            stream: over.stream.clone(),
+            state,
+            anchor_unix_ms: 0,
+            epoch: Epoch(7),
+            token: Some(over.token.id.clone()),
+        };
+        let mut revoked = BTreeSet::new();
+        for (state, taken_back) in [(State::Ended, false), (State::Live, true)] {
+            let mut seen = Seen::default();
+            seen.observe(2000, vec![standing(state)]);
+            follower.end(&over, &seen, &mut revoked);
+            let which = Which::Id(over.token.id.clone());
+            assert_eq!(member.revoked().borrow().has(&which), taken_back, "{state:?}");
+        }
+    }
 }

@@ -227,7 +227,7 @@ impl Api {
             if let Some(key) = &key
                 && let Some(made) = self.records.get(key).await.map_err(away)?
             {
-                return self.made_before(&made.value, &request, &create);
+                return self.made_before(&made.value, &request, &create).await;
             }
             let broadcast = new_broadcast(&create, key.as_deref())?;
             let id = &broadcast.id;
@@ -266,14 +266,19 @@ impl Api {
     }
 
     /// The answer that the first request with this key got.
-    fn made_before(&self, made: &str, request: &str, create: &Create) -> Answer {
+    async fn made_before(&self, made: &str, request: &str, create: &Create) -> Answer {
         let made: Made = serde_json::from_str(made)
             .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         if made.request != request {
             let why = "was used for another request";
             return Err(Problem::fields(vec![Wrong::header("Idempotency-Key", why)]));
         }
-        let (revision, broadcast) = self.find(&made.broadcast)?;
+        // Past the copy: another node may have made it a moment ago.
+        let found = self.records.get(&records::broadcast_key(&made.broadcast)).await.map_err(away)?;
+        let found = found.ok_or_else(|| Problem::not_found("the broadcast that it made is gone"))?;
+        let revision = found.revision;
+        let broadcast: Broadcast = serde_json::from_str(&found.value)
+            .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         self.created(&broadcast, revision, create.region.as_deref())
     }
 

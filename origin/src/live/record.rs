@@ -44,10 +44,11 @@ impl Recorder {
             self.current = Some(Current { id, runs, newest, ended: false });
         }
         let Some(current) = &mut self.current else { return };
-        let later_breaks = broadcast.periods.len().saturating_sub(1);
         for (index, period) in broadcast.periods.iter().enumerate() {
             if current.runs.insert(period.epoch) {
-                let breaks = broadcast.breaks.saturating_sub((later_breaks - index) as u64);
+                let later = &broadcast.periods[index + 1..];
+                let later_breaks = later.iter().filter(|period| period.connected.is_none()).count();
+                let breaks = broadcast.breaks.saturating_sub(later_breaks as u64);
                 self.sink.run(&current.id, run(broadcast, period, breaks));
                 current.runs.retain(|run| broadcast.periods.iter().any(|period| period.epoch == *run));
             }

@@ -233,8 +233,8 @@ impl Mirrors {
         };
         inner.mirrors.retain(|name, mirror| {
             let keep = match owners.get(name) {
-                // Nobody's: then it is answered for here.
-                None => true,
+                // Nobody's: then it is answered for here, if it came so far.
+                None => mirror.live.borrow().is_some(),
                 Some((epoch, owner)) if *owner == mirror.owner => wanted(name, *epoch, owner),
                 // Whoever wrote it last has it now.
                 Some((epoch, _)) => *epoch <= mirror.epoch(),

@@ -31,7 +31,7 @@ pub fn playlist(index: &Index, id: &RenditionId) -> Option<String> {
         };
         if played != Some(epoch) {
             let span = spans.iter().find(|span| span.epoch == epoch);
-            if played.is_some() && span.is_some_and(|span| breaks(index, *span)) {
+            if span.zip(played).is_some_and(|(span, before)| breaks(index, before, *span)) {
                 out.push_str("#EXT-X-DISCONTINUITY\n");
             }
             (played, dated) = (Some(epoch), false);
@@ -57,13 +57,15 @@ pub fn playlist(index: &Index, id: &RenditionId) -> Option<String> {
     Some(out)
 }
 
-/// Whether players have to begin anew at this run. All playlists say so at the same segment (6.2.4), whether or not their
-/// own first segment of it is there.
-fn breaks(index: &Index, span: Span) -> bool {
+/// Whether players have to begin anew at this run behind the run `before`. All playlists say so at the same segment
+/// (6.2.4), whether or not their own first segment of it is there.
+fn breaks(index: &Index, before: Epoch, span: Span) -> bool {
     let Some(run) = index.run(span.epoch) else { return true };
-    run.renditions.iter().any(|rendition| {
-        index.segment(span.epoch, &rendition.id, span.first).is_none_or(|segment| segment.discontinuity)
-    })
+    // The first segment of an origin that has no past does not say so: nothing was listed before it.
+    index.run(before).is_none_or(|before| before.breaks < run.breaks)
+        || run.renditions.iter().any(|rendition| {
+            index.segment(span.epoch, &rendition.id, span.first).is_none_or(|segment| segment.discontinuity)
+        })
 }
 
 /// No segment is longer, rounded to the nearest second (4.4.3.1).

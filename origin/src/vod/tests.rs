@@ -36,8 +36,9 @@ fn run(epoch: u64, first: u64, start: i64, breaks: u64, names: &[&str]) -> Run {
     }
 }
 
-/// Two runs, the second 20 s later and without audio; the first has no audio for segment 12.
-async fn recorded(folder: &std::path::Path) -> std::sync::Arc<Index> {
+/// Two runs, the second 20 s later and without audio; the first has no audio for segment 12. That the timeline breaks between
+/// them is `said` by the second one's first segment, or by its run alone: its origin was started anew.
+async fn recorded(folder: &std::path::Path, said: bool) -> std::sync::Arc<Index> {
     let config =
         archive::Config { store: Store::File, path: Some(folder.into()), ..archive::Config::default() };
     let (writer, reader) = archive::open(&config, folder, archive::Metrics::default()).unwrap().unwrap();
@@ -68,7 +69,7 @@ async fn recorded(folder: &std::path::Path) -> std::sync::Arc<Index> {
     }
     sink.run(&broadcast, run(2, 14, 25 * SECOND, 1, &["360p"]));
     for number in 14..17 {
-        segment(2, "360p", number, 25 * SECOND + (number as i64 - 14) * SECOND, number == 14);
+        segment(2, "360p", number, 25 * SECOND + (number as i64 - 14) * SECOND, said && number == 14);
     }
     sink.ended(&broadcast, Epoch(2));
     let shutdown = CancellationToken::new();
@@ -92,11 +93,16 @@ fn id(name: &str) -> RenditionId {
 
 #[tokio::test]
 async fn a_recording_is_played_without_its_pauses() {
-    let folder = folder("played");
-    let index = recorded(&folder).await;
-    std::fs::remove_dir_all(&folder).unwrap();
+    for said in [true, false] {
+        let folder = folder("played");
+        let index = recorded(&folder, said).await;
+        std::fs::remove_dir_all(&folder).unwrap();
+        check_recording(&index);
+    }
+}
 
-    let video = playlist(&index, &id("360p")).unwrap();
+fn check_recording(index: &Index) {
+    let video = playlist(index, &id("360p")).unwrap();
     assert_eq!(
         video,
         "#EXTM3U\n#EXT-X-VERSION:8\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n#EXT-X-MEDIA-SEQUENCE:10\n\
@@ -106,7 +112,7 @@ async fn a_recording_is_played_without_its_pauses() {
          #EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:44.000Z\n#EXTINF:1.00000,\n2/360p/14.m4s\n\
          #EXTINF:1.00000,\n2/360p/15.m4s\n#EXTINF:1.00000,\n2/360p/16.m4s\n#EXT-X-ENDLIST\n"
     );
-    let audio = playlist(&index, &id("audio")).unwrap();
+    let audio = playlist(index, &id("audio")).unwrap();
     let tags = |text: &str, tag: &str| text.lines().filter(|line| line.starts_with(tag)).count();
     assert_eq!(tags(&audio, "#EXTINF"), tags(&video, "#EXTINF"), "all playlists have the same segments");
     assert_eq!((tags(&audio, "#EXT-X-DISCONTINUITY"), tags(&audio, "#EXT-X-GAP")), (1, 4), "{audio}");
@@ -114,11 +120,11 @@ async fn a_recording_is_played_without_its_pauses() {
         audio.contains("#EXT-X-GAP\n#EXTINF:1.00000,\n1/audio/12.m4s\n#EXT-X-PROGRAM-DATE-TIME:"),
         "{audio}"
     );
-    assert_eq!(playlist(&index, &id("720p")), None);
-    let all = multivariant(&index).unwrap();
+    assert_eq!(playlist(index, &id("720p")), None);
+    let all = multivariant(index).unwrap();
     assert!(all.contains("BANDWIDTH=") && all.contains("360p.m3u8\n") && all.contains("audio.m3u8"), "{all}");
 
-    let mpd = mpd(&index).unwrap();
+    let mpd = mpd(index).unwrap();
     assert!(mpd.contains("mediaPresentationDuration=\"PT6.5S\""), "3.5 s and 3 s: {mpd}");
     let periods: Vec<_> = mpd.lines().filter(|line| line.contains("<Period")).map(str::trim).collect();
     assert_eq!(
@@ -137,28 +143,34 @@ async fn a_recording_is_played_without_its_pauses() {
 
 #[tokio::test]
 async fn what_is_behind_the_window_is_listed_without_a_hole() {
-    let folder = folder("behind");
-    let index = recorded(&folder).await;
-    std::fs::remove_dir_all(&folder).unwrap();
+    for said in [true, false] {
+        let folder = folder("behind");
+        let index = recorded(&folder, said).await;
+        std::fs::remove_dir_all(&folder).unwrap();
+        check_past(&index);
+    }
+}
+
+fn check_past(index: &Index) {
     let numbers = |past: &std::collections::VecDeque<Earlier>| {
         past.iter().map(|segment| (segment.number.0, segment.gap)).collect::<Vec<_>>()
     };
     // The window begins at 16: what it has itself is not listed twice.
-    let past = Past::new(&index, &id("360p"), 3 * SECOND + 1);
+    let past = Past::new(index, &id("360p"), 3 * SECOND + 1);
     let before = past.clone().before(SegmentNumber(16));
     assert_eq!(numbers(&before), [(12, false), (13, false), (14, false), (15, false)]);
     assert_eq!(before.iter().filter(|segment| segment.discontinuity).count(), 1);
     // The archive is behind: nobody knows what 17 and 18 were.
     let behind = past.before(SegmentNumber(19));
     assert_eq!(numbers(&behind)[4..], [(16, false), (17, true), (18, true)]);
-    let audio = Past::new(&index, &id("audio"), 0).before(SegmentNumber(14));
+    let audio = Past::new(index, &id("audio"), 0).before(SegmentNumber(14));
     assert_eq!(numbers(&audio), [(10, false), (11, false), (12, true), (13, false)]);
-    assert!(Past::new(&index, &id("720p"), 0).before(SegmentNumber(14)).is_empty());
+    assert!(Past::new(index, &id("720p"), 0).before(SegmentNumber(14)).is_empty());
 
-    let runs = PastRuns::new(&index, 4 * SECOND);
+    let runs = PastRuns::new(index, 4 * SECOND);
     let epochs: Vec<_> = runs.periods.iter().map(|period| (period.epoch.0, period.first.0)).collect();
     assert_eq!((epochs, runs.first), (vec![(1, 10), (2, 14)], Some(SegmentNumber(13))));
-    let later = PastRuns::new(&index, 10 * SECOND);
+    let later = PastRuns::new(index, 10 * SECOND);
     assert_eq!((later.periods.len(), later.first), (1, Some(SegmentNumber(14))));
 }
 
