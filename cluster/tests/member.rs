@@ -140,8 +140,8 @@ async fn without_the_store_what_runs_goes_on() {
     let (a, b) = (Node::start(&store, "a", 1), Node::start(&store, "b", 2));
     a.placed("s", &["a", "b"]).await;
     let mut grant = a.member.claim("s", "one", Vec::new()).await.unwrap();
-    let (is_up, is_lost): (fn(&Contact) -> bool, fn(&Contact) -> bool) =
-        (|contact| *contact == Contact::Up, |contact| matches!(contact, Contact::Lost(_)));
+    let is_up = |contact: &Contact| *contact == Contact::Up;
+    let is_lost = |contact: &Contact| matches!(contact, Contact::Lost(_));
     for kill in [false, true] {
         if kill {
             etcd.kill();

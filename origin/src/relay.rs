@@ -363,7 +363,7 @@ impl Session<'_> {
                 match run.finish().await {
                     Ok(came) => writer.came = came,
                     Err(error) => {
-                        warn!(stream = %live.name(), %error, "a run that nobody took did not end well")
+                        warn!(stream = %live.name(), %error, "a run that nobody took did not end well");
                     }
                 }
                 shared.interrupted(&live, false);
