@@ -134,7 +134,7 @@ async function recording(page) {
     ({ player, url }) => {
       const video = document.body.appendChild(document.createElement('video'));
       video.muted = true;
-      window.seen = { video, errors: [], ended: [] };
+      window.seen = { video, errors: [], warnings: [], ended: [] };
       let last = 0;
       setInterval(() => { last = video.currentTime; }, 20);
       const ended = () => window.seen.ended.push(Math.max(last, video.currentTime));
@@ -142,7 +142,7 @@ async function recording(page) {
       if (player === 'hls') {
         video.addEventListener('ended', ended);
         const hls = new Hls();
-        hls.on(Hls.Events.ERROR, (_, { details, fatal }) => window.seen.errors.push(`${details}${fatal ? ' (fatal)' : ''}`));
+        hls.on(Hls.Events.ERROR, (_, { details, fatal }) => window.seen[fatal ? 'errors' : 'warnings'].push(`${details} at ${video.currentTime}`));
         hls.on(Hls.Events.MANIFEST_PARSED, () => video.play());
         hls.loadSource(url);
         hls.attachMedia(video);
@@ -158,7 +158,7 @@ async function recording(page) {
     { player: options.player, url: manifest.href },
   );
   const patience = options.startTimeout + options.seconds * 1000;
-  const state = () => page.evaluate(() => ({ duration: seen.video.duration, currentTime: seen.video.currentTime, rate: seen.video.playbackRate, buffered: [...Array(seen.video.buffered.length).keys()].map((i) => [seen.video.buffered.start(i), seen.video.buffered.end(i)]), frames: seen.video.getVideoPlaybackQuality().totalVideoFrames, ended: seen.ended, errors: seen.errors }));
+  const state = () => page.evaluate(() => ({ duration: seen.video.duration, currentTime: seen.video.currentTime, rate: seen.video.playbackRate, buffered: [...Array(seen.video.buffered.length).keys()].map((i) => [seen.video.buffered.start(i), seen.video.buffered.end(i)]), frames: seen.video.getVideoPlaybackQuality().totalVideoFrames, ended: seen.ended, errors: seen.errors, warnings: seen.warnings }));
   const reached = async (condition, argument, reason) => {
     try {
       await page.waitForFunction(condition, argument, { timeout: patience, polling: 100 });
@@ -180,8 +180,8 @@ async function recording(page) {
     seeks += 1;
   }
   await reached(() => seen.ended.length === 2, null, 'playback did not come to the end a second time');
-  const { errors } = await state();
-  return { url: manifest.href, player: options.player, duration: round(duration), ended_at: round(ended[0]), frames, seeks, errors, ...seen };
+  const { errors, warnings } = await state();
+  return { url: manifest.href, player: options.player, duration: round(duration), ended_at: round(ended[0]), frames, seeks, errors, warnings, ...seen };
 }
 
 /** What the browser itself complains about. Looking for a stream that is offline is not an error. */
