@@ -387,6 +387,10 @@ mod tests {
         let policy = Policy { classes, delivery: Vec::new() };
         for (path, query, expected) in [
             ("/live/a/v.m3u8", "_HLS_msn=3&_HLS_part=1", "blocking-playlist"),
+            ("/live/a/v.m3u8", "start=-600", "playlist"),
+            ("/vod/a-17/v.m3u8", "", "recording"),
+            ("/vod/a-17/manifest.mpd", "", "recording"),
+            ("/vod/a-17/1/v/1.m4s", "", "media"),
             ("/live/a/v.m3u8", "x_HLS_msn=3", "playlist"),
             ("/live/a/manifest.mpd", "", "mpd"),
             ("/live/a/1/v/7.m4s", "", "media"),

@@ -289,6 +289,11 @@ impl Shared {
         self.end_pushes(live);
     }
 
+    /// Another origin writes the stream: nothing more of it is archived from here.
+    fn fence_archive(&self, live: &Live) {
+        self.archive.fence(live.name(), live.standing().1);
+    }
+
     /// Those to whom the stream is pushed ask anew, here or elsewhere.
     fn end_pushes(&self, live: &Live) {
         if let Some(hub) = self.hubs().remove(live.name()) {

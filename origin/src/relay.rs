@@ -328,6 +328,9 @@ impl Session<'_> {
             _ => false,
         };
         let taken = matches!(fed, Ok(()) | Err(Error::Relay(_) | Error::TakenOver)) && succession.is_taken();
+        if matches!(fed, Err(Error::TakenOver)) && self.shared.store.elsewhere(&grant.stream).is_some() {
+            self.shared.fence_archive(self.live);
+        }
         let finished = match self.run.take() {
             Some(run) if taken => {
                 self.count_repairs(&run);

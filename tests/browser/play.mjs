@@ -134,12 +134,15 @@ async function recording(page) {
     ({ player, url }) => {
       const video = document.body.appendChild(document.createElement('video'));
       video.muted = true;
-      window.seen = { video, errors: [], ended: [] };
-      video.addEventListener('ended', () => window.seen.ended.push(video.currentTime));
+      window.seen = { video, errors: [], warnings: [], ended: [] };
+      let last = 0;
+      setInterval(() => { last = video.currentTime; }, 20);
+      const ended = () => window.seen.ended.push(Math.max(last, video.currentTime));
       video.addEventListener('error', () => window.seen.errors.push(video.error.message));
       if (player === 'hls') {
+        video.addEventListener('ended', ended);
         const hls = new Hls();
-        hls.on(Hls.Events.ERROR, (_, { details, fatal }) => window.seen.errors.push(`${details}${fatal ? ' (fatal)' : ''}`));
+        hls.on(Hls.Events.ERROR, (_, { details, fatal }) => window.seen[fatal ? 'errors' : 'warnings'].push(`${details} at ${video.currentTime}`));
         hls.on(Hls.Events.MANIFEST_PARSED, () => video.play());
         hls.loadSource(url);
         hls.attachMedia(video);
@@ -147,13 +150,15 @@ async function recording(page) {
         const player = dashjs.MediaPlayer().create();
         player.updateSettings({ debug: { logLevel: dashjs.Debug.LOG_LEVEL_NONE } });
         player.on(dashjs.MediaPlayer.events.ERROR, ({ error }) => window.seen.errors.push(error.message));
+        // It goes by the MPD: where audio reaches a third of a millisecond further, the element has not ended yet.
+        player.on(dashjs.MediaPlayer.events.PLAYBACK_ENDED, ({ isLast }) => isLast && ended());
         player.initialize(video, url, true);
       }
     },
     { player: options.player, url: manifest.href },
   );
   const patience = options.startTimeout + options.seconds * 1000;
-  const state = () => page.evaluate(() => ({ duration: seen.video.duration, currentTime: seen.video.currentTime, frames: seen.video.getVideoPlaybackQuality().totalVideoFrames, ended: seen.ended, errors: seen.errors }));
+  const state = () => page.evaluate(() => ({ duration: seen.video.duration, currentTime: seen.video.currentTime, rate: seen.video.playbackRate, buffered: [...Array(seen.video.buffered.length).keys()].map((i) => [seen.video.buffered.start(i), seen.video.buffered.end(i)]), frames: seen.video.getVideoPlaybackQuality().totalVideoFrames, ended: seen.ended, errors: seen.errors, warnings: seen.warnings }));
   const reached = async (condition, argument, reason) => {
     try {
       await page.waitForFunction(condition, argument, { timeout: patience, polling: 100 });
@@ -175,8 +180,8 @@ async function recording(page) {
     seeks += 1;
   }
   await reached(() => seen.ended.length === 2, null, 'playback did not come to the end a second time');
-  const { errors } = await state();
-  return { url: manifest.href, player: options.player, duration: round(duration), ended_at: round(ended[0]), frames, seeks, errors, ...seen };
+  const { errors, warnings } = await state();
+  return { url: manifest.href, player: options.player, duration: round(duration), ended_at: round(ended[0]), frames, seeks, errors, warnings, ...seen };
 }
 
 /** What the browser itself complains about. Looking for a stream that is offline is not an error. */
