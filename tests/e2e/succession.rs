@@ -237,7 +237,8 @@ fn moves_to_another_pop(name: &str, overlaps: bool, restarts: bool) {
         let (plain_heard, plain_frames) = plain.join().unwrap();
         (old_heard.unwrap().join().unwrap(), plain_heard, plain_frames)
     });
-    assert_eq!(old_heard.contains("taken over by a newer session"), overlaps, "{old_heard}");
+    // Where one follows the other, over two POPs, either may come to the origin first: then it may hear this or not.
+    assert!(!overlaps || old_heard.contains("taken over by a newer session"), "{old_heard}");
     assert!(plain_frames > 30 && plain_heard.contains("server shuts down"), "{plain_frames}: {plain_heard}");
     assert!(!plain_heard.contains("ReconnectRequest"));
     assert!(first_pop.ended().success());
