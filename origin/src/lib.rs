@@ -285,7 +285,7 @@ impl Shared {
             self.counted(streams.len());
         }
         drop(streams);
-        self.archive.fence(live.name(), live.standing().1);
+        self.fence_archive(live);
         self.end_pushes(live);
     }
 
@@ -332,7 +332,7 @@ impl Shared {
         let elsewhere = self.store.elsewhere(live.name().as_str()).is_some();
         if elsewhere || !(self.has(live) || self.mirrors.has(live)) {
             if self.has(live) {
-                self.archive.fence(live.name(), live.standing().1);
+                self.fence_archive(live);
             }
             self.forget_if(live, |state| state == interrupted);
             return self.mirrors.forget(self, live);

@@ -209,7 +209,6 @@ impl Mirrors {
                 warn!(stream = %name, %epoch, "another origin has taken the stream over");
                 shared.metrics.fenced.inc();
                 shared.store.outbid(name.as_str(), epoch.0);
-                shared.fence_archive(&live);
                 shared.withdraw(&live);
             }
         }
