@@ -16,6 +16,9 @@ const MAX_TITLE: usize = 200;
 /// Entries of `metadata`.
 const MAX_METADATA: usize = 16;
 
+/// Problems of a query that are named.
+const MAX_WRONG: usize = 16;
+
 /// Longest name of an entry, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -143,6 +146,9 @@ impl Page {
         let mut page = Page { state: None, stream: None, limit: DEFAULT_LIMIT, after: None };
         let (mut seen, mut wrong) = (Vec::new(), Vec::new());
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            if wrong.len() >= MAX_WRONG {
+                break;
+            }
             let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
             if seen.contains(&name) {
                 wrong.push(Wrong::parameter(name, "is there twice"));
@@ -168,9 +174,6 @@ impl Page {
                     let name = name.chars().take(64).collect::<String>();
                     wrong.push(Wrong::parameter(name, "there are state, stream, limit and after"));
                 }
-            }
-            if wrong.len() >= MAX_METADATA {
-                break;
             }
         }
         if wrong.is_empty() { Ok(page) } else { Err(wrong) }
@@ -268,6 +271,6 @@ mod tests {
             assert_eq!(Page::read(query).unwrap_err().len(), expected, "{query}");
         }
         let hostile = "x&".repeat(10_000);
-        assert!(Page::read(&hostile).unwrap_err().len() <= MAX_METADATA);
+        assert!(Page::read(&hostile).unwrap_err().len() <= MAX_WRONG);
     }
 }
