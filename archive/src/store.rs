@@ -38,7 +38,8 @@ pub(crate) fn open(config: &Config, state_dir: &Path, write: bool) -> Result<Opt
             }
             // Without it a file that was renamed may be empty after a power cut.
             // And folders that hold nothing any more would be listed as broadcasts.
-            let store = LocalFileSystem::new_with_prefix(&path)?.with_fsync(true).with_automatic_cleanup(true);
+            let store =
+                LocalFileSystem::new_with_prefix(&path)?.with_fsync(true).with_automatic_cleanup(true);
             Ok(Some(Opened { store: Arc::new(store), lock }))
         }
         Store::S3 => s3(config).map(|store| Some(Opened { store, lock: None })),
