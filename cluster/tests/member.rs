@@ -54,15 +54,16 @@ impl Node {
 
     /// Waits until its ring says so.
     async fn placed(&self, stream: &str, expected: &[&str]) {
+        let mut changes = self.member.origins().changes();
         loop {
+            changes.mark_unchanged();
             let nodes = self.member.origins().placement(stream);
             let mut names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
             names.sort_unstable();
             if names == expected {
                 return;
             }
-            // A watch tells the ring, and nobody else: it is asked again.
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            changes.changed().await.unwrap();
         }
     }
 }

@@ -56,6 +56,8 @@ pub struct Seen {
     media_sequence: u64,
     discontinuity_sequence: u64,
     last: u64,
+    /// The newest segment that is no gap.
+    last_media: u64,
     pub breaks: usize,
     /// Wall clock of each segment that was ever listed.
     times: BTreeMap<u64, String>,
@@ -84,9 +86,23 @@ impl Seen {
         assert!(discontinuity >= self.discontinuity_sequence);
         let listed = playlist.lines().filter(|line| line.starts_with("#EXTINF")).count() as u64;
         let last = media + listed;
-        // The end of a broadcast takes back the gaps of an absence.
+        // The end of a broadcast takes back the gaps of an absence, and nothing else.
         let ended = playlist.contains("#EXT-X-ENDLIST");
         assert!(last >= self.last || ended, "the newest segment went from {} to {last}", self.last);
+        let tags = playlist.lines().filter(|line| *line == "#EXT-X-GAP" || line.starts_with("#EXTINF"));
+        let (mut next, mut gap, mut last_media) = (media, false, self.last_media);
+        for tag in tags {
+            if tag == "#EXT-X-GAP" {
+                gap = true;
+                continue;
+            }
+            if !std::mem::take(&mut gap) {
+                last_media = next;
+            }
+            next += 1;
+        }
+        assert!(last_media >= self.last_media, "media went from {} to {last_media}", self.last_media);
+        self.last_media = last_media;
         let times = playlist.lines().filter_map(|line| line.strip_prefix("#EXT-X-PROGRAM-DATE-TIME:"));
         for (number, time) in (media..).zip(times) {
             let known = self.times.entry(number).or_insert_with(|| time.to_owned());
