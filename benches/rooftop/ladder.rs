@@ -320,7 +320,13 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
         }
     }
     let start = pictures[0].pts;
-    let job = Job { source: video, rungs: rungs.clone(), start, segment_duration: SEGMENT };
+    let job = Job {
+        source: video,
+        rungs: rungs.clone(),
+        start,
+        segment_duration: SEGMENT,
+        longest_showing: SEGMENT,
+    };
     let (mut input, mut output) = transcode::start(job, Metrics::default())?;
     let feed = async move {
         let rest = std::iter::from_fn(|| source.next().transpose());

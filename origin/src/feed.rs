@@ -28,6 +28,9 @@ const MAX_COMPOSITION_MS: i32 = 2_000;
 /// Largest audio frame: what an ADTS header can say. AAC itself allows 768 bytes a channel.
 const MAX_AUDIO_FRAME_BYTES: usize = 8191;
 
+/// Frames that are said to be farther apart than this are not believed to be.
+const MAX_INTERVAL: Duration = Duration::from_secs(12);
+
 /// Rules of when a run may start.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -35,9 +38,12 @@ pub struct Rules {
     pub probe: Duration,
     /// Media time to wait for a video keyframe before the session is refused.
     pub keyframe_timeout: Duration,
-    /// A gap longer than this in video, or in audio without video, breaks the timeline. Below one segment, so that every
-    /// segment of a run holds a frame.
+    /// A gap longer than this in audio without video breaks the timeline. Below one segment, so that every segment of a run
+    /// holds a frame.
     pub max_gap: Duration,
+    /// The same in video, whose pictures are shown again where none comes. A source that says how rare its frames are may
+    /// take two and a half times as long.
+    pub max_still: Duration,
 }
 
 /// What a run is made of.
@@ -145,6 +151,8 @@ pub struct Feed {
     unsized_video: Option<(VideoCodec, Bytes)>,
     audio: Option<AudioConfig>,
     meta_rate: Option<FrameRate>,
+    /// How far apart frames are said to be, where that is more than a second.
+    meta_interval: Option<Duration>,
     running: bool,
     /// Frames that wait for a start, video ones from the first keyframe on.
     held: VecDeque<(TagKind, Frame)>,
@@ -188,6 +196,7 @@ impl Feed {
             unsized_video: None,
             audio: None,
             meta_rate: None,
+            meta_interval: None,
             running: false,
             held: VecDeque::new(),
             held_bytes: 0,
@@ -207,7 +216,13 @@ impl Feed {
     /// Takes the next tag. After an error the session is over.
     pub fn push(&mut self, tag: &Tag) -> Result<(), Rejected> {
         match tag.kind {
-            TagKind::Script => self.meta_rate = frame_rate_of(&tag.data).or(self.meta_rate),
+            TagKind::Script => {
+                if let Some(fps) = fps_of(&tag.data) {
+                    self.meta_rate = FrameRate::from_fps(fps).or(self.meta_rate);
+                    let slow = fps > 0.0 && fps < 1.0 && 1.0 / fps <= MAX_INTERVAL.as_secs_f64();
+                    self.meta_interval = slow.then(|| Duration::from_secs_f64(1.0 / fps));
+                }
+            }
             TagKind::Video => match tag.video()? {
                 Video::Config { codec, record } => self.video_config(codec, record)?,
                 Video::Frame { codec, key, composition_ms, nanos, data } => {
@@ -370,10 +385,13 @@ impl Feed {
 
     /// Whether `ms` cannot be on the same timeline as what came before on this track.
     fn breaks(&self, kind: TagKind, ms: i64) -> bool {
-        let max_gap_ms = self.rules.max_gap.as_millis() as i64;
-        let jump = |last: Option<i64>| last.is_some_and(|last| (ms - last).abs() > max_gap_ms);
+        let jumps = |last: Option<i64>, most: Duration| {
+            last.is_some_and(|last| (ms - last).abs() > most.as_millis() as i64)
+        };
+        let jump = |last| jumps(last, self.rules.max_gap);
+        let still = self.meta_interval.map_or(self.rules.max_still, |i| self.rules.max_still.max(i * 5 / 2));
         match kind {
-            TagKind::Video => jump(self.last_video_ms),
+            TagKind::Video => jumps(self.last_video_ms, still),
             // Audio may pause while video goes on; it leaves video's neighbourhood only when time starts anew.
             _ if self.has_video() => {
                 jump(self.last_audio_ms)
@@ -492,14 +510,14 @@ impl Unwrap {
     }
 }
 
-/// `framerate` of an `onMetaData` script tag.
-fn frame_rate_of(script: &[u8]) -> Option<FrameRate> {
+/// `framerate` of an `onMetaData` script tag, as it is sent.
+fn fps_of(script: &[u8]) -> Option<f64> {
     /// Metadata of real encoders has below a kilobyte.
     const MAX_SCRIPT_BYTES: usize = 16 << 10;
     let values = rml_amf0::deserialize(&mut script.get(..script.len().min(MAX_SCRIPT_BYTES))?).ok()?;
     values.iter().find_map(|value| match value {
         Amf0Value::Object(fields) => match fields.get("framerate")? {
-            Amf0Value::Number(fps) => FrameRate::from_fps(*fps),
+            Amf0Value::Number(fps) => Some(*fps),
             _ => None,
         },
         _ => None,
@@ -542,6 +560,7 @@ mod tests {
             probe: Duration::from_secs(1),
             keyframe_timeout: Duration::from_secs(10),
             max_gap: Duration::from_millis(900),
+            max_still: Duration::from_millis(900),
         }
     }
 
@@ -630,6 +649,25 @@ mod tests {
             audio(1500),
         ];
         assert_eq!(said(start.into_iter().chain(audio_pause)).unwrap(), "Svavvva");
+    }
+
+    #[test]
+    fn rare_frames_break_nothing_where_they_are_announced() {
+        let slides = |fps: Option<f64>| {
+            let mut feed = Feed::new(rules());
+            let mut script = b"\x02\0\x0aonMetaData\x03\0\x09framerate\0".to_vec();
+            script.extend(fps.unwrap_or(30.0).to_be_bytes());
+            script.extend([0, 0, 9]);
+            feed.push(&tag(TagKind::Script, 0, &[], &script)).unwrap();
+            for tag in [video_config(), audio_config(), audio(0)] {
+                feed.push(&tag).unwrap();
+            }
+            for frame in 0..4 {
+                feed.push(&video(frame * 5000, true)).unwrap();
+            }
+            std::iter::from_fn(|| feed.poll()).filter(|event| matches!(event, Event::Restart(_))).count()
+        };
+        assert_eq!((slides(None), slides(Some(0.2)), slides(Some(0.01))), (3, 0, 3));
     }
 
     #[test]

@@ -54,6 +54,9 @@ const ARCHIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// on its way, and one was open.
 const UNSAID: u64 = 3;
 
+/// How long a picture may stand still before time is taken to have jumped: audio waits for video about as long.
+const MAX_STILL: Duration = Duration::from_millis(2_500);
+
 /// Times of a POP's clock that are farther off than this are not believed.
 const MAX_CLOCK_SKEW_MS: i64 = 60_000;
 
@@ -108,6 +111,7 @@ pub(crate) async fn session<B>(
             probe: shared.config.probe,
             keyframe_timeout: shared.config.keyframe_timeout,
             max_gap: shared.config.segment_duration * 9 / 10,
+            max_still: MAX_STILL,
         },
         shared: &shared,
         live: &live,
@@ -562,7 +566,8 @@ impl Session<'_> {
         let unix_ms = unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
         let wanted = Targets {
             segment_duration: ticks(config.segment_duration),
-            part_target: part_target(ticks(config.part_target), source.frame_rate),
+            part_target: part_target(ticks(config.part_target), source.frame_rate)
+                .min(ticks(config.segment_duration)),
         };
         let place = self.live.place(unix_ms, follow, wanted);
         self.live.publishes(self.request.claims.jti.clone());
@@ -572,6 +577,10 @@ impl Session<'_> {
             Follow::At((_, at)) => place.start == at,
             Follow::Handed(_) => place.handed.is_some() || place.joined,
         };
+        // Of frames that are farther apart than parts only the next one tells how long each lasts: what is between is filled.
+        let longest_showing = place.targets.part_target;
+        let regular =
+            source.frame_rate.filter(|rate| rate.frame_start(1, Timescale::VIDEO) <= longest_showing);
         let (zero_ms, base) = lead.filter(|_| followed).unwrap_or((source.first_ms, place.start));
         let video = source.video.as_ref().map(|config| VideoSource {
             codec: config.codec,
@@ -625,7 +634,7 @@ impl Session<'_> {
             None => None,
             Some(source) => {
                 let Targets { segment_duration, .. } = place.targets;
-                let job = Job { source, rungs, start: place.start, segment_duration };
+                let job = Job { source, rungs, start: place.start, segment_duration, longest_showing };
                 let started = transcode::start(job, self.shared.transcode_metrics.clone());
                 let (input, output) = started.map_err(source_error)?;
                 let publisher = tokio::spawn(publish(output, packager.clone(), answers.clone()));
@@ -640,7 +649,7 @@ impl Session<'_> {
         });
         self.shared.metrics.runs.inc();
         self.counted.repairs = Repairs::default();
-        let mut repair = Repair::new(base, zero_ms, source.frame_rate, timescale);
+        let mut repair = Repair::new(base, zero_ms, regular, timescale);
         if let Some(start) = audio_start {
             repair.continue_audio(start.pts);
         }

@@ -117,6 +117,10 @@ impl Stage {
                     self.damaged += 1;
                     (self.last.as_ref().or(current.as_ref()), showing)
                 }
+                Step::Fill(showing) => {
+                    self.events.metrics.frames_filled.inc();
+                    (self.last.as_ref(), showing)
+                }
                 Step::Lost => {
                     self.events.metrics.frames_lost.inc();
                     self.damaged += 1;

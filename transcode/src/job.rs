@@ -77,6 +77,8 @@ pub struct Job {
     pub start: Ticks,
     /// A keyframe begins each segment, see [`crate::segment_index`]; at least 1.
     pub segment_duration: Ticks,
+    /// A picture that the source shows for longer is shown again in between: the longest that a frame may be; at least 1.
+    pub longest_showing: Ticks,
 }
 
 /// What a job has to say.
@@ -139,7 +141,7 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     }
     let Some(first) = next else { unreachable!("a valid job has a rung") };
     let outlet = Events { events: events.clone(), metrics };
-    let timeline = Timeline::new(job.start, job.segment_duration);
+    let timeline = Timeline::new(job.start, job.segment_duration, job.longest_showing);
     let abandoned = Arc::new(AtomicBool::new(false));
     let abandon = abandoned.clone();
     threads.handles.push(crew.spawn("tc-decode".to_owned(), events, move || {
@@ -383,6 +385,8 @@ fn validate(job: &Job) -> Result<(), Error> {
         )
     } else if job.segment_duration < 1 {
         format!("segment duration of {} ticks is not positive", job.segment_duration)
+    } else if job.longest_showing < 1 {
+        format!("longest showing of {} ticks is not positive", job.longest_showing)
     } else {
         return Ok(());
     };

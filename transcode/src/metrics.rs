@@ -19,6 +19,8 @@ pub struct Metrics {
     pub frames_damaged: Counter,
     /// Pictures that could not be decoded and for which the neighbouring one was shown again.
     pub frames_repeated: Counter,
+    /// Pictures shown again because the source had none for so long.
+    pub frames_filled: Counter,
     /// Pictures that could not be decoded and that no other could stand in for.
     pub frames_lost: Counter,
     /// Audio frames encoded.
@@ -50,6 +52,11 @@ impl Metrics {
                 "transcode_frames_repeated",
                 "Pictures that could not be decoded and for which the neighbouring one was shown again",
                 &m.frames_repeated,
+            ),
+            (
+                "transcode_frames_filled",
+                "Pictures shown again because the source had none for so long",
+                &m.frames_filled,
             ),
             (
                 "transcode_frames_lost",

@@ -39,6 +39,8 @@ pub(crate) enum Step {
     /// This frame did not come out of the decoder: show its predecessor once more (or, at the very
     /// beginning, its successor).
     Repeat(Showing),
+    /// The source has nothing here: show what came before once more.
+    Fill(Showing),
     /// This frame did not come out of the decoder and no other ever did, or its turn was over before it came.
     Lost,
 }
@@ -47,32 +49,42 @@ pub(crate) enum Step {
 /// A.3.1), fields in access units of their own double that; beyond it the oldest will not come any more.
 const MAX_PENDING: usize = 40;
 
+/// Most repetitions of one picture between two frames: half a minute of the shortest parts. A longer hole stays one.
+const MAX_FILLED: Ticks = 600;
+
 /// Matches what comes out of the decoder with what went in, so that every source frame is accounted for
 /// exactly once.
 #[derive(Debug)]
 pub(crate) struct Timeline {
     start: Ticks,
     segment_duration: Ticks,
+    /// No picture is shown longer than this without a repetition.
+    longest_showing: Ticks,
     /// Frames inside the decoder: presentation time to duration.
     pending: BTreeMap<Ticks, Ticks>,
     /// Everything up to here has been decided.
     decided: Option<Ticks>,
     /// The segment of the last picture shown.
     segment: Option<i64>,
+    /// What was shown last: when, and for how long as far as that is known.
+    shown: Option<(Ticks, Ticks)>,
     /// Whether there is a picture that could stand in for another.
     has_picture: bool,
     steps: VecDeque<Step>,
 }
 
 impl Timeline {
-    /// Frames before `start` are decoded and not shown.
-    pub(crate) fn new(start: Ticks, segment_duration: Ticks) -> Self {
+    /// Frames before `start` are decoded and not shown. Where frames are farther apart than `longest_showing`, or not there
+    /// at all where a segment begins, the picture before is shown again.
+    pub(crate) fn new(start: Ticks, segment_duration: Ticks, longest_showing: Ticks) -> Self {
         Self {
             start,
             segment_duration,
+            longest_showing: longest_showing.max(1),
             pending: BTreeMap::new(),
             decided: None,
             segment: None,
+            shown: None,
             has_picture: false,
             steps: VecDeque::new(),
         }
@@ -134,6 +146,37 @@ impl Timeline {
         if pts < self.start {
             return;
         }
+        self.fill(pts);
+        self.shown = Some((pts, duration));
+        self.put(pts, duration, step);
+    }
+
+    /// Repeats the picture before from where it ends to `until`, in equal pieces that no boundary cuts.
+    fn fill(&mut self, until: Ticks) {
+        let Some((pts, duration)) = self.shown else { return };
+        let end = pts + duration.max(0);
+        let hole = until - end;
+        if hole <= self.longest_showing || hole / self.longest_showing > MAX_FILLED {
+            return;
+        }
+        let mut at = end;
+        while at < until {
+            let next = segment_index(self.start, self.segment_duration, at).saturating_add(1);
+            let boundary = next.saturating_mul(self.segment_duration).saturating_add(self.start);
+            let stretch = boundary.min(until) - at;
+            let pieces = (stretch + self.longest_showing - 1) / self.longest_showing;
+            for piece in 0..pieces {
+                let (from, to) = (at + stretch * piece / pieces, at + stretch * (piece + 1) / pieces);
+                // How long it lasts is not known of the frame itself: it is what is left of it.
+                if from > pts {
+                    self.put(from, to - from, Step::Fill);
+                }
+            }
+            at += stretch;
+        }
+    }
+
+    fn put(&mut self, pts: Ticks, duration: Ticks, step: fn(Showing) -> Step) {
         let segment = segment_index(self.start, self.segment_duration, pts);
         let key = self.segment.replace(segment) != Some(segment);
         self.steps.push_back(step(Showing { pts, duration, key }));
@@ -164,18 +207,24 @@ mod tests {
     /// Runs a script over a timeline from 0 with segments of 100: `+n` into the decoder, `n` out of it, `.`
     /// end; returns what to do: `k` key, `r` repeat, `x` lost.
     fn check(script: &str, expected: &str) {
-        let mut timeline = Timeline::new(0, 100);
+        check_with(Timeline::new(0, 100, 1000), 10, script, expected);
+    }
+
+    fn check_with(mut timeline: Timeline, duration: Ticks, script: &str, expected: &str) {
         let mut out = Vec::new();
         for word in script.split(' ') {
             match (word, word.strip_prefix('+')) {
                 (".", _) => timeline.finish(),
-                (_, Some(pts)) => timeline.push(pts.parse().unwrap(), 10),
+                (_, Some(pts)) => timeline.push(pts.parse().unwrap(), duration),
                 (pts, None) => timeline.decoded(pts.parse().unwrap()),
             }
             while let Some(step) = timeline.poll() {
                 out.push(match step {
                     Step::Show(Showing { pts, key, .. }) => format!("{pts}{}", if key { "k" } else { "" }),
                     Step::Repeat(Showing { pts, key, .. }) => format!("{pts}r{}", if key { "k" } else { "" }),
+                    Step::Fill(Showing { pts, duration, key }) => {
+                        format!("{pts}+{duration}{}", if key { "k" } else { "" })
+                    }
                     Step::Lost => "x".to_owned(),
                 });
             }
@@ -205,8 +254,26 @@ mod tests {
     }
 
     #[test]
+    fn holes_are_filled_with_the_picture_before() {
+        let timeline = || Timeline::new(0, 100, 50);
+        // Slower than a frame a segment, durations unknown: pieces of what is too long, cut at boundaries.
+        check_with(timeline(), 0, "+0 0 +150 150 +190 190", "0k 50+50 100+50k 150 190");
+        check_with(timeline(), 0, "+0 0 +260 260", "0k 50+50 100+50k 150+50 200+30k 230+30 260");
+        check_with(timeline(), 0, "+0 0 +50 50 +100 100", "0k 50 100k");
+        // Frames of a known length with a hole behind them.
+        check_with(timeline(), 10, "+0 0 +10 10 +130 130", "0k 10 20+40 60+40 100+30k 130");
+        check_with(timeline(), 10, "+0 0 +60 60 +130 130", "0k 60 70+30 100+30k 130");
+        // A little is missing: that frame lasts longer.
+        check_with(timeline(), 10, "+0 0 +50 50", "0k 50");
+        // Beyond measure: it stays a hole.
+        check_with(timeline(), 10, "+0 0 +30100 30100", "0k 30100k");
+        // What is not shown is not repeated.
+        check_with(Timeline::new(0, 100, 50), 10, "+-90 -90 +0 0", "0k");
+    }
+
+    #[test]
     fn a_decoder_that_swallows_everything_does_not_make_us_hoard() {
-        let mut timeline = Timeline::new(0, 100);
+        let mut timeline = Timeline::new(0, 100, 100);
         for pts in 0..1000 {
             timeline.push(pts, 1);
             assert!(timeline.pending.len() <= MAX_PENDING);
@@ -223,7 +290,7 @@ mod tests {
             (seed >> 33) % below
         };
         for _ in 0..200 {
-            let mut timeline = Timeline::new(0, 90);
+            let mut timeline = Timeline::new(0, 90, 1000);
             let (mut shown, mut lost, mut inside) = (Vec::new(), 0, Vec::new());
             for index in 0..200i64 {
                 // Reordered by up to 3 frames.
@@ -241,6 +308,7 @@ mod tests {
             while let Some(step) = timeline.poll() {
                 match step {
                     Step::Show(showing) | Step::Repeat(showing) => shown.push(showing),
+                    Step::Fill(showing) => panic!("nothing is missing at {showing:?}"),
                     Step::Lost => lost += 1,
                 }
             }
