@@ -102,18 +102,25 @@ pub struct SegmentView {
 
 impl Broadcast {
     pub(crate) fn begin(&mut self, epoch: Epoch, place: Place, renditions: Vec<NewRendition>, fresh: bool) {
-        // The same renditions under the same init segments, and no frame between: players notice nothing.
-        let joined = place.joined
-            && renditions.len() == self.renditions.iter().filter(|r| r.epoch == self.epoch()).count()
+        // The same renditions under the same init segments; if no frame is missing between, players notice nothing.
+        let alike = renditions.len() == self.renditions.iter().filter(|r| r.epoch == self.epoch()).count()
             && renditions.iter().all(|new| self.goes_on_as(new));
+        let joined = place.joined && alike;
         self.breaks += u64::from(!fresh && !joined);
         self.end = place.start;
         (self.next, self.away) = (None, None);
-        let mut connected = None;
+        let (mut connected, mut resumes) = (None, None);
         if let Some(before) = self.periods.last_mut() {
             before.end.get_or_insert(place.start);
             connected = joined.then_some(before.epoch);
+            resumes = alike.then_some(before.epoch);
         }
+        // What an MPD says of a rendition never changes within a period (5.4): what was measured of it before, if anything.
+        let variant = |new: &NewRendition| Variant {
+            measured: self.rendition(&new.variant.id).map_or(new.variant.measured, |r| r.window.bitrate()),
+            ..new.variant.clone()
+        };
+        let variants = renditions.iter().map(variant).collect();
         if self.periods.len() >= MAX_PERIODS {
             self.periods.remove(0);
         }
@@ -122,8 +129,9 @@ impl Broadcast {
             start: place.start,
             end: None,
             first: place.first,
-            variants: renditions.iter().map(|new| new.variant.clone()).collect(),
+            variants,
             connected,
+            resumes,
         });
         for NewRendition { variant, timescale, init } in renditions {
             let index =
@@ -389,11 +397,6 @@ impl Broadcast {
         past: Option<&PastRuns>,
     ) -> String {
         let mut periods = self.periods.clone();
-        for variant in periods.iter_mut().flat_map(|period| &mut period.variants) {
-            if let Some(rendition) = self.rendition(&variant.id) {
-                variant.measured = rendition.window.bitrate();
-            }
-        }
         let (mut depth, mut oldest) = (self.depth(), self.oldest());
         if let Some(past) = past {
             let first = periods.first().map(|period| period.epoch);

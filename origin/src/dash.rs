@@ -2,7 +2,7 @@
 //! segments are numbered on through all of them, so that both manifests name the same objects.
 #![deny(clippy::disallowed_methods)]
 
-use media::time::{Ticks, Timescale};
+use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct Period {
     /// The run before, if its media and this run's are one timeline in one encoding: a player appends the one behind the
     /// other, as if there were no border.
     pub connected: Option<Epoch>,
+    /// The run before, if this one has its encoding: its init segments do for both, whatever time lies between.
+    #[serde(default)]
+    pub resumes: Option<Epoch>,
 }
 
 /// A broadcast as an MPD sees it.
@@ -39,7 +42,7 @@ pub struct Mpd<'a> {
     pub window: Ticks,
     /// Latency that players should keep, in milliseconds.
     pub latency_ms: u64,
-    /// When this version was made.
+    /// When what it says was first said.
     pub published_unix_ms: i64,
     /// URL of the clock that players synchronise to.
     pub time_url: &'a str,
@@ -91,10 +94,13 @@ impl Mpd<'_> {
             // A segment ends with the first frame behind its boundary.
             seconds(self.targets.segment_duration + 45_000)
         );
+        // Latencies are those of the pictures, where there are any.
+        let video = self.periods.iter().any(|period| period.variants.iter().any(is_video));
         put!(
             out,
-            "  <ServiceDescription id=\"0\">\n    <Latency target=\"{}\" min=\"{}\" max=\"{}\"/>\n    \
+            "  <ServiceDescription id=\"0\">\n    <Latency referenceId=\"{}\" target=\"{}\" min=\"{}\" max=\"{}\"/>\n    \
              <PlaybackRate min=\"0.96\" max=\"1.04\"/>\n  </ServiceDescription>\n",
+            if video { VIDEO_SET } else { AUDIO_SET },
             self.latency_ms,
             self.latency_ms / 2,
             self.latency_ms * 4
@@ -109,12 +115,11 @@ impl Mpd<'_> {
             }
             self.period(&mut out, period, followed);
         }
-        put!(
-            out,
-            "  <UTCTiming schemeIdUri=\"urn:mpeg:dash:utc:http-iso:2014\" value=\"{0}\"/>\n  \
-             <UTCTiming schemeIdUri=\"urn:mpeg:dash:utc:http-xsdate:2014\" value=\"{0}\"/>\n</MPD>\n",
-            self.time_url
-        );
+        for scheme in ["http-xsdate", "http-iso"] {
+            out.push_str("  ");
+            self.clock(&mut out, scheme);
+        }
+        out.push_str("</MPD>\n");
         out
     }
 
@@ -126,14 +131,13 @@ impl Mpd<'_> {
             put!(out, " duration=\"{}\"", seconds(end - period.start));
         }
         out.push_str(">\n");
-        let video = period.variants.iter().filter(|variant| matches!(variant.kind, Kind::Video { .. }));
-        let audio = period.variants.iter().filter(|variant| matches!(variant.kind, Kind::Audio { .. }));
-        self.adaptation_set(out, period, 0, "video", Timescale::VIDEO, &video.collect::<Vec<_>>());
-        for variant in audio {
+        let video: Vec<_> = period.variants.iter().filter(|variant| is_video(variant)).collect();
+        self.adaptation_set(out, period, VIDEO_SET, Timescale::VIDEO, &video);
+        for variant in period.variants.iter().filter(|variant| !is_video(variant)) {
             if let Kind::Audio { sample_rate, .. } = variant.kind
                 && let Some(timescale) = Timescale::new(sample_rate)
             {
-                self.adaptation_set(out, period, 1, "audio", timescale, &[variant]);
+                self.adaptation_set(out, period, AUDIO_SET, timescale, &[variant]);
             }
         }
         out.push_str("  </Period>\n");
@@ -144,7 +148,6 @@ impl Mpd<'_> {
         out: &mut String,
         period: &Period,
         id: u32,
-        content: &str,
         timescale: Timescale,
         variants: &[&Variant],
     ) {
@@ -152,30 +155,59 @@ impl Mpd<'_> {
             return;
         }
         let ticks = |video: Ticks| Timescale::VIDEO.rescale(video, timescale);
-        let epoch = period.epoch;
+        let Targets { segment_duration, part_target } = self.targets;
+        let (epoch, start) = (period.epoch, ticks(period.start));
+        let content = if id == VIDEO_SET { "video" } else { "audio" };
         put!(
             out,
-            "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\" \
-             segmentAlignment=\"true\" startWithSAP=\"1\">\n"
+            "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\"{} \
+             segmentAlignment=\"true\" startWithSAP=\"1\">\n",
+            most(variants)
         );
-        // Only to what this MPD has: the period before may be gone.
-        if let Some(before) = period.connected.filter(|id| self.periods.iter().any(|p| p.epoch == *id)) {
+        for (kind, before) in [("connectivity", period.resumes), ("continuity", period.connected)] {
+            // Only to what this MPD has: the period before may be gone.
+            if let Some(before) = before.filter(|id| self.periods.iter().any(|p| p.epoch == *id)) {
+                put!(
+                    out,
+                    "      <SupplementalProperty schemeIdUri=\"urn:mpeg:dash:period-{kind}:2015\" value=\"{before}\"/>\n"
+                );
+            }
+        }
+        if self.ended.is_none() {
             put!(
                 out,
-                "      <SupplementalProperty schemeIdUri=\"urn:mpeg:dash:period-connectivity:2015\" value=\"{before}\"/>\n"
+                "      <ProducerReferenceTime id=\"{id}\" inband=\"true\" type=\"encoder\" wallClockTime=\"{}\" \
+                 presentationTime=\"{start}\">\n        ",
+                self.anchor.wall(period.start, Timescale::VIDEO)
+            );
+            self.clock(out, "http-xsdate");
+            out.push_str("      </ProducerReferenceTime>\n");
+        }
+        // Where players can go on in the middle of what they read: each audio frame stands alone, so each chunk can be
+        // decoded from its beginning; of video a chunk's boxes can be read from there, its pictures from the segment on.
+        let sap = u32::from(id == AUDIO_SET);
+        put!(
+            out,
+            "      <Resync type=\"{sap}\" dT=\"{}\"/>\n      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"main\"/>\n",
+            ticks(part_target)
+        );
+        put!(
+            out,
+            "      <SegmentTemplate timescale=\"{}\" duration=\"{}\" startNumber=\"{}\" presentationTimeOffset=\"{start}\"",
+            timescale.per_second(),
+            ticks(segment_duration),
+            period.first,
+        );
+        if self.ended.is_none() {
+            put!(
+                out,
+                " availabilityTimeOffset=\"{:.3}\" availabilityTimeComplete=\"false\"",
+                (segment_duration - part_target).max(0) as f64 / 90_000.0
             );
         }
         put!(
             out,
-            "      \
-             <SegmentTemplate timescale=\"{}\" duration=\"{}\" startNumber=\"{}\" presentationTimeOffset=\"{}\" \
-             availabilityTimeOffset=\"{:.3}\" availabilityTimeComplete=\"false\" \
-             initialization=\"{epoch}/$RepresentationID$/init.mp4\" media=\"{epoch}/$RepresentationID$/$Number$.m4s\"/>\n",
-            timescale.per_second(),
-            ticks(self.targets.segment_duration),
-            period.first,
-            ticks(period.start),
-            (self.targets.segment_duration - self.targets.part_target).max(0) as f64 / 90_000.0,
+            " initialization=\"{epoch}/$RepresentationID$/init.mp4\" media=\"{epoch}/$RepresentationID$/$Number$.m4s\"/>\n"
         );
         for variant in variants {
             put!(
@@ -196,12 +228,55 @@ impl Mpd<'_> {
                 Kind::Audio { channels, sample_rate } => put!(
                     out,
                     " audioSamplingRate=\"{sample_rate}\">\n        <AudioChannelConfiguration \
-                     schemeIdUri=\"urn:mpeg:mpegB:cicp:ChannelConfiguration\" value=\"{channels}\"/>\n      </Representation>\n"
+                     schemeIdUri=\"urn:mpeg:mpegB:cicp:ChannelConfiguration\" value=\"{}\"/>\n      </Representation>\n",
+                    channel_configuration(channels)
                 ),
             }
         }
         out.push_str("    </AdaptationSet>\n");
     }
+
+    /// The clock that all times are of; it is the same wherever it stands.
+    fn clock(&self, out: &mut String, scheme: &str) {
+        put!(
+            out,
+            "<UTCTiming schemeIdUri=\"urn:mpeg:dash:utc:{scheme}:2014\" value=\"{}\"/>\n",
+            self.time_url
+        );
+    }
+}
+
+/// `AdaptationSet@id`, and that of the set's reference time.
+const VIDEO_SET: u32 = 0;
+const AUDIO_SET: u32 = 1;
+
+fn is_video(variant: &Variant) -> bool {
+    matches!(variant.kind, Kind::Video { .. })
+}
+
+/// The largest picture and rate of a set, as attributes.
+fn most(variants: &[&Variant]) -> String {
+    let mut most = (0, 0, None::<FrameRate>);
+    for variant in variants {
+        if let Kind::Video { width, height, frame_rate } = variant.kind {
+            let rate = [most.2, frame_rate].into_iter().flatten().max_by(|a, b| a.fps().total_cmp(&b.fps()));
+            most = (most.0.max(width), most.1.max(height), rate);
+        }
+    }
+    let (width, height, rate) = most;
+    let mut out = String::new();
+    if width > 0 {
+        put!(out, " maxWidth=\"{width}\" maxHeight=\"{height}\"");
+    }
+    if let Some(FrameRate { num, den }) = rate {
+        put!(out, " maxFrameRate=\"{num}/{den}\"");
+    }
+    out
+}
+
+/// ChannelConfiguration (ISO/IEC 23091-3, 6.1) of AAC's layouts: the number of channels, but that of eight is 7.
+pub(crate) fn channel_configuration(channels: u32) -> u32 {
+    channels.min(7)
 }
 
 /// 90 kHz ticks as an xs:duration, to the microsecond.
@@ -220,7 +295,6 @@ const MICROS: Timescale = match Timescale::new(1_000_000) {
 mod tests {
     use super::*;
     use crate::window::Bitrate;
-    use media::time::FrameRate;
 
     #[test]
     fn two_runs_make_two_periods() {
@@ -246,10 +320,11 @@ mod tests {
             first: SegmentNumber(first),
             variants: variants.iter().copied().cloned().collect(),
             connected: None,
+            resumes: None,
         };
         let periods = [
             period(5, start, Some(start + 12 * 90_000 + 45_000), 1000, &[&video, &audio]),
-            period(6, start + 20 * 90_000, None, 1013, &[&video]),
+            Period { resumes: Some(Epoch(5)), ..period(6, start + 20 * 90_000, None, 1013, &[&video]) },
         ];
         let mpd = Mpd {
             anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: start },

@@ -205,6 +205,7 @@ impl PastRuns {
                 first: run.first,
                 variants: run.renditions.iter().map(variant).collect(),
                 connected: None,
+                resumes: None,
             });
         }
         past

@@ -26,6 +26,7 @@ pub mod dvr;
 pub mod error;
 pub mod feed;
 pub mod hls;
+pub mod hops;
 mod http;
 pub mod live;
 pub mod metrics;

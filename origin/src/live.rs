@@ -1,6 +1,7 @@
 //! One stream as viewers see it: its [broadcast](crate::broadcast) behind one lock, how it stands, and a version that
 //! grows with every part.
 
+mod mpd;
 mod record;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,7 @@ use tokio::task::AbortHandle;
 use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
 use crate::control::Standing;
-use crate::dvr::{Past, PastRuns};
+use crate::dvr::Past;
 use crate::hls::{self, BadDirective, Directives, Targets, Variant};
 use crate::run::Run;
 use crate::succession::Succession;
@@ -114,6 +115,7 @@ struct Inner {
     /// What is here was copied, and its owner may be there: it keeps it, until a session writes here or it ends here.
     mirrored: bool,
     recorder: record::Recorder,
+    published: mpd::Published,
 }
 
 /// Where a new run is to begin.
@@ -158,6 +160,7 @@ impl Live {
             copies: true,
             mirrored: false,
             recorder: record::Recorder::new(archive),
+            published: mpd::Published::default(),
         };
         Self {
             name,
@@ -464,18 +467,6 @@ impl Live {
         }
     }
 
-    /// The MPD.
-    pub fn mpd(
-        &self,
-        latency_ms: u64,
-        published_unix_ms: i64,
-        time_url: &str,
-        past: Option<&PastRuns>,
-    ) -> Option<String> {
-        let inner = self.lock();
-        Some(inner.broadcast.as_ref()?.mpd(inner.state, latency_ms, published_unix_ms, time_url, past))
-    }
-
     /// The media type of a rendition's init and media segments (RFC 4337), as the MPD has it.
     pub fn media_type(&self, id: &RenditionId) -> &'static str {
         let inner = self.lock();
@@ -577,7 +568,7 @@ mod tests {
         NewRendition { variant, timescale, init: Bytes::from_static(b"i") }
     }
 
-    fn begin(live: &Live, epoch: u64, unix_ms: i64, names: &[&str]) -> Place {
+    pub(super) fn begin(live: &Live, epoch: u64, unix_ms: i64, names: &[&str]) -> Place {
         let place = live.place(unix_ms, Follow::Clock, TARGETS);
         let renditions = names.iter().map(|name| rendition(name)).collect();
         live.begin(Epoch(epoch), place, 6 * 90_000, unix_ms, renditions);
@@ -585,7 +576,7 @@ mod tests {
     }
 
     /// A run of whole segments in these renditions.
-    fn run(live: &Live, epoch: u64, unix_ms: i64, names: &[&str], segments: u64) {
+    pub(super) fn run(live: &Live, epoch: u64, unix_ms: i64, names: &[&str], segments: u64) {
         let place = begin(live, epoch, unix_ms, names);
         for index in 0..segments {
             for name in names {
@@ -606,7 +597,7 @@ mod tests {
         }
     }
 
-    const T0: i64 = 1_700_000_000_000;
+    pub(super) const T0: i64 = 1_700_000_000_000;
 
     #[test]
     fn a_rendition_that_is_missing_goes_on_in_gaps_and_keeps_no_period() {

@@ -14,6 +14,7 @@ use transcode::{Rung, cmaf};
 use crate::broadcast::NewRendition;
 use crate::continuation::{AudioStart, Continuation};
 use crate::hls::{Kind, Targets, Variant};
+use crate::hops::Taken;
 use crate::live::{Live, Place};
 use crate::metrics::Metrics;
 use crate::segmenter::{Event, Segmenter};
@@ -56,6 +57,8 @@ pub struct Plan {
     pub instance: u64,
     /// Counters.
     pub metrics: Metrics,
+    /// When frames of video and of audio went into the encoders; empty at first.
+    pub taken: [Taken; 2],
 }
 
 /// Packages one run.
@@ -81,6 +84,10 @@ pub struct Packager {
     /// What the broadcaster's clock shows now is so much more than the run's.
     offset_ms: i64,
 }
+
+/// Places in [`Plan::taken`].
+const VIDEO: usize = 0;
+const AUDIO: usize = 1;
 
 struct Track {
     id: RenditionId,
@@ -182,8 +189,9 @@ impl Packager {
         self.begin_if_configured();
     }
 
-    /// A video frame went into the encoders: segments may be opened up to its.
-    pub fn source_video(&mut self, pts: Ticks, source_ms: i64) {
+    /// A video frame goes into the encoders: segments may be opened up to its.
+    pub fn source_video(&mut self, pts: Ticks, source_ms: i64, unix_us: i64) {
+        self.plan.taken[VIDEO].took(pts, unix_us);
         let Place { start, targets, .. } = self.plan.place;
         if pts < start {
             return;
@@ -209,6 +217,11 @@ impl Packager {
             track.segmenter.push(sample, true);
             publish(&self.plan, track);
         }
+    }
+
+    /// An audio frame goes into its encoder, or is copied; `place` is at 90 kHz.
+    pub fn source_audio(&mut self, place: Ticks, unix_us: i64) {
+        self.plan.taken[AUDIO].took(place, unix_us);
     }
 
     /// An audio frame. What lies wholly before the run's start is left out.
@@ -391,7 +404,11 @@ fn publish(plan: &Plan, track: &mut Track) {
             Event::Open { number, start } => plan.live.open(plan.epoch, &track.id, number, start),
             Event::Part(part) => {
                 track.sequence = track.sequence.wrapping_add(1);
-                let chunk = cmaf::chunk(track.sequence, &part.samples, part.first);
+                let timescale = track.segmenter.timescale();
+                let taken = &plan.taken[if track.id == audio_id() { AUDIO } else { VIDEO }];
+                let first = part.samples.first().filter(|_| part.first);
+                let reference = first.and_then(|sample| taken.at(sample.pts, timescale));
+                let chunk = cmaf::chunk(track.sequence, &part.samples, part.first, reference);
                 plan.metrics.parts.inc();
                 plan.metrics.published_bytes.inc_by(chunk.len() as u64);
                 plan.live.part(plan.epoch, &track.id, chunk, part.duration, part.independent);

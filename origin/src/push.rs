@@ -109,7 +109,6 @@ struct Feed {
     /// When manifests of the whole stream are looked at again: with each segment, run, and state.
     manifests: Option<(State, Epoch, Option<SegmentNumber>)>,
     multivariant: String,
-    /// As of the beginning of time: what a new time of publication alone does not change.
     mpd: String,
 }
 
@@ -263,11 +262,10 @@ impl Feed {
             self.publish(MULTIVARIANT_SLOT, 1, vec![name], http::HLS_TYPE, None, body);
         }
         let latency_ms = config.dash_latency.as_millis() as u64;
-        if let Some(timeless) = live.mpd(latency_ms, 0, &config.time_url, None)
-            && timeless != self.mpd
-            && let Some(text) = live.mpd(latency_ms, relay::unix_ms(), &config.time_url, None)
+        if let Some(text) = live.mpd(latency_ms, relay::unix_ms(), &config.time_url, None)
+            && text != self.mpd
         {
-            self.mpd = timeless;
+            self.mpd.clone_from(&text);
             let name = name(format!("{}/manifest.mpd", self.prefix), http::MPD_CONTROL, true);
             self.publish(MPD_SLOT, 1, vec![name], http::DASH_TYPE, None, Object::complete(text.into()));
         }

@@ -628,6 +628,7 @@ impl Session<'_> {
             audio_continues: audio_start.is_some(),
             instance: self.shared.instance,
             metrics: self.shared.metrics.clone(),
+            taken: Default::default(),
         })));
         let answers = Answers::new(self.lines.clone());
         let encoder = match video {
@@ -783,7 +784,11 @@ fn ticks(duration: Duration) -> Ticks {
 }
 
 pub(crate) fn unix_ms() -> i64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+    unix_us() / 1000
+}
+
+pub(crate) fn unix_us() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64)
 }
 
 #[cfg(test)]

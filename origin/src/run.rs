@@ -16,7 +16,7 @@ use crate::feed::Frame;
 use crate::live::Left;
 use crate::overlap::Shift;
 use crate::packager::{Packager, Published};
-use crate::relay::{Line, send_line};
+use crate::relay::{Line, send_line, unix_us};
 use crate::repair::{Repair, Times};
 
 /// Enough to find the last frame that is published, however many are on their way through decoder and encoders.
@@ -68,7 +68,7 @@ impl Run {
         let (dts_ms, pts_ms) = (frame.dts_ms - offset_ms, frame.pts_ms - offset_ms);
         let Times { dts, pts, duration } = self.repair.video(dts_ms, pts_ms, frame.pts_nanos);
         remember(&mut self.fed, pts, pts_ms);
-        with(&self.packager, |packager| packager.source_video(pts, pts_ms));
+        with(&self.packager, |packager| packager.source_video(pts, pts_ms, unix_us()));
         let sample = Sample { dts, pts, duration, key: frame.key, data: frame.data };
         if encoder.input.send(sample).await.is_err()
             // The reason is with the publisher, which ends with the encoders.
@@ -92,6 +92,7 @@ impl Run {
         if self.encoder.is_none() {
             remember(&mut self.fed, place, ms);
         }
+        with(&self.packager, |packager| packager.source_audio(place, unix_us()));
         let sample = Sample { dts, pts, duration, key: true, data: frame.data };
         match &mut self.recoder {
             None => {

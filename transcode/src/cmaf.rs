@@ -83,18 +83,39 @@ pub fn audio_init(
     init(&track, &[b"iso6", b"cmfc", b"dash"], media_header, sample_entry)
 }
 
+/// When a sample went into the encoder: ProducerReferenceTimeBox (ISO/IEC 14496-12 section 8.16.5) with flags 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReferenceTime {
+    /// Microseconds since 1970.
+    pub unix_us: i64,
+    /// That sample's presentation time, in ticks of its track; not negative.
+    pub media_time: i64,
+}
+
 /// One CMAF chunk (`moof` and `mdat`) of the samples given, which follow one another without a gap in
 /// decode order; empty without samples.
 ///
 /// `sequence` grows by one from chunk to chunk of a rendition. The first chunk of a segment begins with a
 /// `styp`. The base decode time is the first sample's `dts`, which must not be negative. Composition
-/// offsets may be.
-pub fn chunk(sequence: u32, samples: &[Sample], first_of_segment: bool) -> Bytes {
+/// offsets may be. With a `reference` the chunk says when its media were made (`prft`).
+pub fn chunk(
+    sequence: u32,
+    samples: &[Sample],
+    first_of_segment: bool,
+    reference: Option<ReferenceTime>,
+) -> Bytes {
     let Some(first) = samples.first() else { return Bytes::new() };
     let payload: usize = samples.iter().map(|sample| sample.data.len()).sum();
-    let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 160));
+    let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 192));
     if first_of_segment {
         w.boxed(b"styp", |w| brands(w, &[b"msdh", b"cmfs", b"cmff", b"cmfl"]));
+    }
+    if let Some(ReferenceTime { unix_us, media_time }) = reference {
+        w.full_box(b"prft", 1, 0, |w| {
+            w.put_u32(TRACK_ID);
+            w.put_u64(ntp(unix_us));
+            w.put_u64(media_time.max(0) as u64);
+        });
     }
     let moof_at = w.len();
     let mut offset_at = 0;
@@ -114,6 +135,14 @@ pub fn chunk(sequence: u32, samples: &[Sample], first_of_segment: bool) -> Bytes
         }
     });
     w.0.freeze()
+}
+
+/// An NTP timestamp (RFC 5905 section 6): 32 bits of seconds since 1900, which begin anew in 2036, and 32 of fractions.
+fn ntp(unix_us: i64) -> u64 {
+    const SECONDS_1900_TO_1970: i64 = 2_208_988_800;
+    let seconds = (unix_us.div_euclid(1_000_000) + SECONDS_1900_TO_1970) as u32;
+    let fraction = ((unix_us.rem_euclid(1_000_000) as u64) << 32) / 1_000_000;
+    u64::from(seconds) << 32 | fraction
 }
 
 const TRACK_ID: u32 = 1;
@@ -497,7 +526,7 @@ mod tests {
             sample(1 << 33, 1 << 33, 3003, true, b"abc"),
             sample((1 << 33) + 3003, (1 << 33) + 3003, 3004, false, b"de"),
         ];
-        let bytes = chunk(7, &samples, false);
+        let bytes = chunk(7, &samples, false, None);
         let boxes = boxes(&bytes);
         assert_eq!(u32_at(content(&boxes, "/moof/mfhd"), 4), 7);
         assert_eq!(content(&boxes, "/moof/traf/tfhd"), [0, 2, 0, 0, 0, 0, 0, 1]);
@@ -515,7 +544,7 @@ mod tests {
     #[test]
     fn composition_offsets_are_signed() {
         let samples = [sample(10, 40, 10, true, b"a"), sample(20, 10, 10, false, b"b")];
-        let first = chunk(1, &samples, true);
+        let first = chunk(1, &samples, true, None);
         let boxes = boxes(&first);
         assert!(content(&boxes, "/styp").starts_with(b"msdh"));
         let trun = content(&boxes, "/moof/traf/trun");
@@ -527,13 +556,38 @@ mod tests {
     }
 
     #[test]
+    fn reference_times_stand_before_their_fragment() {
+        let samples = [sample(90_000, 90_000, 3000, true, b"a")];
+        // 2026-11-21T12:00:00.25Z; RFC 5905 counts from 1900, and anew from 2036-02-07T06:28:16Z on.
+        for (unix_us, seconds, fraction) in [
+            (1_795_262_400_250_000, 4_004_251_200, 0x4000_0000),
+            (2_085_978_496_500_000, 0, 0x8000_0000),
+            (0, 2_208_988_800, 0),
+        ] {
+            let reference = Some(ReferenceTime { unix_us, media_time: 90_000 });
+            let bytes = chunk(1, &samples, true, reference);
+            let boxes = boxes(&bytes);
+            let order: Vec<_> = boxes.iter().map(|(path, _)| path.as_str()).take(3).collect();
+            assert_eq!(order, ["/styp", "/prft", "/moof"]);
+            let prft = content(&boxes, "/prft");
+            // Version 1, flags 0: when that picture went into the encoder; track 1.
+            assert_eq!((u32_at(prft, 0), u32_at(prft, 4)), (0x0100_0000, 1));
+            assert_eq!((u32_at(prft, 8), u32_at(prft, 12)), (seconds, fraction), "{unix_us}");
+            assert_eq!((u32_at(prft, 16), u32_at(prft, 20), prft.len()), (0, 90_000, 24));
+            let moof_at = bytes.windows(4).position(|window| window == b"moof").unwrap() - 4;
+            let trun = content(&boxes, "/moof/traf/trun");
+            assert_eq!(&bytes[moof_at + u32_at(trun, 8) as usize..], b"a");
+        }
+    }
+
+    #[test]
     fn absurd_samples_do_not_panic() {
-        assert_eq!(chunk(1, &[], true), Bytes::new());
+        assert_eq!(chunk(1, &[], true, None), Bytes::new());
         let samples = [
             sample(i64::MIN, i64::MAX, i64::MAX, true, b""),
             sample(i64::MAX, i64::MIN, i64::MIN, false, b""),
         ];
-        let trun = content(&boxes(&chunk(u32::MAX, &samples, false)), "/moof/traf/trun").to_vec();
+        let trun = content(&boxes(&chunk(u32::MAX, &samples, false, None)), "/moof/traf/trun").to_vec();
         assert_eq!(u32_at(&trun, 12), u32::MAX);
         let huge = video_init(Timescale::VIDEO, u32::MAX, u32::MAX, &[]);
         assert_eq!(u32_at(content(&boxes(&huge), "/moov/trak/tkhd"), 76), u32::MAX);

@@ -559,7 +559,7 @@ mod tests {
             let Found::Ready(object) = pair.mirror.segment(Epoch(1), &id, number) else { panic!("gone") };
             assert_eq!(object.chunks(0..u64::MAX).concat(), format!("<1 {number} 0>").as_bytes());
             let mpd = pair.mirror.mpd(1500, T0, "/time", None).unwrap();
-            let connected = mpd.matches("period-connectivity:2015\" value=\"1\"").count();
+            let connected = mpd.matches("period-continuity:2015\" value=\"1\"").count();
             assert_eq!(connected, if breaks == 0 { 2 } else { 0 }, "{mpd}");
             assert!(mpd.contains("<Period id=\"1\" start=\"PT1S\" duration=\"PT8S\""), "{mpd}");
             assert!(mpd.contains("<Period id=\"9\" start=\"PT9S\""), "{mpd}");

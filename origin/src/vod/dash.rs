@@ -9,7 +9,7 @@ use media::time::{Ticks, Timescale};
 use media::{RenditionId, SegmentNumber};
 
 use super::{measured, variant};
-use crate::dash::seconds;
+use crate::dash::{channel_configuration, seconds};
 use crate::hls;
 use crate::window::Bitrate;
 
@@ -172,7 +172,8 @@ impl<'a> Stretch<'a> {
             hls::Kind::Audio { channels, sample_rate } => put!(
                 out,
                 " audioSamplingRate=\"{sample_rate}\">\n        <AudioChannelConfiguration \
-                 schemeIdUri=\"urn:mpeg:mpegB:cicp:ChannelConfiguration\" value=\"{channels}\"/>\n"
+                 schemeIdUri=\"urn:mpeg:mpegB:cicp:ChannelConfiguration\" value=\"{}\"/>\n",
+                channel_configuration(channels)
             ),
         }
         let (epoch, scale) = (self.run.epoch, rendition.timescale);
