@@ -10,7 +10,7 @@ use media::{Epoch, Object, RenditionId, SegmentNumber, object};
 use crate::continuation::Continuation;
 use crate::dash::{Mpd, Period};
 use crate::dvr::{Past, PastRuns};
-use crate::hls::{self, BadDirective, Directives, Playlist, Report, Targets, Variant};
+use crate::hls::{self, BadDirective, Directives, Hint, Playlist, Report, Targets, Variant};
 use crate::live::{Found, Place, State};
 use crate::timeline::Anchor;
 use crate::window::{Segment, Window};
@@ -353,13 +353,14 @@ impl Broadcast {
 
     // --- the readers' side ---
 
-    /// A media playlist that satisfies the directives.
+    /// A media playlist that satisfies the directives; `query` is what the URIs of other ones end with.
     pub(crate) fn playlist(
         &self,
         state: State,
         id: &RenditionId,
         directives: Directives,
         past: Option<&Past>,
+        query: &str,
     ) -> Result<Found<String>, BadDirective> {
         let Some(rendition) = self.rendition(id) else { return Ok(Found::Never) };
         let ended = state == State::Ended;
@@ -378,13 +379,25 @@ impl Broadcast {
             targets: self.targets,
             anchor: self.anchor,
             reports: &self.reports(id),
-            // A run that has no segment yet will bring an init segment of its own: there is nothing to name before.
-            hint: state == State::Live
-                && rendition.epoch == self.epoch()
-                && rendition.window.segments().next_back().is_some_and(|last| last.epoch == rendition.epoch),
+            hint: self.hint(state, rendition),
             ended,
+            query,
         };
-        Ok(Found::Ready(playlist.render()))
+        Ok(Found::Ready(playlist.render(directives.skip)))
+    }
+
+    /// What of a rendition is coming.
+    fn hint(&self, state: State, rendition: &Rendition) -> Hint {
+        let Some((last, run)) = rendition.window.segments().next_back().zip(self.periods.last()) else {
+            return Hint::Nothing;
+        };
+        if state != State::Live || rendition.epoch != run.epoch {
+            Hint::Nothing
+        } else if last.epoch == run.epoch {
+            Hint::Part
+        } else {
+            Hint::Run(run.epoch, last.number.next().max(run.first))
+        }
     }
 
     /// The MPD.

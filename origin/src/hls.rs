@@ -2,19 +2,20 @@
 //! Sections cited are the draft's.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::VecDeque;
+mod media;
+mod multivariant;
 
-use media::time::{Ticks, Timescale};
-use media::{Epoch, RenditionId, SegmentNumber};
+use ::media::time::{FrameRate, Ticks};
+use ::media::{RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
-use crate::dvr::Earlier;
-use crate::path;
-use crate::timeline::Anchor;
 use crate::window::{Bitrate, Window};
 
-/// Parts are listed for this many target durations from the end (4.4.4.9).
-const PARTS_LISTED: Ticks = 3;
+pub use self::media::{Hint, Playlist};
+pub use self::multivariant::multivariant;
+
+/// The skip boundary in target durations: the least that is allowed (4.4.3.8).
+const SKIP_BOUNDARY: Ticks = 6;
 
 /// What a player needs to know of a rendition before it loads its playlist.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,7 +42,7 @@ pub enum Kind {
         /// Rows.
         height: u32,
         /// As a fraction.
-        frame_rate: Option<media::time::FrameRate>,
+        frame_rate: Option<FrameRate>,
     },
     /// Channels and samples per second.
     Audio {
@@ -56,9 +57,10 @@ pub enum Kind {
 const ENOUGH_SEGMENTS: u64 = 5;
 
 impl Variant {
-    /// Peak bits per second of a segment.
+    /// Peak bits per second of a segment: no segment that was measured has more (4.4.6.2).
     pub fn bandwidth(&self) -> u64 {
-        if self.measured.segments < ENOUGH_SEGMENTS { self.bitrate_bps } else { self.measured.peak_bps }
+        let configured = if self.measured.segments < ENOUGH_SEGMENTS { self.bitrate_bps } else { 0 };
+        self.measured.peak_bps.max(configured)
     }
 
     /// Mean bits per second.
@@ -81,6 +83,24 @@ impl Targets {
     pub fn target_duration(self) -> i64 {
         (self.segment_duration + 45_000).div_euclid(90_000).max(1)
     }
+
+    /// PART-TARGET in seconds, rounded up to milliseconds, so that no part is longer than announced.
+    fn part_target_seconds(self) -> f64 {
+        (self.part_target + 89).div_euclid(90) as f64 / 1000.0
+    }
+
+    /// What all media playlists of a broadcast say alike and never otherwise (6.2.4): EXT-X-TARGETDURATION,
+    /// EXT-X-SERVER-CONTROL.
+    fn control(self) -> String {
+        let target = self.target_duration();
+        format!(
+            "#EXT-X-TARGETDURATION:{target}\n#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,CAN-SKIP-UNTIL={:.1},\
+             CAN-SKIP-DATERANGES=YES,PART-HOLD-BACK={:.3},HOLD-BACK={:.1}\n",
+            (target * SKIP_BOUNDARY) as f64,
+            self.part_target_seconds() * 3.0,
+            target as f64 * 3.0
+        )
+    }
 }
 
 /// A rendition report (4.4.5.4): how far another playlist is.
@@ -101,6 +121,17 @@ pub struct Directives {
     pub msn: Option<u64>,
     /// `_HLS_part`
     pub part: Option<u64>,
+    /// `_HLS_skip`
+    pub skip: Option<Skip>,
+}
+
+/// What a delta update leaves out (6.2.5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Skip {
+    /// `YES`: segments.
+    Segments,
+    /// `v2`: segments, and date ranges that were there before.
+    DateRanges,
 }
 
 /// A request that must be answered with 400 (6.2.5.2).
@@ -126,6 +157,15 @@ impl Directives {
             let (slot, name) = match name {
                 "_HLS_msn" => (&mut directives.msn, "_HLS_msn"),
                 "_HLS_part" => (&mut directives.part, "_HLS_part"),
+                "_HLS_skip" => {
+                    // Values of later versions: the whole playlist is right for all.
+                    directives.skip = match value {
+                        "YES" => Some(Skip::Segments),
+                        "v2" => Some(Skip::DateRanges),
+                        _ => None,
+                    };
+                    continue;
+                }
                 _ => continue,
             };
             let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
@@ -156,210 +196,18 @@ impl Directives {
     }
 }
 
-/// The multivariant playlist; `query` is what the URIs of the media playlists end with.
-pub fn multivariant(variants: &[Variant], query: &str) -> String {
-    let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n");
-    let audio = variants.iter().find(|variant| matches!(variant.kind, Kind::Audio { .. }));
-    let video: Vec<_> =
-        variants.iter().filter(|variant| matches!(variant.kind, Kind::Video { .. })).collect();
-    if let Some(Variant { id, kind: Kind::Audio { channels, .. }, .. }) = audio
-        && !video.is_empty()
-    {
-        put!(
-            out,
-            "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"{id}\",DEFAULT=YES,AUTOSELECT=YES,CHANNELS=\"{channels}\",URI=\"{id}.m3u8{query}\"\n"
-        );
-    }
-    for variant in &video {
-        let Kind::Video { width, height, frame_rate } = variant.kind else { continue };
-        let bandwidth = variant.bandwidth() + audio.map_or(0, Variant::bandwidth);
-        let average = variant.average_bandwidth() + audio.map_or(0, Variant::average_bandwidth);
-        let codecs =
-            audio.map_or(variant.codec.clone(), |audio| format!("{},{}", variant.codec, audio.codec));
-        put!(
-            out,
-            "#EXT-X-STREAM-INF:BANDWIDTH={bandwidth},AVERAGE-BANDWIDTH={average},CODECS=\"{codecs}\",RESOLUTION={width}x{height}"
-        );
-        if let Some(rate) = frame_rate {
-            put!(out, ",FRAME-RATE={:.3}", rate.fps());
-        }
-        if audio.is_some() {
-            out.push_str(",AUDIO=\"audio\"");
-        }
-        put!(out, "\n{}.m3u8{query}\n", variant.id);
-    }
-    if let (Some(audio), true) = (audio, video.is_empty()) {
-        put!(
-            out,
-            "#EXT-X-STREAM-INF:BANDWIDTH={},AVERAGE-BANDWIDTH={},CODECS=\"{}\"\n{}.m3u8{query}\n",
-            audio.bandwidth(),
-            audio.average_bandwidth(),
-            audio.codec,
-            audio.id
-        );
-    }
-    out
-}
-
-/// One media playlist.
-#[derive(Debug)]
-pub struct Playlist<'a> {
-    /// Which rendition.
-    pub id: &'a RenditionId,
-    /// What is listed before the window, in order.
-    pub earlier: &'a VecDeque<Earlier>,
-    /// What is listed.
-    pub window: &'a Window,
-    /// What never changes.
-    pub targets: Targets,
-    /// Ties the timeline to the wall clock.
-    pub anchor: Anchor,
-    /// How far the other renditions are.
-    pub reports: &'a [Report],
-    /// Whether more is to come soon: a broadcaster is connected.
-    pub hint: bool,
-    /// The broadcast is over.
-    pub ended: bool,
-}
-
-impl Playlist<'_> {
-    /// The text.
-    pub fn render(&self) -> String {
-        let mut out = String::with_capacity(8 << 10);
-        let timescale = self.window.timescale();
-        let target = self.targets.target_duration();
-        // Rounded up, so that no part is longer than announced.
-        let part_target = (self.targets.part_target + 89).div_euclid(90) as f64 / 1000.0;
-        let first = self.earlier.front().map(|segment| segment.number);
-        let first = first.or(self.window.segments().next().map(|segment| segment.number));
-        // Breaks that are listed before the window have not left the list.
-        let listed = self.earlier.iter().filter(|segment| segment.discontinuity).count() as u64;
-        let listed = listed + u64::from(self.breaks_at_the_window());
-        put!(out, "#EXTM3U\n#EXT-X-VERSION:9\n#EXT-X-TARGETDURATION:{target}\n");
-        put!(
-            out,
-            "#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,PART-HOLD-BACK={:.3},HOLD-BACK={:.1}\n",
-            part_target * 3.0,
-            target as f64 * 3.0
-        );
-        put!(out, "#EXT-X-PART-INF:PART-TARGET={part_target:.3}\n");
-        put!(out, "#EXT-X-MEDIA-SEQUENCE:{}\n", first.map_or(0, |number| number.0));
-        put!(
-            out,
-            "#EXT-X-DISCONTINUITY-SEQUENCE:{}\n",
-            self.window.discontinuity_sequence().saturating_sub(listed)
-        );
-        self.segments(&mut out, timescale);
-        if self.ended {
-            out.push_str("#EXT-X-ENDLIST\n");
-        } else if self.hint {
-            self.preload_hint(&mut out);
-        }
-        if !self.ended {
-            for report in self.reports {
-                put!(out, "#EXT-X-RENDITION-REPORT:URI=\"{}.m3u8\",LAST-MSN={}", report.id, report.msn);
-                if let Some(part) = report.part {
-                    put!(out, ",LAST-PART={part}");
-                }
-                out.push('\n');
-            }
-        }
-        out
-    }
-
-    fn segments(&self, out: &mut String, timescale: Timescale) {
-        // Counted by durations, not by the timeline: it may have jumped.
-        let mut remaining: Ticks = self.window.segments().map(|segment| segment.duration).sum();
-        let parts_listed =
-            PARTS_LISTED * self.targets.target_duration() * Ticks::from(timescale.per_second());
-        let open = self.window.open_segment().map(|segment| segment.number);
-        let mut mapped = None;
-        self.earlier(out, timescale, &mut mapped);
-        let mut breaks = self.breaks_at_the_window();
-        for segment in self.window.segments() {
-            let is_open = open == Some(segment.number);
-            if is_open && segment.parts.is_empty() {
-                continue;
-            }
-            if std::mem::take(&mut breaks) || segment.discontinuity {
-                out.push_str("#EXT-X-DISCONTINUITY\n");
-            }
-            if mapped != Some(segment.epoch) {
-                mapped = Some(segment.epoch);
-                put!(out, "#EXT-X-MAP:URI=\"{}\"\n", path::init(segment.epoch, self.id));
-            }
-            put!(out, "#EXT-X-PROGRAM-DATE-TIME:{}\n", self.anchor.wall(segment.start, timescale));
-            let uri = path::segment(segment.epoch, self.id, segment.number);
-            let with_parts = remaining <= parts_listed + segment.duration;
-            remaining -= segment.duration;
-            if with_parts {
-                for part in &segment.parts {
-                    put!(
-                        out,
-                        "#EXT-X-PART:DURATION={:.5},URI=\"{uri}\",BYTERANGE=\"{}@{}\"{}\n",
-                        timescale.seconds(part.duration),
-                        part.len,
-                        part.offset,
-                        if part.independent { ",INDEPENDENT=YES" } else { "" }
-                    );
-                }
-            }
-            if !is_open {
-                if segment.object.is_none() {
-                    out.push_str("#EXT-X-GAP\n");
-                }
-                put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(segment.duration));
-            }
-        }
-    }
-
-    /// Whether the timeline breaks between what is listed before the window and the window, where that begins with a run
-    /// that had nothing before it when it began: this origin was started anew, or had no copy.
-    fn breaks_at_the_window(&self) -> bool {
-        let Some((last, first)) = self.earlier.back().zip(self.window.segments().next()) else {
-            return false;
-        };
-        !first.discontinuity
-            && last.epoch != first.epoch
-            && last.breaks < self.window.discontinuity_sequence()
-    }
-
-    fn earlier(&self, out: &mut String, timescale: Timescale, mapped: &mut Option<Epoch>) {
-        for segment in self.earlier {
-            if segment.discontinuity {
-                out.push_str("#EXT-X-DISCONTINUITY\n");
-            }
-            if *mapped != Some(segment.epoch) && !segment.gap {
-                *mapped = Some(segment.epoch);
-                put!(out, "#EXT-X-MAP:URI=\"{}\"\n", path::init(segment.epoch, self.id));
-            }
-            put!(out, "#EXT-X-PROGRAM-DATE-TIME:{}\n", self.anchor.wall(segment.start, timescale));
-            if segment.gap {
-                out.push_str("#EXT-X-GAP\n");
-            }
-            let uri = path::segment(segment.epoch, self.id, segment.number);
-            put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(segment.duration));
-        }
-    }
-
-    fn preload_hint(&self, out: &mut String) {
-        let Some(last) = self.window.segments().next_back() else {
-            return;
-        };
-        let (number, start) = match self.window.open_segment() {
-            Some(open) => (open.number, open.bytes),
-            None => (last.number.next(), 0),
-        };
-        let uri = path::segment(last.epoch, self.id, number);
-        put!(out, "#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{uri}\",BYTERANGE-START={start}\n");
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use ::media::Epoch;
+    use ::media::time::Timescale;
+
     use super::*;
+    use crate::dvr::Earlier;
+    use crate::timeline::Anchor;
+    use crate::window::Segment;
     use crate::window::tests::{fill, segment};
-    use media::time::FrameRate;
 
     const TARGETS: Targets = Targets { segment_duration: 90_000, part_target: 18_000 };
 
@@ -377,14 +225,7 @@ mod tests {
         for number in 10..14 {
             fill(&mut window, number);
         }
-        window.open(
-            crate::window::Segment {
-                discontinuity: true,
-                epoch: media::Epoch(4),
-                ..segment(14, 20 * 90_000)
-            },
-            90_000,
-        );
+        window.open(Segment { discontinuity: true, epoch: Epoch(4), ..segment(14, 20 * 90_000) }, 90_000);
         window.part(1234, 18_000, true);
         window.part(567, 18_000, false);
         let reports = [Report { id: id("audio"), msn: SegmentNumber(14), part: Some(2) }];
@@ -396,11 +237,15 @@ mod tests {
             targets: TARGETS,
             anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: 10 * 90_000 },
             reports: &reports,
-            hint: true,
+            hint: Hint::Part,
             ended: false,
+            query: "",
         };
-        check(include_str!("../testdata/break_and_open.m3u8"), &playlist.render());
-        check(include_str!("../testdata/ended.m3u8"), &Playlist { ended: true, ..playlist }.render());
+        check(include_str!("../testdata/break_and_open.m3u8"), &playlist.render(None));
+        check(
+            include_str!("../testdata/ended.m3u8"),
+            &Playlist { ended: true, ..playlist }.render(Some(Skip::Segments)),
+        );
     }
 
     #[test]
@@ -411,7 +256,7 @@ mod tests {
         window.close();
         let earlier = |epoch| Earlier {
             number: SegmentNumber(19),
-            epoch: media::Epoch(epoch),
+            epoch: Epoch(epoch),
             start: 0,
             duration: 90_000,
             discontinuity: false,
@@ -427,10 +272,11 @@ mod tests {
                 targets: TARGETS,
                 anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: 10 * 90_000 },
                 reports: &[],
-                hint: false,
+                hint: Hint::Nothing,
                 ended: false,
+                query: "",
             };
-            let text = playlist.render();
+            let text = playlist.render(None);
             assert_eq!(text.matches("#EXT-X-DISCONTINUITY\n").count(), breaks, "{text}");
             assert!(text.contains(&format!("#EXT-X-DISCONTINUITY-SEQUENCE:{}\n", 2 - breaks)), "{text}");
         }
@@ -462,6 +308,115 @@ mod tests {
         check(include_str!("../testdata/audio_only.m3u8"), &multivariant(&[audio], ""));
     }
 
+    /// As a player has it (6.2.5.1): the lines of the segments that were skipped, from the playlist before.
+    fn merged(before: &str, delta: &str) -> String {
+        let sequence = |text: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix("#EXT-X-MEDIA-SEQUENCE:")).unwrap();
+            line.parse::<usize>().unwrap()
+        };
+        let skip = delta.lines().find(|line| line.starts_with("#EXT-X-SKIP:")).unwrap();
+        let skipped = skip.split_once("SKIPPED-SEGMENTS=").unwrap().1;
+        let skipped: usize = skipped.split(',').next().unwrap().parse().unwrap();
+        let head = before.find("-SEQUENCE:0\n").unwrap() + "-SEQUENCE:0\n".len();
+        let gone = sequence(delta) - sequence(before);
+        let ends = before[head..].match_indices(".m4s\n").map(|(at, end)| head + at + end.len());
+        let ends: Vec<_> = std::iter::once(head).chain(ends).collect();
+        delta.replace(&format!("{skip}\n"), &before[ends[gone]..ends[gone + skipped]])
+    }
+
+    #[test]
+    fn a_delta_update_leaves_out_what_lies_behind_the_boundary_and_nothing_else() {
+        let mut window = Window::new(Timescale::VIDEO, 20 * 90_000, 0);
+        let rendition = id("720p");
+        let render = |window: &Window, skip| {
+            let playlist = Playlist {
+                id: &rendition,
+                earlier: &VecDeque::new(),
+                window,
+                targets: TARGETS,
+                anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: 10 * 90_000 },
+                reports: &[],
+                hint: Hint::Part,
+                ended: false,
+                query: "",
+            };
+            playlist.render(skip)
+        };
+        for number in 10..17 {
+            fill(&mut window, number);
+        }
+        window.close();
+        let (whole, delta) = (render(&window, None), render(&window, Some(Skip::Segments)));
+        assert_eq!(whole, delta, "six target durations follow the first segment, not more");
+        let mut before = whole;
+        for number in 17..45 {
+            let segment = Segment {
+                epoch: Epoch(3 + number / 20),
+                discontinuity: number % 20 == 0,
+                ..segment(number, number as Ticks * 90_000)
+            };
+            window.open(segment, 90_000);
+            for part in 0..5 {
+                window.part(1000, 18_000, part == 0);
+            }
+            let (whole, delta) = (render(&window, None), render(&window, Some(Skip::DateRanges)));
+            let listed = whole.matches("#EXTINF").count();
+            let skip =
+                format!("#EXT-X-SKIP:SKIPPED-SEGMENTS={},RECENTLY-REMOVED-DATERANGES=\"\"\n", listed - 6);
+            assert!(delta.contains(&skip), "{skip} in\n{delta}");
+            assert!(delta.len() < whole.len() && delta.contains("CAN-SKIP-UNTIL=6.0"));
+            if !whole.contains("DISCONTINUITY-SEQUENCE:1") {
+                // Parts leave a list before their segments do, and the first segment's map stood before others once.
+                let lasting = |text: &str| {
+                    let (first, rest) = text.split_once("#EXTINF").unwrap();
+                    let first = first.lines().filter(|line| !line.starts_with("#EXT-X-MAP:"));
+                    let lines = first.chain(rest.lines());
+                    lines.filter(|line| !line.starts_with("#EXT-X-PART:")).collect::<Vec<_>>().join("\n")
+                };
+                assert_eq!(lasting(&merged(&before, &delta)), lasting(&whole));
+            }
+            before = whole;
+        }
+        assert!(before.contains("DISCONTINUITY-SEQUENCE:1"), "{before}");
+    }
+
+    #[test]
+    fn a_run_without_media_is_hinted_at_by_its_init_segment() {
+        let mut window = Window::new(Timescale::VIDEO, 10 * 90_000, 0);
+        fill(&mut window, 10);
+        window.close();
+        let playlist = Playlist {
+            id: &id("720p"),
+            earlier: &VecDeque::new(),
+            window: &window,
+            targets: TARGETS,
+            anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: 0 },
+            reports: &[Report { id: id("audio"), msn: SegmentNumber(9), part: None }],
+            hint: Hint::Run(Epoch(5), SegmentNumber(11)),
+            ended: false,
+            query: "?start=-60",
+        };
+        let end = "#EXT-X-PRELOAD-HINT:TYPE=MAP,URI=\"5/720p/init.mp4\"\n\
+                   #EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"5/720p/11.m4s\",BYTERANGE-START=0\n\
+                   #EXT-X-RENDITION-REPORT:URI=\"audio.m3u8?start=-60\",LAST-MSN=9\n";
+        let text = playlist.render(None);
+        assert!(text.ends_with(end), "{text}");
+    }
+
+    #[test]
+    fn no_segment_has_more_than_the_announced_bandwidth() {
+        let variant = |peak_bps, segments| Variant {
+            id: id("720p"),
+            codec: "avc1".into(),
+            bitrate_bps: 3_000_000,
+            measured: Bitrate { peak_bps, average_bps: peak_bps, segments },
+            kind: Kind::Video { width: 1280, height: 720, frame_rate: None },
+        };
+        assert_eq!(variant(0, 0).bandwidth(), 3_000_000);
+        assert_eq!(variant(3_500_000, 1).bandwidth(), 3_500_000);
+        assert_eq!(variant(2_500_000, ENOUGH_SEGMENTS).bandwidth(), 2_500_000);
+    }
+
     #[test]
     fn directives_block_or_are_refused() {
         let mut window = Window::new(Timescale::VIDEO, 10 * 90_000, 0);
@@ -481,10 +436,17 @@ mod tests {
             ("_HLS_part=1", Err(BadDirective::PartWithoutMsn)),
             ("_HLS_msn=", Err(BadDirective::NotANumber("_HLS_msn"))),
             ("_HLS_msn=+5", Err(BadDirective::NotANumber("_HLS_msn"))),
+            ("_HLS_skip=YES", Ok(true)),
+            ("_HLS_msn=14&_HLS_skip=v2", Ok(false)),
         ] {
             let result =
                 Directives::parse(query).and_then(|directives| directives.satisfied(&window, TARGETS));
             assert_eq!(result, expected, "{query}");
+        }
+        for (value, skip) in
+            [("YES", Some(Skip::Segments)), ("v2", Some(Skip::DateRanges)), ("v3", None), ("", None)]
+        {
+            assert_eq!(Directives::parse(&format!("_HLS_skip={value}")).unwrap().skip, skip, "{value}");
         }
         // A run ended with a long segment: its parts are no farther ahead for being whole.
         window.open(segment(13, 13 * 90_000), 90_000);
@@ -493,7 +455,7 @@ mod tests {
         }
         window.close();
         for (part, ready) in [(19, true), (20, false), (35, false)] {
-            let directives = Directives { msn: Some(13), part: Some(part) };
+            let directives = Directives { msn: Some(13), part: Some(part), skip: None };
             assert_eq!(directives.satisfied(&window, TARGETS), Ok(ready), "{part}");
         }
     }

@@ -332,7 +332,9 @@ async fn object(
             if let (Ok(Found::Ready(_)), Some(start)) = (&found, start) {
                 // Read when the answer is due: what leaves the window while a request waits is in the archive by then.
                 let past = recording::past(shared, live, &id, start).await;
-                found = live.playlist(&id, Directives::default(), past.as_ref());
+                let query = format!("?start={start}");
+                let ready = Directives { msn: None, part: None, ..directives };
+                found = live.playlist(&id, ready, past.as_ref().map(|past| (past, query.as_str())));
             }
             match found {
                 Ok(Found::Ready(playlist)) => {

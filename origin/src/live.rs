@@ -453,16 +453,18 @@ impl Live {
         self.lock().broadcast.as_ref().map(|broadcast| hls::multivariant(&broadcast.variants(), query))
     }
 
-    /// A media playlist that satisfies the directives.
+    /// A media playlist that satisfies the directives, with what is listed before the window and the query that says so,
+    /// which other playlists' URIs end with.
     pub fn playlist(
         &self,
         id: &RenditionId,
         directives: Directives,
-        past: Option<&Past>,
+        past: Option<(&Past, &str)>,
     ) -> Result<Found<String>, BadDirective> {
+        let (past, query) = past.map_or((None, ""), |(past, query)| (Some(past), query));
         let inner = self.lock();
         match &inner.broadcast {
-            Some(broadcast) => broadcast.playlist(inner.state, id, directives, past),
+            Some(broadcast) => broadcast.playlist(inner.state, id, directives, past, query),
             None => Ok(Found::Never),
         }
     }
@@ -620,13 +622,24 @@ mod tests {
     }
 
     #[test]
-    fn a_run_is_hinted_at_once_it_has_media() {
+    fn a_run_is_hinted_at_as_soon_as_it_begins() {
         let live = Live::new("demo".parse().unwrap());
         run(&live, 1, T0, &["360p"], 4);
         assert!(playlist(&live, "360p").contains("TYPE=PART,URI=\"1/360p/"));
         live.interrupt(false);
         begin(&live, 2, T0 + 10_000, &["360p"]);
-        assert!(!playlist(&live, "360p").contains("PRELOAD-HINT"), "the old run brings nothing more");
+        let hinted = playlist(&live, "360p");
+        assert!(!hinted.contains("TYPE=PART,URI=\"1/"), "the old run brings nothing more: {hinted}");
+        let first = T0 / 1000 + 4;
+        for hint in [
+            "#EXT-X-PRELOAD-HINT:TYPE=MAP,URI=\"2/360p/init.mp4\"\n".to_owned(),
+            format!("#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"2/360p/{first}.m4s\",BYTERANGE-START=0\n"),
+        ] {
+            assert!(hinted.contains(&hint), "{hint} in\n{hinted}");
+        }
+        let (id, first) = ("360p".parse().unwrap(), SegmentNumber(first as u64));
+        assert!(live.init(Epoch(2), &id).is_some(), "what is hinted at is there, or waited for");
+        assert!(matches!(live.segment(Epoch(2), &id, first), Found::Later));
     }
 
     fn continuation(first: u64) -> Continuation {

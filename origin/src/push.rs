@@ -2,7 +2,8 @@
 //!
 //! A stream that nobody is subscribed to costs nothing: its feed begins with the first subscriber and ends with the last.
 //! Each playlist is rendered once for all of them, under its plain name and under every name that a player may be
-//! blocking on for just this update. What will come next is promised, so that requests for it wait for the push.
+//! blocking on for just this update; so is its delta update, which most players ask for. What will come next is promised, so
+//! that requests for it wait for the push.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{debug, warn};
 
 use crate::broadcast::{RenditionView, SegmentView, View};
-use crate::hls::Directives;
+use crate::hls::{Directives, Skip};
 use crate::live::{Found, Live, State};
 use crate::{Config, Shared, http, path, relay};
 
@@ -31,9 +32,16 @@ const SEGMENTS_KEPT: u8 = 2;
 
 const MULTIVARIANT_SLOT: u32 = 0;
 const MPD_SLOT: u32 = 1;
-/// Then three for each rendition: playlists, init segments, segments.
+/// Then four for each rendition: playlists, init segments, segments, delta updates.
 const FIRST_RENDITION_SLOT: u32 = 2;
-const SLOTS_PER_RENDITION: u32 = 3;
+const SLOTS_PER_RENDITION: u32 = 4;
+
+/// Names of one update that players may block on, and each is also that of its delta update in two forms. An update has
+/// three as a rule; those of a feed that fell behind and are left out are fetched.
+const MAX_BLOCKED: usize = MAX_NAMES / 2;
+
+/// The delta updates of a name that has directives already.
+const SKIPS: [&str; 2] = ["&_HLS_skip=YES", "&_HLS_skip=v2"];
 
 /// Subscribes to a stream; `None` when there are too many subscribers, or at shutdown.
 pub(crate) fn subscribe(shared: &Arc<Shared>, live: &Arc<Live>) -> Option<Told> {
@@ -215,13 +223,13 @@ impl Feed {
         if changed {
             blocked = match view.state {
                 // After EXT-X-ENDLIST the directives mean nothing: all who wait have their answer.
-                State::Ended => outstanding.iter().filter(|key| key.contains('?')).cloned().collect(),
+                State::Ended => outstanding.iter().filter(|key| is_blocking(key)).cloned().collect(),
                 _ => reached(before.map(|before| before.edge), &rendition.segments)
                     .into_iter()
                     .map(|directives| keyed(&file, directives))
                     .collect(),
             };
-            blocked.truncate(MAX_NAMES - 1);
+            blocked.truncate(MAX_BLOCKED);
         }
         let coming = if view.state == State::Live && rendition.epoch == view.run {
             let mut keys: Vec<_> =
@@ -235,7 +243,11 @@ impl Feed {
             Vec::new()
         };
         // What comes right behind is still promised, or those who wait for it would ask upstream.
-        let promised: Vec<_> = blocked.iter().chain(&coming).cloned().collect();
+        let named = || blocked.iter().chain(&coming);
+        let promised: Vec<_> = named()
+            .cloned()
+            .chain(named().filter(|key| is_blocking(key)).flat_map(|key| skipping(key)))
+            .collect();
         if coming != outstanding
             && let Err(fault) = self.hub.promise(slot, promised)
         {
@@ -247,8 +259,16 @@ impl Feed {
         if changed && let Ok(Found::Ready(text)) = live.playlist(id, Directives::default(), None) {
             let mut names = vec![name(file, &http::playlist_control(live, false), true)];
             let control = http::playlist_control(live, true);
+            let skipping: Vec<_> =
+                blocked.iter().flat_map(|key| skipping(key)).map(|key| name(key, &control, false)).collect();
             names.extend(blocked.into_iter().map(|key| name(key, &control, false)));
             self.publish(slot, 1, names, http::HLS_TYPE, None, Object::complete(text.into()));
+            let delta = Directives { skip: Some(Skip::DateRanges), ..Directives::default() };
+            if !skipping.is_empty()
+                && let Ok(Found::Ready(text)) = live.playlist(id, delta, None)
+            {
+                self.publish(slot + 3, 1, skipping, http::HLS_TYPE, None, Object::complete(text.into()));
+            }
         }
     }
 
@@ -301,6 +321,16 @@ fn keyed(file: &str, (msn, part): (u64, Option<u64>)) -> Box<str> {
         Some(part) => format!("{file}?_HLS_msn={msn}&_HLS_part={part}").into(),
         None => format!("{file}?_HLS_msn={msn}").into(),
     }
+}
+
+/// A playlist's name rather than a segment's.
+fn is_blocking(key: &str) -> bool {
+    key.contains('?')
+}
+
+/// The names of the delta updates of a playlist with directives.
+fn skipping(key: &str) -> impl Iterator<Item = Box<str>> + use<> {
+    SKIPS.map(|skip| format!("{key}{skip}").into()).into_iter()
 }
 
 fn closed(segments: &[SegmentView]) -> impl DoubleEndedIterator<Item = &SegmentView> {
@@ -515,21 +545,26 @@ mod tests {
         }
     }
 
+    /// Delta updates as `name~`, once for both forms.
     fn short(keys: &[&str]) -> String {
         let short = |key: &&str| {
             let key = key.strip_prefix("/live/s/").unwrap();
-            key.replace("v.m3u8?_HLS_msn=", "").replace("&_HLS_part=", ".").replace("7/v/", "")
+            let key = key.replace("v.m3u8?_HLS_msn=", "").replace("&_HLS_part=", ".").replace("7/v/", "");
+            key.replace(SKIPS[0], "~").replace(SKIPS[1], "~")
         };
-        keys.iter().map(short).collect::<Vec<_>>().join(" ")
+        let mut keys: Vec<_> = keys.iter().map(short).collect();
+        keys.dedup();
+        keys.join(" ")
     }
 
     #[test]
     fn each_update_has_the_names_that_players_block_on() {
         let mut world = World::new();
         let first = [
-            "promise: 1 1.1 1.2 2.0 2.1 2 2.m4s",
+            "promise: 1 1.1 1.2 2.0 2.1 2 2.m4s 1~ 1.1~ 1.2~ 2.0~ 2.1~ 2~",
             "init.mp4",
             "v.m3u8 1 1.1",
+            "1~ 1.1~",
             "index.m3u8",
             "manifest.mpd",
             "1.m4s",
@@ -537,10 +572,15 @@ mod tests {
         assert_eq!(world.told(), first);
         assert_eq!(world.told(), [""; 0], "nothing new");
         world.open(2);
-        assert_eq!(world.told(), ["promise: 2.0 2.1 2 3.0 1.2 3.m4s", "+2.m4s"]);
+        assert_eq!(world.told(), ["promise: 2.0 2.1 2 3.0 1.2 3.m4s 2.0~ 2.1~ 2~ 3.0~ 1.2~", "+2.m4s"]);
         world.part();
         // Bytes first: they need no rendering.
-        let part = ["+2.m4s", "promise: 2.0 1.2 2.1 2.2 2 3.0 3.m4s", "v.m3u8 2.0 1.2"];
+        let part = [
+            "+2.m4s",
+            "promise: 2.0 1.2 2.1 2.2 2 3.0 3.m4s 2.0~ 1.2~ 2.1~ 2.2~ 2~ 3.0~",
+            "v.m3u8 2.0 1.2",
+            "2.0~ 1.2~",
+        ];
         let mut told = world.told();
         told.sort_by_key(|said| !said.starts_with('+'));
         assert_eq!(told, part);
@@ -548,7 +588,10 @@ mod tests {
         world.live.close(RUN, &id("v"));
         let told = world.told();
         assert!(told.contains(&"v.m3u8 2 2.1".into()) && told.contains(&"2.m4s.".into()), "{told:?}");
-        assert!(told.contains(&"promise: 2 2.1 2.2 3.0 3.1 3 3.m4s".into()), "{told:?}");
+        assert!(
+            told.iter().any(|said| said.starts_with("promise: 2 2.1 2.2 3.0 3.1 3 3.m4s 2~ ")),
+            "{told:?}"
+        );
         assert!(told.contains(&"manifest.mpd".into()), "the window has grown: {told:?}");
 
         // Two updates at once: the newer text will do for both.
@@ -568,14 +611,20 @@ mod tests {
         world.told();
         let state = world.live.interrupt(false);
         let told = world.told();
-        assert!(told.contains(&"promise: 2".into()), "the segment that was cut short, and no more: {told:?}");
+        assert!(
+            told.contains(&"promise: 2 2~".into()),
+            "the segment that was cut short, and no more: {told:?}"
+        );
         assert!(told.contains(&"v.m3u8 2".into()) && told.contains(&"2.m4s.".into()), "{told:?}");
 
         assert_eq!(begin(&world.live, Epoch(8)), 3);
         world.live.open(Epoch(8), &id("v"), SegmentNumber(3), 3 * 90_000);
         let told = world.told();
         assert!(told.iter().any(|said| said.contains("8/v/init.mp4")), "{told:?}");
-        assert!(told.contains(&"promise: 3.0 3.1 3 4.0 2.1 8/v/4.m4s".into()), "{told:?}");
+        assert!(
+            told.iter().any(|said| said.starts_with("promise: 3.0 3.1 3 4.0 2.1 8/v/4.m4s 3.0~ ")),
+            "{told:?}"
+        );
         world.live.part(Epoch(8), &id("v"), Bytes::from_static(b"part"), 45_000, true);
         world.told();
         assert!(!world.live.end(state), "it goes on");

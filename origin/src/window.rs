@@ -93,21 +93,24 @@ impl Window {
         self.timescale
     }
 
-    /// Opens the next segment. Numbers that were skipped become gaps.
-    pub fn open(&mut self, segment: Segment, gap_duration: Ticks) {
+    /// Opens the next segment. Numbers that were skipped become gaps of its run: where the timeline breaks, it does so
+    /// before the first of them, as in the renditions that have it (RFC 8216bis, 6.2.4).
+    pub fn open(&mut self, mut segment: Segment, gap_duration: Ticks) {
         self.close();
+        let breaks = segment.discontinuity;
         while let Some(last) = self.segments.back()
             && last.number.next() < segment.number
         {
+            let before = (segment.number.0 - last.number.0 - 1) as Ticks * gap_duration;
             let gap = Segment {
                 number: last.number.next(),
                 epoch: segment.epoch,
-                start: last.start + last.duration,
+                start: if breaks { segment.start - before } else { last.start + last.duration },
                 duration: gap_duration,
                 parts: Vec::new(),
                 object: None,
                 bytes: 0,
-                discontinuity: false,
+                discontinuity: std::mem::take(&mut segment.discontinuity),
             };
             self.segments.push_back(gap);
         }
@@ -326,10 +329,15 @@ pub(crate) mod tests {
     fn gaps_and_breaks_are_counted_once() {
         let mut window = Window::new(Timescale::VIDEO, 4 * 90_000, 2);
         fill(&mut window, 1);
-        window.open(Segment { discontinuity: true, ..segment(4, 0) }, 90_000);
+        window.open(Segment { discontinuity: true, ..segment(4, 9 * 90_000) }, 90_000);
         window.part(1, 90_000, true);
-        let listed: Vec<_> = window.segments().map(|s| (s.number.0, s.object.is_none())).collect();
-        assert_eq!(listed, [(1, false), (2, true), (3, true), (4, false)]);
+        let listed: Vec<_> = window
+            .segments()
+            .map(|s| (s.number.0, s.object.is_none(), s.discontinuity, s.start / 90_000))
+            .collect();
+        // The gaps are of the run that should have had them.
+        let expected = [(1, false, false, 1), (2, true, true, 7), (3, true, false, 8), (4, false, false, 9)];
+        assert_eq!(listed, expected);
         assert_eq!(window.discontinuity_sequence(), 2);
         for number in 5..9 {
             fill(&mut window, number);

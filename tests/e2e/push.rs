@@ -99,7 +99,7 @@ fn play(node: &Node, names: &[String]) -> BTreeMap<String, Vec<u8>> {
     })
 }
 
-/// As low-latency players do: the hinted segment before it begins, and each playlist before it is there.
+/// As low-latency players do: the hinted segment before it begins, and each playlist before it is there, as a delta update.
 async fn follow(base: String, rendition: String) -> BTreeMap<String, Vec<u8>> {
     let client = client();
     let file = format!("{base}/live/show/{rendition}.m3u8");
@@ -121,18 +121,22 @@ async fn follow(base: String, rendition: String) -> BTreeMap<String, Vec<u8>> {
             media.insert(path, answer.body);
         }
         let (msn, part) = next(&playlist);
-        let answer = get_with(&client, &format!("{file}?_HLS_msn={msn}&_HLS_part={part}")).await;
+        let query = format!("?_HLS_msn={msn}&_HLS_part={part}&_HLS_skip=v2");
+        let answer = get_with(&client, &format!("{file}{query}")).await;
         assert_eq!(answer.status, 200, "{msn} {part}: {}", answer.text());
         playlist = answer.text();
         assert!(next(&playlist) > (msn, part), "what was waited for is there: {msn} {part}");
     }
+    assert!(playlist.contains("#EXT-X-SKIP:"), "{playlist}");
     media
 }
 
 /// The next part that a playlist does not list yet.
 fn next(playlist: &str) -> (u64, usize) {
     let first: u64 = tag(playlist, "#EXT-X-MEDIA-SEQUENCE").unwrap().parse().unwrap();
-    let whole = playlist.matches("#EXTINF:").count() as u64;
+    let skipped =
+        tag(playlist, "#EXT-X-SKIP").and_then(|skip| skip.split(['=', ',']).nth(1)?.parse::<u64>().ok());
+    let whole = playlist.matches("#EXTINF:").count() as u64 + skipped.unwrap_or(0);
     let open = playlist.rsplit("#EXTINF:").next().unwrap();
     (first + whole, open.matches("#EXT-X-PART:").count())
 }

@@ -17,7 +17,7 @@ pub fn playlist(index: &Index, id: &RenditionId) -> Option<String> {
     let mut out = String::with_capacity(64 << 10);
     put!(
         out,
-        "#EXTM3U\n#EXT-X-VERSION:8\n#EXT-X-TARGETDURATION:{target}\n#EXT-X-PLAYLIST-TYPE:VOD\n\
+        "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:{target}\n#EXT-X-PLAYLIST-TYPE:VOD\n\
          #EXT-X-MEDIA-SEQUENCE:{first}\n"
     );
     let mut mapped = None;

@@ -105,7 +105,7 @@ fn check_recording(index: &Index) {
     let video = playlist(index, &id("360p")).unwrap();
     assert_eq!(
         video,
-        "#EXTM3U\n#EXT-X-VERSION:8\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n#EXT-X-MEDIA-SEQUENCE:10\n\
+        "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n#EXT-X-MEDIA-SEQUENCE:10\n\
          #EXT-X-MAP:URI=\"1/360p/init.mp4\"\n#EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:20.000Z\n\
          #EXTINF:1.00000,\n1/360p/10.m4s\n#EXTINF:1.00000,\n1/360p/11.m4s\n#EXTINF:1.00000,\n1/360p/12.m4s\n\
          #EXTINF:0.50000,\n1/360p/13.m4s\n#EXT-X-DISCONTINUITY\n#EXT-X-MAP:URI=\"2/360p/init.mp4\"\n\

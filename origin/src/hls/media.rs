@@ -1,0 +1,218 @@
+//! A media playlist, whole or as a delta update.
+#![deny(clippy::disallowed_methods)]
+
+use std::collections::VecDeque;
+
+use media::time::{Ticks, Timescale};
+use media::{Epoch, RenditionId, SegmentNumber};
+
+use super::{Report, SKIP_BOUNDARY, Skip, Targets};
+use crate::dvr::Earlier;
+use crate::path;
+use crate::timeline::Anchor;
+use crate::window::{Part, Window};
+
+/// Parts are listed for this many target durations from the end (4.4.4.9).
+const PARTS_LISTED: Ticks = 3;
+
+/// What is coming and may be asked for before it is listed (4.4.5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Nothing is known to come.
+    Nothing,
+    /// The next part of the run that is listed.
+    Part,
+    /// The init segment and the first part of a run that has begun and has no media yet: its epoch, the first segment's
+    /// number.
+    Run(Epoch, SegmentNumber),
+}
+
+/// One media playlist.
+#[derive(Debug)]
+pub struct Playlist<'a> {
+    /// Which rendition.
+    pub id: &'a RenditionId,
+    /// What is listed before the window, in order.
+    pub earlier: &'a VecDeque<Earlier>,
+    /// What is listed.
+    pub window: &'a Window,
+    /// What never changes.
+    pub targets: Targets,
+    /// Ties the timeline to the wall clock.
+    pub anchor: Anchor,
+    /// How far the other renditions are.
+    pub reports: &'a [Report],
+    /// What is coming soon, where a broadcaster is connected.
+    pub hint: Hint,
+    /// The broadcast is over.
+    pub ended: bool,
+    /// What the URIs of other media playlists end with: the viewer's own query, delivery directives apart.
+    pub query: &'a str,
+}
+
+/// A segment as it is listed, from before the window or in it.
+struct Line<'a> {
+    number: SegmentNumber,
+    epoch: Epoch,
+    start: Ticks,
+    duration: Ticks,
+    discontinuity: bool,
+    gap: bool,
+    /// Its init segment is named before it.
+    mapped: bool,
+    open: bool,
+    parts: &'a [Part],
+}
+
+impl Playlist<'_> {
+    /// The text; with `skip` a delta update (6.2.5.1), which is the whole where nothing may be skipped.
+    pub fn render(&self, skip: Option<Skip>) -> String {
+        let mut out = String::with_capacity(8 << 10);
+        let timescale = self.window.timescale();
+        put!(out, "#EXTM3U\n#EXT-X-VERSION:9\n");
+        out.push_str(&self.targets.control());
+        // Rounded up, so that no part is longer than announced.
+        put!(out, "#EXT-X-PART-INF:PART-TARGET={:.3}\n", self.targets.part_target_seconds());
+        self.sequences(&mut out);
+        self.segments(&mut out, timescale, skip.filter(|_| !self.ended));
+        if self.ended {
+            out.push_str("#EXT-X-ENDLIST\n");
+            return out;
+        }
+        self.preload_hint(&mut out);
+        for report in self.reports {
+            put!(
+                out,
+                "#EXT-X-RENDITION-REPORT:URI=\"{}.m3u8{}\",LAST-MSN={}",
+                report.id,
+                self.query,
+                report.msn
+            );
+            if let Some(part) = report.part {
+                put!(out, ",LAST-PART={part}");
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    fn sequences(&self, out: &mut String) {
+        let first = self.earlier.front().map(|segment| segment.number);
+        let first = first.or(self.window.segments().next().map(|segment| segment.number));
+        // Breaks that are listed before the window have not left the list.
+        let listed = self.earlier.iter().filter(|segment| segment.discontinuity).count() as u64;
+        let listed = listed + u64::from(self.breaks_at_the_window());
+        let breaks = self.window.discontinuity_sequence().saturating_sub(listed);
+        put!(out, "#EXT-X-MEDIA-SEQUENCE:{}\n", first.map_or(0, |number| number.0));
+        put!(out, "#EXT-X-DISCONTINUITY-SEQUENCE:{breaks}\n");
+    }
+
+    fn segments(&self, out: &mut String, timescale: Timescale, skip: Option<Skip>) {
+        let seconds = |seconds: Ticks| seconds * Ticks::from(timescale.per_second());
+        let parts_listed = seconds(PARTS_LISTED * self.targets.target_duration());
+        let boundary = seconds(SKIP_BOUNDARY * self.targets.target_duration());
+        // Counted by durations, not by the timeline: it may have jumped.
+        let mut after: Ticks = self.lines().map(|line| line.duration).sum();
+        let mut skipped = 0_u64;
+        let mut mapped = None;
+        for line in self.lines() {
+            after -= line.duration;
+            if skip.is_some() && after > boundary {
+                skipped += 1;
+                mapped = if line.mapped { Some(line.epoch) } else { mapped };
+                continue;
+            }
+            if skipped > 0 {
+                // Date ranges are not skipped, so that none has to be named as removed either.
+                put!(out, "#EXT-X-SKIP:SKIPPED-SEGMENTS={skipped},RECENTLY-REMOVED-DATERANGES=\"\"\n");
+                skipped = 0;
+            }
+            if line.discontinuity {
+                out.push_str("#EXT-X-DISCONTINUITY\n");
+            }
+            if line.mapped && mapped != Some(line.epoch) {
+                mapped = Some(line.epoch);
+                put!(out, "#EXT-X-MAP:URI=\"{}\"\n", path::init(line.epoch, self.id));
+            }
+            put!(out, "#EXT-X-PROGRAM-DATE-TIME:{}\n", self.anchor.wall(line.start, timescale));
+            let uri = path::segment(line.epoch, self.id, line.number);
+            for part in line.parts.iter().filter(|_| after <= parts_listed) {
+                put!(
+                    out,
+                    "#EXT-X-PART:DURATION={:.5},URI=\"{uri}\",BYTERANGE=\"{}@{}\"{}\n",
+                    timescale.seconds(part.duration),
+                    part.len,
+                    part.offset,
+                    if part.independent { ",INDEPENDENT=YES" } else { "" }
+                );
+            }
+            if !line.open {
+                if line.gap {
+                    out.push_str("#EXT-X-GAP\n");
+                }
+                put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(line.duration));
+            }
+        }
+    }
+
+    /// All that is listed, oldest first.
+    fn lines(&self) -> impl Iterator<Item = Line<'_>> {
+        let earlier = self.earlier.iter().map(|segment| Line {
+            number: segment.number,
+            epoch: segment.epoch,
+            start: segment.start,
+            duration: segment.duration,
+            discontinuity: segment.discontinuity,
+            gap: segment.gap,
+            // The archive may have nothing of a run that it has gaps of.
+            mapped: !segment.gap,
+            open: false,
+            parts: &[],
+        });
+        let open = self.window.open_segment().map(|segment| segment.number);
+        let mut breaks = self.breaks_at_the_window();
+        let listed = self
+            .window
+            .segments()
+            .filter(move |segment| open != Some(segment.number) || !segment.parts.is_empty());
+        earlier.chain(listed.map(move |segment| Line {
+            number: segment.number,
+            epoch: segment.epoch,
+            start: segment.start,
+            duration: segment.duration,
+            discontinuity: std::mem::take(&mut breaks) || segment.discontinuity,
+            gap: segment.object.is_none(),
+            mapped: true,
+            open: open == Some(segment.number),
+            parts: &segment.parts,
+        }))
+    }
+
+    /// Whether the timeline breaks between what is listed before the window and the window, where that begins with a run
+    /// that had nothing before it when it began: this origin was started anew, or had no copy.
+    fn breaks_at_the_window(&self) -> bool {
+        let Some((last, first)) = self.earlier.back().zip(self.window.segments().next()) else {
+            return false;
+        };
+        !first.discontinuity
+            && last.epoch != first.epoch
+            && last.breaks < self.window.discontinuity_sequence()
+    }
+
+    fn preload_hint(&self, out: &mut String) {
+        let Some(last) = self.window.segments().next_back() else {
+            return;
+        };
+        let (epoch, number, start) = match (self.hint, self.window.open_segment()) {
+            (Hint::Nothing, _) => return,
+            (Hint::Part, Some(open)) => (open.epoch, open.number, open.bytes),
+            (Hint::Part, None) => (last.epoch, last.number.next(), 0),
+            (Hint::Run(epoch, number), _) => {
+                put!(out, "#EXT-X-PRELOAD-HINT:TYPE=MAP,URI=\"{}\"\n", path::init(epoch, self.id));
+                (epoch, number, 0)
+            }
+        };
+        let uri = path::segment(epoch, self.id, number);
+        put!(out, "#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{uri}\",BYTERANGE-START={start}\n");
+    }
+}

@@ -1,0 +1,49 @@
+//! The multivariant playlist.
+#![deny(clippy::disallowed_methods)]
+
+use super::{Kind, Variant};
+
+/// The multivariant playlist; `query` is what the URIs of the media playlists end with.
+pub fn multivariant(variants: &[Variant], query: &str) -> String {
+    let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n");
+    let audio = variants.iter().find(|variant| matches!(variant.kind, Kind::Audio { .. }));
+    let video: Vec<_> =
+        variants.iter().filter(|variant| matches!(variant.kind, Kind::Video { .. })).collect();
+    if let Some(Variant { id, kind: Kind::Audio { channels, .. }, .. }) = audio
+        && !video.is_empty()
+    {
+        put!(
+            out,
+            "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"{id}\",DEFAULT=YES,AUTOSELECT=YES,CHANNELS=\"{channels}\",URI=\"{id}.m3u8{query}\"\n"
+        );
+    }
+    for variant in &video {
+        let Kind::Video { width, height, frame_rate } = variant.kind else { continue };
+        let bandwidth = variant.bandwidth() + audio.map_or(0, Variant::bandwidth);
+        let average = variant.average_bandwidth() + audio.map_or(0, Variant::average_bandwidth);
+        let codecs =
+            audio.map_or(variant.codec.clone(), |audio| format!("{},{}", variant.codec, audio.codec));
+        put!(
+            out,
+            "#EXT-X-STREAM-INF:BANDWIDTH={bandwidth},AVERAGE-BANDWIDTH={average},CODECS=\"{codecs}\",RESOLUTION={width}x{height}"
+        );
+        if let Some(rate) = frame_rate {
+            put!(out, ",FRAME-RATE={:.3}", rate.fps());
+        }
+        if audio.is_some() {
+            out.push_str(",AUDIO=\"audio\"");
+        }
+        put!(out, "\n{}.m3u8{query}\n", variant.id);
+    }
+    if let (Some(audio), true) = (audio, video.is_empty()) {
+        put!(
+            out,
+            "#EXT-X-STREAM-INF:BANDWIDTH={},AVERAGE-BANDWIDTH={},CODECS=\"{}\"\n{}.m3u8{query}\n",
+            audio.bandwidth(),
+            audio.average_bandwidth(),
+            audio.codec,
+            audio.id
+        );
+    }
+    out
+}
