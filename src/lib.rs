@@ -64,19 +64,20 @@ impl Server {
         let mut origins = config.cluster.origins.clone();
         let fleet = fleet::Fleet::open(&config, &mut registry).await.context("cluster")?;
         let member = fleet.member.clone();
-        let mut archive = None;
+        let (mut archive, mut kept) = (None, None);
         let origin = if config.has(Role::Origin) {
             let metrics = archive::Metrics::register(&mut registry);
             let opened = archive::open(&config.archive, &config.node.state_dir, metrics)?;
             let (writer, reader) = opened.unzip();
             archive = writer;
             let shared = config.archive.store == archive::config::Store::S3;
+            kept = reader.map(|reader| origin::Kept { reader, shared });
             let deps = origin::Deps {
                 keys: keys.clone(),
                 store: member.clone(),
                 instance: fleet.instance,
                 archive: archive.as_ref().map(archive::Writer::sink).unwrap_or_default(),
-                kept: reader.map(|reader| origin::Kept { reader, shared }),
+                kept: kept.clone(),
                 transcode: config.transcode.clone(),
                 server_tls: tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?,
                 metrics: origin::Metrics::register(&mut registry),
@@ -180,6 +181,7 @@ impl Server {
             keys: keys.clone(),
             urls: api::Urls::new(&config, &listeners)?,
             origin: streams.origin.clone(),
+            kept,
             grace: config.origin.reconnect_grace,
             board: streams.board.clone(),
             tls: public_tls,

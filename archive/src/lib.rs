@@ -31,7 +31,7 @@ pub use journal::Damage;
 pub use metrics::Metrics;
 pub use name::{BroadcastId, Digest, NotABroadcast};
 pub use queue::NewSegment;
-pub use reader::{Media, Reader};
+pub use reader::{Media, Reader, Standing};
 pub use verify::{Finding, Problem, Report};
 pub use writer::{Health, Sink, Writer};
 

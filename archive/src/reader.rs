@@ -9,12 +9,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use media::{Epoch, RenditionId, SegmentNumber};
 use object_store::{ObjectStore, ObjectStoreExt};
+use tokio::sync::watch;
 
 use crate::error::Error;
 use crate::index::{Index, Segment};
 use crate::journal::{self, Damage};
 use crate::metrics::Metrics;
 use crate::name::{BroadcastId, JournalName, media_path};
+use crate::upkeep::FINAL_LEVEL;
 
 /// Memory that indexes may take which were read lately: one of a day and five renditions has 40 MiB.
 const CACHE_BYTES: u64 = 64 << 20;
@@ -40,6 +42,8 @@ pub struct Reader {
     store: Arc<dyn ObjectStore>,
     cache: moka::sync::Cache<BroadcastId, Arc<Slot>>,
     metrics: Metrics,
+    /// Grows with every broadcast that is closed or removed.
+    settled: Arc<watch::Sender<u64>>,
 }
 
 /// Bytes of a segment.
@@ -49,6 +53,17 @@ pub struct Media {
     pub segment: Segment,
     /// All of it or the range asked for.
     pub bytes: Bytes,
+}
+
+/// How far a broadcast has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing of this name is kept.
+    Absent,
+    /// More of it may come, or it is being closed.
+    Open,
+    /// All that was published of it is here under one index: nothing is added any more.
+    Closed,
 }
 
 /// One index, and the lock under which it is made anew.
@@ -76,7 +91,7 @@ impl Reader {
             .weigher(|_: &BroadcastId, slot: &Arc<Slot>| slot.weight)
             .eviction_policy(moka::policy::EvictionPolicy::lru())
             .build();
-        Self { store, cache, metrics }
+        Self { store, cache, metrics, settled: Arc::default() }
     }
 
     /// Every broadcast, oldest first within a stream.
@@ -92,6 +107,18 @@ impl Reader {
     /// a second old, or two with the journal's.
     pub async fn index(&self, broadcast: &BroadcastId) -> Result<Option<Arc<Index>>, Error> {
         Ok(self.loaded(broadcast).await?.map(|loaded| loaded.index))
+    }
+
+    /// How far a broadcast has come.
+    pub async fn standing(&self, broadcast: &BroadcastId) -> Result<Standing, Error> {
+        Ok(match self.loaded(broadcast).await? {
+            None => Standing::Absent,
+            Some(loaded) => {
+                let last = loaded.journals.keys().next_back().map(|name| name.level);
+                let closed = loaded.index.ended().is_some() && last == Some(FINAL_LEVEL);
+                if closed { Standing::Closed } else { Standing::Open }
+            }
+        })
     }
 
     /// An init segment.
@@ -258,8 +285,16 @@ impl Reader {
         &self.metrics
     }
 
-    pub(crate) fn forget(&self, broadcast: &BroadcastId) {
+    /// Changes whenever a broadcast is closed or removed in this process, through any clone of this reader or the writer
+    /// that was opened with it.
+    pub fn settled(&self) -> watch::Receiver<u64> {
+        self.settled.subscribe()
+    }
+
+    /// A broadcast was closed or removed: its index is read anew.
+    pub(crate) fn settle(&self, broadcast: &BroadcastId) {
         self.cache.invalidate(broadcast);
+        self.settled.send_modify(|count| *count += 1);
     }
 }
 

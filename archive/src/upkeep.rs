@@ -16,7 +16,7 @@ use crate::name::{BroadcastId, Digest, JournalName, MediaName};
 use crate::reader::{Loaded, Reader, exists};
 
 /// The level of the one index of a broadcast that is over.
-const FINAL_LEVEL: u8 = 9;
+pub(crate) const FINAL_LEVEL: u8 = 9;
 
 /// A broadcast of a shared store whose last journal is older has no writer any more: longer than any grace for
 /// broadcasters that are away.
@@ -67,6 +67,7 @@ pub(crate) async fn finish(
         replace(reader, &index, &names, to).await?;
         reader.metrics().finished_broadcasts.inc();
     }
+    reader.settle(broadcast);
     if adopted > 0 {
         info!(%broadcast, segments = adopted, "found segments again that a crash had left without a journal");
     }
@@ -131,7 +132,7 @@ async fn adopt(reader: &Reader, index: &mut Index) -> Result<usize, Error> {
 pub(crate) async fn remove(reader: &Reader, broadcast: &BroadcastId) -> Result<(), Error> {
     let store = reader.store();
     store.put(&broadcast.removed(), PutPayload::from_static(b"removed\n")).await?;
-    reader.forget(broadcast);
+    reader.settle(broadcast);
     for folder in [broadcast.media(), broadcast.journals()] {
         let listed = store.list(Some(&folder));
         listed

@@ -103,6 +103,7 @@ pub struct Deps {
 }
 
 /// The archive as an origin reads it.
+#[derive(Debug, Clone)]
 pub struct Kept {
     /// Finds what is kept.
     pub reader: archive::Reader,

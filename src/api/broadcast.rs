@@ -44,6 +44,11 @@ pub(crate) struct Broadcast {
     /// Its timelines, by the names under which they are archived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) archives: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) archived_ms: Option<u64>,
+    /// Those of `archives` that can be played.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) recordings: Vec<String>,
     /// Events so far.
     #[serde(default)]
     pub(crate) events: u64,
@@ -95,6 +100,15 @@ pub(crate) enum Step {
         at_ms: u64,
         by: EndedBy,
     },
+    /// All of it is kept, under these names.
+    Archive {
+        at_ms: u64,
+        recordings: Vec<String>,
+    },
+    /// No more than these are kept any longer.
+    Keep {
+        recordings: Vec<String>,
+    },
 }
 
 impl Broadcast {
@@ -124,6 +138,15 @@ impl Broadcast {
                 (next.state, next.ended_ms, next.ended_by) = (State::Ended, Some(*at_ms), Some(*by));
                 Some(Kind::Ended)
             }
+            (State::Ended, Step::Archive { at_ms, recordings }) => {
+                (next.state, next.archived_ms) = (State::Archived, Some(*at_ms));
+                next.recordings.clone_from(recordings);
+                Some(Kind::Archived)
+            }
+            (State::Archived, Step::Keep { recordings }) => {
+                next.recordings.clone_from(recordings);
+                None
+            }
             _ => return None,
         };
         next.events += u64::from(kind.is_some());
@@ -143,7 +166,7 @@ impl Broadcast {
 
     /// Whether it may still be sent.
     pub(crate) fn open(&self) -> bool {
-        self.state != State::Ended
+        !matches!(self.state, State::Ended | State::Archived)
     }
 
     /// As the API shows it, without URLs.
@@ -167,6 +190,8 @@ impl Broadcast {
         put("interrupted_at", self.interrupted_ms.map(|at| rfc3339(at).into()));
         put("ended_at", self.ended_ms.map(|at| rfc3339(at).into()));
         put("ended_by", self.ended_by.map(|by| json!(by)));
+        put("archived_at", self.archived_ms.map(|at| rfc3339(at).into()));
+        put("recordings", self.archived_ms.map(|_| json!(self.recordings)));
         put("owner", self.owner.as_ref().map(|owner| json!(owner)));
         put("epoch", self.epoch.map(|epoch| json!(epoch)));
         let limits = [
@@ -216,6 +241,8 @@ pub(crate) mod tests {
             owner: None,
             epoch: None,
             archives: Vec::new(),
+            archived_ms: None,
+            recordings: Vec::new(),
             events: 0,
         }
     }
@@ -232,6 +259,7 @@ pub(crate) mod tests {
             (Step::Interrupt { at_ms: 3000 }, Some(Kind::Interrupted)),
             (Step::Resume { at_ms: 4000, run: run("o2", 9, 3900) }, Some(Kind::Resumed)),
             (Step::End { at_ms: 5000, by: EndedBy::Request }, Some(Kind::Ended)),
+            (Step::Archive { at_ms: 6000, recordings: vec!["demo-1900".into()] }, Some(Kind::Archived)),
         ];
         let mut broadcast = created();
         for (step, expected) in &steps {
@@ -240,13 +268,19 @@ pub(crate) mod tests {
             broadcast = next;
         }
         assert_eq!(broadcast.archives, ["demo-1900", "demo-3900"]);
-        assert_eq!((broadcast.owner.as_deref(), broadcast.epoch, broadcast.events), (Some("o2"), Some(9), 4));
+        assert_eq!((broadcast.owner.as_deref(), broadcast.epoch, broadcast.events), (Some("o2"), Some(9), 5));
         for (step, _) in steps {
             assert_eq!(broadcast.after(&step), None, "it is over: {step:?}");
         }
         let view = broadcast.view();
         assert_eq!(view["ended_at"], "1970-01-01T00:00:05.000Z");
-        assert_eq!((&view["ended_by"], &view["state"]), (&json!("request"), &json!("ended")));
+        assert_eq!((&view["ended_by"], &view["state"]), (&json!("request"), &json!("archived")));
+        assert_eq!(
+            (&view["archived_at"], &view["recordings"]),
+            (&json!("1970-01-01T00:00:06.000Z"), &json!(["demo-1900"]))
+        );
+        let (removed, told) = broadcast.after(&Step::Keep { recordings: Vec::new() }).unwrap();
+        assert_eq!((&removed.view()["recordings"], told), (&json!([]), None));
         let kept: Broadcast = serde_json::from_str(&serde_json::to_string(&broadcast).unwrap()).unwrap();
         assert_eq!(kept, broadcast);
     }

@@ -158,7 +158,10 @@ impl Page {
             match name {
                 "state" => match State::ALL.into_iter().find(|state| state.as_str() == value) {
                     Some(state) => page.state = Some(state),
-                    None => wrong.push(Wrong::parameter(name, "is created, live, interrupted or ended")),
+                    None => {
+                        let states = State::ALL.map(State::as_str).join(", ");
+                        wrong.push(Wrong::parameter(name, format!("is one of {states}")));
+                    }
                 },
                 "stream" => match value.parse() {
                     Ok(stream) => page.stream = Some(stream),

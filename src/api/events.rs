@@ -15,6 +15,8 @@ pub enum State {
     Interrupted,
     /// It is over, for good.
     Ended,
+    /// All of it is in the archive, to be played.
+    Archived,
 }
 
 impl State {
@@ -25,11 +27,13 @@ impl State {
             State::Live => "live",
             State::Interrupted => "interrupted",
             State::Ended => "ended",
+            State::Archived => "archived",
         }
     }
 
     /// All, in the order of a life.
-    pub const ALL: [State; 4] = [State::Created, State::Live, State::Interrupted, State::Ended];
+    pub const ALL: [State; 5] =
+        [State::Created, State::Live, State::Interrupted, State::Ended, State::Archived];
 }
 
 /// Why a broadcast ended.
@@ -56,12 +60,14 @@ pub enum Kind {
     Resumed,
     /// The broadcast is over.
     Ended,
+    /// All of it is in the archive.
+    Archived,
 }
 
 impl Kind {
     /// All of them.
     pub fn all() -> Vec<Kind> {
-        vec![Kind::Started, Kind::Interrupted, Kind::Resumed, Kind::Ended]
+        vec![Kind::Started, Kind::Interrupted, Kind::Resumed, Kind::Ended, Kind::Archived]
     }
 
     /// The `type` of the webhook.
@@ -71,6 +77,7 @@ impl Kind {
             Kind::Interrupted => "broadcast.interrupted",
             Kind::Resumed => "broadcast.resumed",
             Kind::Ended => "broadcast.ended",
+            Kind::Archived => "broadcast.archived",
         }
     }
 }

@@ -75,7 +75,7 @@ pub(crate) fn next(
     let end = |at_ms, by| Next::Now(Step::End { at_ms, by });
     let later = |at_ms: u64, then: Next| if now_ms >= at_ms { then } else { Next::At(at_ms) };
     match (broadcast.state, seen) {
-        (State::Ended, _) => Next::OnChange,
+        (State::Ended | State::Archived, _) => Next::OnChange,
         (State::Created, Some((standing, since))) => {
             Next::Now(Step::Start { at_ms: *since, run: run(standing) })
         }

@@ -108,19 +108,8 @@ impl Follower {
 
     fn next(&self, broadcast: &Broadcast, seen: &Seen) -> Next {
         let grace_ms = self.grace.as_millis() as u64;
-        let mine = self.speaks_for(broadcast);
+        let mine = speaks_for(&self.node, &self.member, broadcast);
         follow::next(broadcast, seen, &self.node, mine, unix_ms(), grace_ms)
-    }
-
-    /// Whether nobody but this node can say how a broadcast stands: it is here, or its origin is gone.
-    fn speaks_for(&self, broadcast: &Broadcast) -> bool {
-        let Some(owner) = &broadcast.owner else { return true };
-        // Without node records there is no telling who is there.
-        let gone = || {
-            let there = |node: &NodeRecord| node.role == Role::Origin && node.name == *owner;
-            self.member.follows_nodes() && !self.member.nodes().iter().any(there)
-        };
-        *owner == self.node || gone()
     }
 
     /// The token of a broadcast that is over opens nothing any more, and its session ends.
@@ -147,6 +136,17 @@ impl Follower {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Whether nobody but `me` can say how a broadcast stands: it is here, or its origin is gone.
+pub(super) fn speaks_for(me: &str, member: &Member, broadcast: &Broadcast) -> bool {
+    let Some(owner) = &broadcast.owner else { return true };
+    // Without node records there is no telling who is there.
+    let gone = || {
+        let there = |node: &NodeRecord| node.role == Role::Origin && node.name == *owner;
+        member.follows_nodes() && !member.nodes().iter().any(there)
+    };
+    *owner == me || gone()
 }
 
 #[cfg(test)]

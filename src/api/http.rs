@@ -26,7 +26,8 @@ use super::events::{EndedBy, State};
 use super::metrics::{Metrics, Status};
 use super::outbox::{Outbox, Stepped};
 use super::problem::{Problem, Wrong};
-use super::records::{self, Records};
+use super::recordings::MAX_REMOVALS;
+use super::records::{self, Records, Removal};
 use super::urls::Urls;
 use crate::secrets;
 
@@ -128,8 +129,8 @@ impl Api {
                 self.known()?.show(id, &head.headers)
             }
             ([id], &Method::DELETE) => {
-                no_query(&head)?;
-                self.known()?.delete(id, &head.headers).await
+                let with_recording = with_recording(head.uri.query().unwrap_or_default())?;
+                self.known()?.delete(id, &head.headers, with_recording).await
             }
             ([_], _) => Err(Problem::method("GET, HEAD, DELETE")),
             ([id, "end"], &Method::POST) => {
@@ -185,8 +186,9 @@ impl Api {
         let (revision, broadcast) = self.find(id)?;
         let mut view = self.details(&broadcast, None);
         let health = self.health(&broadcast);
-        // Health changes with every frame: what is in an answer with it is never the same.
-        if health.is_none() && matches_tag(headers, &IF_NONE_MATCH, revision) {
+        // Health changes with every frame, and tokens of recordings with time: answers with them are never the same.
+        let passing = health.is_some() || (self.urls.playback.is_some() && !broadcast.recordings.is_empty());
+        if !passing && matches_tag(headers, &IF_NONE_MATCH, revision) {
             let mut response = Response::new(Full::default());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             response.headers_mut().insert(ETAG, tag(revision));
@@ -203,7 +205,7 @@ impl Api {
     fn details(&self, broadcast: &Broadcast, region: Option<&str>) -> Value {
         let mut view = broadcast.view();
         view["ingest"] = self.urls.ingest(region, None);
-        view["playback"] = self.urls.playback(broadcast);
+        view["playback"] = self.urls.playback(broadcast, SystemTime::now());
         view
     }
 
@@ -352,21 +354,64 @@ impl Api {
         response
     }
 
-    async fn delete(&self, id: &str, headers: &HeaderMap) -> Answer {
-        let (revision, broadcast) = self.find(id)?;
-        if_match(headers, revision)?;
-        if broadcast.open() {
-            let why = format!("the broadcast is {}: end it first", broadcast.state.as_str());
-            return Err(Problem::new(StatusCode::CONFLICT, why));
-        }
-        match self.records.commit(forget(Txn::new(), revision, &broadcast)).await.map_err(away)? {
-            Outcome::Done(_) => {
-                tracing::info!(broadcast = id, "broadcast deleted");
-                let mut response = Response::new(Full::default());
-                *response.status_mut() = StatusCode::NO_CONTENT;
-                Ok(response)
+    async fn delete(&self, id: &str, headers: &HeaderMap, with_recording: bool) -> Answer {
+        for _ in 0..ATTEMPTS {
+            let (revision, broadcast) = self.find(id)?;
+            if_match(headers, revision)?;
+            if broadcast.open() {
+                let why = format!("the broadcast is {}: end it first", broadcast.state.as_str());
+                return Err(Problem::new(StatusCode::CONFLICT, why));
             }
-            Outcome::Differs(_) => Err(Problem::not_found("there is no such broadcast")),
+            let txn = forget(Txn::new(), revision, &broadcast);
+            let remove = with_recording && !broadcast.archives.is_empty();
+            let txn = if remove { self.remove_recording(txn, &broadcast)? } else { txn };
+            if let Outcome::Done(_) = self.records.commit(txn).await.map_err(away)? {
+                tracing::info!(broadcast = id, with_recording, "broadcast deleted");
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = if remove { StatusCode::ACCEPTED } else { StatusCode::NO_CONTENT };
+                return Ok(response);
+            }
+        }
+        Err(Problem::unavailable("the broadcast changes all the time"))
+    }
+
+    /// Has whoever keeps the recording of a broadcast remove it.
+    fn remove_recording(&self, mut txn: Txn, broadcast: &Broadcast) -> Result<Txn, Problem> {
+        let conflict = |why: String| Problem::new(StatusCode::CONFLICT, why);
+        if broadcast.state != State::Archived {
+            let why = "the recording is still being written: delete it once the broadcast is archived";
+            return Err(conflict(why.into()));
+        }
+        let copy = self.records.copy();
+        let mut others = copy.broadcasts.values().filter(|(_, other)| other.id != broadcast.id);
+        let shares = |other: &Broadcast| other.archives.iter().any(|name| broadcast.archives.contains(name));
+        if let Some((_, other)) = others.find(|(_, other)| shares(other)) {
+            let why = format!("the recording is also that of broadcast {}: delete that first", other.id);
+            return Err(conflict(why));
+        }
+        if copy.removals.len() + broadcast.archives.len() > MAX_REMOVALS {
+            return Err(Problem::unavailable(format!(
+                "{} recordings wait to be removed",
+                copy.removals.len()
+            )));
+        }
+        let removal = Removal { at_ms: unix_ms() };
+        let value = serde_json::to_string(&removal).expect("a record is JSON");
+        for recording in &broadcast.archives {
+            txn = txn.put(records::removal_key(recording), &value, None);
+        }
+        Ok(txn)
+    }
+}
+
+/// Whether a deletion is to take the recording along.
+fn with_recording(query: &str) -> Result<bool, Problem> {
+    match query {
+        "" | "with_recording=false" => Ok(false),
+        "with_recording=true" => Ok(true),
+        _ => {
+            let why = "there is with_recording here, true or false";
+            Err(Problem::fields(vec![Wrong::parameter(parameter(query), why)]))
         }
     }
 }
@@ -415,6 +460,8 @@ fn new_broadcast(create: &Create, idempotency: Option<&str>) -> Result<Broadcast
         owner: None,
         epoch: None,
         archives: Vec::new(),
+        archived_ms: None,
+        recordings: Vec::new(),
         events: 0,
     })
 }
@@ -467,11 +514,14 @@ fn no_query(head: &Parts) -> Result<(), Problem> {
     match head.uri.query().filter(|query| !query.is_empty()) {
         None => Ok(()),
         Some(query) => {
-            let name =
-                query.split(['=', '&']).next().unwrap_or_default().chars().take(64).collect::<String>();
-            Err(Problem::fields(vec![Wrong::parameter(name, "there are no parameters here")]))
+            Err(Problem::fields(vec![Wrong::parameter(parameter(query), "there are no parameters here")]))
         }
     }
+}
+
+/// The name of a query's first parameter, cut to what is safe to repeat.
+fn parameter(query: &str) -> String {
+    query.split(['=', '&']).next().unwrap_or_default().chars().take(64).collect()
 }
 
 /// A change that is meant for the state that its sender saw (RFC 9110, 13.1.1).

@@ -17,6 +17,7 @@ mod listener;
 mod metrics;
 mod outbox;
 mod problem;
+mod recordings;
 mod records;
 mod urls;
 mod webhooks;
@@ -39,6 +40,7 @@ use follower::Follower;
 use listener::{ApiKeys, Listener};
 use metrics::Metrics;
 use outbox::Outbox;
+use recordings::Recordings;
 use records::Records;
 use webhooks::Deliverer;
 
@@ -53,6 +55,8 @@ pub(crate) struct Deps {
     pub(crate) urls: Urls,
     /// The streams of this node, if it has an origin.
     pub(crate) origin: Option<origin::Control>,
+    /// What is kept, if it has an origin that keeps something.
+    pub(crate) kept: Option<origin::Kept>,
     /// `origin.reconnect_grace`.
     pub(crate) grace: Duration,
     /// What comes in at this node, if it has an ingest.
@@ -66,6 +70,7 @@ pub(crate) struct Service {
     api: Arc<Api>,
     listener: Option<Listener>,
     follower: Follower,
+    recordings: Option<Recordings>,
     deliverer: Deliverer,
 }
 
@@ -86,6 +91,13 @@ impl Service {
         let deliverer = Deliverer::new(&deps.node, webhooks.clone(), records.clone(), metrics.clone())
             .context("webhooks")?;
         let outbox = Arc::new(Outbox { records: records.clone(), webhooks, metrics: metrics.clone() });
+        let recordings = deps.kept.map(|kept| Recordings {
+            node: deps.node.clone(),
+            member: deps.member.clone(),
+            outbox: outbox.clone(),
+            reader: kept.reader,
+            shared: kept.shared,
+        });
         let follower = Follower {
             node: deps.node,
             member: deps.member,
@@ -102,7 +114,7 @@ impl Service {
             max_broadcasts: config.max_broadcasts,
             metrics,
         };
-        Ok(Service { api: Arc::new(api), listener, follower, deliverer })
+        Ok(Service { api: Arc::new(api), listener, follower, recordings, deliverer })
     }
 
     /// For the admin listener, which answers for the API too.
@@ -117,14 +129,29 @@ impl Service {
 
     /// Serves until `shutdown`.
     pub(crate) async fn serve(self, shutdown: CancellationToken) {
-        let Service { api, listener, follower, deliverer } = self;
+        let Service { api, listener, follower, recordings, deliverer } = self;
         let mut tasks = JoinSet::new();
-        let (records, stop) = (api.records.clone(), shutdown.clone());
-        tasks.spawn(async move { records.run(stop).await });
-        let stop = shutdown.clone();
-        tasks.spawn(async move { follower.run(stop).await });
-        let stop = shutdown.clone();
-        tasks.spawn(async move { deliverer.run(stop).await });
+        let records = api.records.clone();
+        tasks.spawn(persist("records", shutdown.clone(), move |stop| {
+            let records = records.clone();
+            async move { records.run(stop).await }
+        }));
+        let follower = Arc::new(follower);
+        tasks.spawn(persist("follower", shutdown.clone(), move |stop| {
+            let follower = follower.clone();
+            async move { follower.run(stop).await }
+        }));
+        if let Some(recordings) = recordings.map(Arc::new) {
+            tasks.spawn(persist("recordings", shutdown.clone(), move |stop| {
+                let recordings = recordings.clone();
+                async move { recordings.run(stop).await }
+            }));
+        }
+        let deliverer = Arc::new(deliverer);
+        tasks.spawn(persist("webhooks", shutdown.clone(), move |stop| {
+            let deliverer = deliverer.clone();
+            async move { deliverer.run(stop).await }
+        }));
         if let Some(listener) = listener {
             tasks.spawn(listener.serve(api, shutdown));
         }
@@ -133,5 +160,40 @@ impl Service {
                 tracing::error!(%error, "a part of the API failed");
             }
         }
+    }
+}
+
+/// Before a part that has failed begins anew.
+const BEGIN_ANEW: Duration = Duration::from_secs(1);
+
+/// Runs a part of the API to its end. One that panics begins anew: all that it has to do is in the store.
+async fn persist<F>(name: &'static str, shutdown: CancellationToken, begin: impl Fn(CancellationToken) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    while let Err(error) = tokio::spawn(begin(shutdown.clone())).await {
+        tracing::error!(part = name, %error, "a part of the API failed: it begins anew");
+        if shutdown.run_until_cancelled(tokio::time::sleep(BEGIN_ANEW)).await.is_none() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_panics_begins_anew() {
+        let begun = Arc::new(AtomicU32::new(0));
+        let counted = begun.clone();
+        persist("test", CancellationToken::new(), move |_| {
+            let times = counted.fetch_add(1, Ordering::Relaxed);
+            async move { assert!(times >= 2, "not yet") }
+        })
+        .await;
+        assert_eq!(begun.load(Ordering::Relaxed), 3);
     }
 }

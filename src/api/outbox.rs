@@ -51,7 +51,8 @@ impl Outbox {
         let key = records::broadcast_key(&next.id);
         let value = serde_json::to_string(&next).expect("a record is JSON");
         let mut txn = Txn::new().if_revision(&key, revision).put(key, value, None);
-        if !next.open() {
+        // Of one that was over before, the stream may be another's by now.
+        if broadcast.open() && !next.open() {
             txn = txn.delete(records::stream_key(next.stream.as_str()));
         }
         let silent = txn.clone();
@@ -109,7 +110,9 @@ fn at_ms(step: &Step) -> u64 {
         Step::Start { at_ms, .. }
         | Step::Interrupt { at_ms }
         | Step::Resume { at_ms, .. }
-        | Step::End { at_ms, .. } => *at_ms,
-        Step::Move { .. } => 0,
+        | Step::End { at_ms, .. }
+        | Step::Archive { at_ms, .. } => *at_ms,
+        // Nobody is told of these.
+        Step::Move { .. } | Step::Keep { .. } => 0,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Under `api/`: `broadcasts/{id}`; `streams/{stream}`, which broadcast has a stream, as long as it is open;
 //! `keys/{hash}`, which broadcast an idempotency key made; `events/{receiver}/{broadcast}/{number}`, what is to be
-//! delivered; `deliverer`, the node that delivers.
+//! delivered; `deliverer`, the node that delivers; `removals/{recording}`, what is to leave the archive.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cluster::store::{Change, Entry, Error, Outcome, Store, Txn};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -44,6 +45,15 @@ pub(crate) struct Copy {
     pub(crate) broadcasts: BTreeMap<String, Kept<Broadcast>>,
     /// By key, which is by receiver, broadcast and number.
     pub(crate) events: BTreeMap<String, Kept<Event>>,
+    /// By the name of the recording.
+    pub(crate) removals: BTreeMap<String, Kept<Removal>>,
+}
+
+/// A recording that is to be removed by whoever keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Removal {
+    /// When it was asked for, milliseconds since 1970.
+    pub(crate) at_ms: u64,
 }
 
 /// Where a broadcast is kept.
@@ -64,6 +74,11 @@ pub(crate) fn idempotency_key(hash: &str) -> String {
 /// Where the events of a receiver are kept.
 pub(crate) fn events_key(receiver: &str) -> String {
     format!("{PREFIX}events/{receiver}/")
+}
+
+/// Where it is kept that a recording is to be removed.
+pub(crate) fn removal_key(recording: &str) -> String {
+    format!("{PREFIX}removals/{recording}")
 }
 
 /// Where it is kept who delivers.
@@ -174,6 +189,10 @@ impl Copy {
             if let Some(broadcast) = read(entry) {
                 self.broadcasts.insert(id.to_owned(), (entry.revision, Arc::new(broadcast)));
             }
+        } else if let Some(recording) = removal_of(&entry.key) {
+            if let Some(removal) = read(entry) {
+                self.removals.insert(recording.to_owned(), (entry.revision, Arc::new(removal)));
+            }
         } else if is_event(&entry.key)
             && let Some(event) = read(entry)
         {
@@ -184,6 +203,8 @@ impl Copy {
     fn delete(&mut self, key: &str) {
         if let Some(id) = id_of(key) {
             self.broadcasts.remove(id);
+        } else if let Some(recording) = removal_of(key) {
+            self.removals.remove(recording);
         } else {
             self.events.remove(key);
         }
@@ -198,6 +219,10 @@ impl Copy {
 
 fn id_of(key: &str) -> Option<&str> {
     key.strip_prefix(PREFIX)?.strip_prefix("broadcasts/")
+}
+
+fn removal_of(key: &str) -> Option<&str> {
+    key.strip_prefix(PREFIX)?.strip_prefix("removals/")
 }
 
 fn is_event(key: &str) -> bool {

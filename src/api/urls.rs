@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cluster::token::Keys;
 use serde_json::{Value, json};
 
-use super::broadcast::Broadcast;
+use super::broadcast::{Broadcast, Token};
 use crate::config::{Config, Pop};
 use crate::secrets;
 
@@ -75,20 +75,35 @@ impl Urls {
     }
 
     /// Playback URLs. Where a token is needed it is one and the same for the whole broadcast, valid as long as its token to
-    /// publish; a node that cannot sign gives URLs without.
-    pub(crate) fn playback(&self, broadcast: &Broadcast) -> Value {
+    /// publish; those of recordings are valid as long from `now` on, or up to twice as long. A node that cannot sign gives
+    /// URLs without.
+    pub(crate) fn playback(&self, broadcast: &Broadcast, now: SystemTime) -> Value {
         let stream = &broadcast.stream;
-        let token = self.playback.as_ref().and_then(|keys| {
-            let issued = UNIX_EPOCH + Duration::from_secs(broadcast.token.issued);
-            let ttl = broadcast.token.expires.saturating_sub(broadcast.token.issued);
-            keys.issue_playback(&format!("/live/{stream}"), Duration::from_secs(ttl), issued).ok()
-        });
-        let (folder, query) = match &token {
+        let Token { issued, expires, .. } = broadcast.token;
+        let ttl = expires.saturating_sub(issued).max(1);
+        let token = |path: &str, issued: u64, ttl: u64| {
+            let issued = UNIX_EPOCH + Duration::from_secs(issued);
+            self.playback.as_ref()?.issue_playback(path, Duration::from_secs(ttl), issued).ok()
+        };
+        let (folder, query) = match token(&format!("/live/{stream}"), issued, ttl) {
             Some(token) => (format!("/t/{token}"), format!("?token={token}")),
             None => (String::new(), String::new()),
         };
         let urls = |path: String| self.bases.iter().map(|base| format!("{base}{path}")).collect::<Vec<_>>();
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let recording = |name: &String| {
+            // The same for a while, so that those who ask often get no token each.
+            let token = token(&format!("/vod/{name}"), now / ttl * ttl, ttl.saturating_mul(2));
+            let folder = token.map(|token| format!("/t/{token}")).unwrap_or_default();
+            json!({
+                "archive": name,
+                "hls": urls(format!("{folder}/vod/{name}/index.m3u8")),
+                "dash": urls(format!("{folder}/vod/{name}/manifest.mpd")),
+            })
+        };
+        let recordings: Vec<_> = broadcast.recordings.iter().map(recording).collect();
         json!({
+            "recordings": recordings,
             "hls": urls(format!("{folder}/live/{stream}/index.m3u8")),
             "dash": urls(format!("{folder}/live/{stream}/manifest.mpd")),
             "watch": urls(format!("/watch/{stream}{query}")),
@@ -144,11 +159,23 @@ mod tests {
 
     #[test]
     fn a_protected_stream_has_its_token_in_the_path() {
-        let open = urls(None, false).playback(&created());
+        let now = UNIX_EPOCH + Duration::from_secs(200_000);
+        let open = urls(None, false).playback(&created(), now);
         assert_eq!(open["hls"][0], "https://live.example/live/demo/index.m3u8");
         assert_eq!(open["protected"], false);
-        let (first, second) = (urls(None, true).playback(&created()), urls(None, true).playback(&created()));
+        assert_eq!(open["recordings"], json!([]), "not yet");
+        let recorded = Broadcast { recordings: vec!["demo-1900".into()], ..created() };
+        let later = now + Duration::from_secs(3600);
+        let (first, second) =
+            (urls(None, true).playback(&recorded, now), urls(None, true).playback(&recorded, later));
         assert_eq!(first, second, "asked twice, the same");
+        let dash = first["recordings"][0]["dash"][0].as_str().unwrap();
+        let (token, path) = dash.strip_prefix("https://live.example/t/").unwrap().split_once('/').unwrap();
+        let grant = Keys::new(&[vec![7; 32]]).unwrap().verify_playback(token).unwrap();
+        assert_eq!(path, "vod/demo-1900/manifest.mpd");
+        assert!(grant.opens("/vod/demo-1900/manifest.mpd") && !grant.opens("/live/demo/index.m3u8"));
+        assert_eq!(grant.exp, 4 * 86_400, "longer than the token to publish");
+        assert_ne!(first, urls(None, true).playback(&recorded, now + Duration::from_secs(86_400)));
         let hls = first["hls"][0].as_str().unwrap();
         let token = hls.strip_prefix("https://live.example/t/").unwrap().split('/').next().unwrap();
         let grant = Keys::new(&[vec![7; 32]]).unwrap().verify_playback(token).unwrap();

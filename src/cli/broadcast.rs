@@ -30,8 +30,8 @@ pub enum BroadcastCommand {
     Show(OneArgs),
     /// End a broadcast at once: its token is revoked
     End(OneArgs),
-    /// Forget a broadcast that has ended
-    Delete(OneArgs),
+    /// Forget a broadcast that has ended, and remove its recording if asked to
+    Delete(DeleteArgs),
 }
 
 /// Arguments of `broadcast create`.
@@ -71,7 +71,7 @@ pub struct CreateArgs {
 /// Arguments of `broadcast list`.
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only those that are created, live, interrupted or ended
+    /// Only those that are created, live, interrupted, ended or archived
     #[arg(long)]
     pub state: Option<String>,
     /// Only those of this stream
@@ -104,6 +104,17 @@ pub struct OneArgs {
     pub node: NodeArgs,
 }
 
+/// Arguments of `broadcast delete`.
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Remove its recording from the archive, too
+    #[arg(long)]
+    pub with_recording: bool,
+    /// Which broadcast.
+    #[command(flatten)]
+    pub one: OneArgs,
+}
+
 /// Asks the node.
 pub fn run(args: &BroadcastArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
@@ -111,7 +122,9 @@ pub fn run(args: &BroadcastArgs) -> anyhow::Result<ExitCode> {
         BroadcastCommand::List(args) => list(args),
         BroadcastCommand::Show(args) => one(args, Method::GET, ""),
         BroadcastCommand::End(args) => one(args, Method::POST, "/end"),
-        BroadcastCommand::Delete(args) => one(args, Method::DELETE, ""),
+        BroadcastCommand::Delete(DeleteArgs { one: args, with_recording }) => {
+            one(args, Method::DELETE, if *with_recording { "?with_recording=true" } else { "" })
+        }
     }
 }
 
@@ -179,7 +192,7 @@ fn one(args: &OneArgs, method: Method, what: &str) -> anyhow::Result<ExitCode> {
 }
 
 fn answer(answered: super::admin::Answered, as_json: bool) -> anyhow::Result<ExitCode> {
-    if answered.status == StatusCode::NO_CONTENT {
+    if matches!(answered.status, StatusCode::NO_CONTENT | StatusCode::ACCEPTED) {
         return Ok(ExitCode::SUCCESS);
     }
     let Some(broadcast) = answered.good() else { return Ok(ExitCode::FAILURE) };
@@ -214,12 +227,20 @@ fn print(broadcast: &Value) {
             line(label, url);
         }
     }
+    for recording in broadcast["playback"]["recordings"].as_array().into_iter().flatten() {
+        for (label, name) in [("Recording, HLS", "hls"), ("Recording, DASH", "dash")] {
+            for url in recording[name].as_array().into_iter().flatten() {
+                line(label, url);
+            }
+        }
+    }
     for (label, name) in [
         ("Created", "created_at"),
         ("Started", "started_at"),
         ("Interrupted", "interrupted_at"),
         ("Ended", "ended_at"),
         ("Ended by", "ended_by"),
+        ("Archived", "archived_at"),
         ("Owner", "owner"),
         ("Epoch", "epoch"),
     ] {

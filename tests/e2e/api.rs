@@ -279,9 +279,28 @@ fn a_broadcast_lives_and_those_who_want_to_know_are_told() {
     assert!(!Broadcaster::send(&clip, url, -1).wait().0, "its token opens nothing any more");
     assert_eq!(api.post(&format!("{path}/end"), &json!({})).body["ended_at"], ended.body["ended_at"]);
 
+    // All of it is in the archive by then.
+    let told = receiver.takes("broadcast.archived");
+    let archived = api.becomes(id, "archived");
+    assert_eq!(
+        (&told["data"]["recordings"], &archived["recordings"]),
+        (&json!([archive]), &json!([archive]))
+    );
+    let recording = &archived["playback"]["recordings"][0];
+    let of = |kind: &str| {
+        let urls = recording[kind].as_array().unwrap().iter().map(|url| url.as_str().unwrap());
+        let plain = urls.filter(|url| url.starts_with("http://")).collect::<Vec<_>>();
+        plain[0].to_owned()
+    };
+    assert_eq!(get(&of("dash")).status, 200);
+    let played = packets(&of("hls"));
+    assert!(played.len() == 2 && played.iter().all(|(_, packets)| packets.len() > 20), "{}", played.len());
+    assert_eq!(api.get("/v1/broadcasts?state=archived").body["broadcasts"][0]["id"], id);
+
     // In order, each refused once and then taken, under one identifier.
     let came = receiver.came();
-    let kinds = ["started", "interrupted", "resumed", "ended"].map(|kind| format!("broadcast.{kind}"));
+    let kinds =
+        ["started", "interrupted", "resumed", "ended", "archived"].map(|kind| format!("broadcast.{kind}"));
     let expected: Vec<_> =
         kinds.iter().flat_map(|kind| [(kind.as_str(), false), (kind.as_str(), true)]).collect();
     let told: Vec<_> = came.iter().map(|came| (came.event["type"].as_str().unwrap(), came.taken)).collect();
@@ -297,11 +316,19 @@ fn a_broadcast_lives_and_those_who_want_to_know_are_told() {
     let attempts = |outcome| {
         node.metric(&format!("api_webhook_attempts_total{{receiver=\"shop\",outcome=\"{outcome}\"}}"))
     };
-    assert_eq!((attempts("refused"), attempts("delivered")), (4.0, 4.0));
+    assert_eq!((attempts("refused"), attempts("delivered")), (5.0, 5.0));
 
+    // Caches hold what they were asked for: each of these is a name of its own.
+    let multivariant =
+        |asked: &str| get(&node.url(&format!("/vod/{archive}/index.m3u8?asked={asked}"))).status;
+    assert_eq!(multivariant("before"), 200);
     assert_eq!(api.ask("DELETE", &path, &[("if-match", "\"0\"")], "").status, 412);
-    assert_eq!(api.ask("DELETE", &path, &[], "").status, 204);
+    assert_eq!(api.ask("DELETE", &format!("{path}?with_recording=1"), &[], "").status, 422);
+    assert_eq!(api.ask("DELETE", &format!("{path}?with_recording=true"), &[], "").status, 202);
     assert_eq!(api.get(&path).status, 404);
+    let kept = folder.path().join("state/archive").join(archive);
+    eventually("the recording is gone", || (!kept.exists()).then_some(()));
+    assert_eq!(multivariant("after"), 404);
 }
 
 #[test]
@@ -337,6 +364,7 @@ fn requests_are_read_strictly_and_lists_are_paged() {
         ("GET", "/v1/broadcasts/..%2fx/end/x", &[], "", 404),
         ("POST", "/v1/broadcasts/000000000000000000000/end", &[json_type], "", 404),
         ("GET", "/v1/broadcasts/000000000000000000000?x=1", &[], "", 422),
+        ("DELETE", "/v1/broadcasts/000000000000000000000?with_recording=true", &[], "", 404),
         ("OPTIONS", "/v1/broadcasts", &[], "", 405),
     ] {
         assert_eq!(api.ask(method, path, headers, body).status, status, "{method} {path} {headers:?}");

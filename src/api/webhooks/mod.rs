@@ -3,6 +3,7 @@
 //!
 //! Read [`schedule`] for what is sent when, `signature` for how it is signed; this is the shell around both.
 
+mod flights;
 mod schedule;
 mod send;
 pub(crate) mod signature;
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 use super::config::{Endpoint, Webhooks};
 use super::metrics::{Attempt, Dropped, Metrics, Receiver};
 use super::records::{self, Records};
+use flights::{Flight, Flights};
 use schedule::Schedule;
 use send::{Answer, Sender};
 use signature::Secrets;
@@ -108,7 +110,13 @@ impl Deliverer {
                 receivers.spawn(deliver.run(lost.clone()));
             }
             self.drop_removed().await;
-            receivers.join_all().await;
+            while let Some(ended) = receivers.join_next().await {
+                if let Err(error) = ended {
+                    // The turn ends, and what was on its way is sent again in the next.
+                    tracing::error!(%error, "deliveries to a receiver failed");
+                    lost.cancel();
+                }
+            }
         };
         tokio::join!(deliver, async {
             self.hold(lease, &lost).await;
@@ -172,7 +180,7 @@ impl Delivery {
         let now_ms = || began.elapsed().as_millis() as u64;
         let mut schedule = Schedule::new(self.config.backoff_max.as_millis() as u64);
         let mut changes = self.records.changes();
-        let mut sending = JoinSet::new();
+        let mut flights = Flights::default();
         // Delivered, but still there: the store could not be told.
         let mut done = BTreeSet::new();
         loop {
@@ -180,14 +188,14 @@ impl Delivery {
             self.look(&mut schedule, &mut done);
             while let Some((broadcast, key)) = schedule.poll(now_ms()) {
                 let event = self.records.copy().events.get(&key).map(|(_, event)| event.clone());
+                // It made room for a newer one since.
+                let Some(event) = event else {
+                    schedule.taken(&broadcast, &key, now_ms());
+                    continue;
+                };
                 let sender = self.sender.clone();
-                sending.spawn(async move {
-                    let answer = match event {
-                        Some(event) => Some((sender.send(&event).await, event.at_ms)),
-                        None => None,
-                    };
-                    (broadcast, key, answer)
-                });
+                let flight = Flight { broadcast, key, at_ms: event.at_ms };
+                flights.begin(flight, async move { sender.send(&event).await });
             }
             let due = schedule.poll_timeout().map(|at| began + Duration::from_millis(at));
             // What could not be told is told again.
@@ -202,10 +210,10 @@ impl Delivery {
                 biased;
                 // Those on their way are sent again by whoever delivers next: at least once.
                 () = stop.cancelled() => return,
-                Some(Ok((broadcast, key, answer))) = sending.join_next() => {
+                Some((Flight { broadcast, key, at_ms }, answer)) = flights.next() => {
+                    let over = self.is_over(&answer, at_ms);
                     match answer {
-                        Some((answer, at_ms)) if !self.is_over(&answer, at_ms) => {
-                            let Answer::No { retry_after_ms, .. } = answer else { continue };
+                        Answer::No { retry_after_ms, .. } if !over => {
                             schedule.failed(&broadcast, now_ms(), retry_after_ms, jitter());
                         }
                         _ => {
