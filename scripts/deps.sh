@@ -72,6 +72,7 @@ fi
 
 if [[ ${1:-} == test ]]; then
   "$(dirname "$0")/moto.sh"
+  "$(dirname "$0")/parsers.sh"
 fi
 
 version=$(node --version)

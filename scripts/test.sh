@@ -9,7 +9,7 @@ export CHROMIUM ROOFTOP_STRICT=1
 # Two thousand viewers, both ends in one process.
 . scripts/descriptors.sh 8192
 
-echo "== the watch page's rules"
-node --test web/test/*.test.mjs
+echo "== the watch page's rules, and the lint of MPDs"
+node --test web/test/*.test.mjs tests/browser/*.test.mjs
 echo "== the workspace"
 cargo test --workspace --locked -- --show-output

@@ -19,6 +19,12 @@ use crate::window::{Segment, Window};
 /// often than this within a window is not watchable anyway.
 pub(crate) const MAX_INITS: usize = 32;
 
+/// Gaps are listed two segments behind the clock, and players ask for what begins next, some for one more.
+const ASKED_AHEAD: u64 = 3;
+
+/// Segments of the second `Period` of a run that is cut: a whole one, and what came of the last.
+const CUT_SEGMENTS: u64 = 2;
+
 /// Periods kept: as init segments.
 pub(crate) const MAX_PERIODS: usize = 32;
 
@@ -132,6 +138,7 @@ impl Broadcast {
             variants,
             connected,
             resumes,
+            cut: None,
         });
         for NewRendition { variant, timescale, init } in renditions {
             let index =
@@ -203,6 +210,7 @@ impl Broadcast {
         }
         if let Some(period) = self.periods.last_mut() {
             period.end = Some(start.max(period.start));
+            period.cut = period.cut.filter(|cut| *cut < number);
         }
         (self.end, self.next_number) = (start, number);
         true
@@ -277,6 +285,7 @@ impl Broadcast {
     pub(crate) fn stay_alive(&mut self, until: Ticks) {
         if self.away.is_none() {
             self.finish_run();
+            self.cut();
             self.away = Some(self.next_number);
         }
         let duration = self.targets.segment_duration;
@@ -301,6 +310,15 @@ impl Broadcast {
             }
             self.end += duration;
             self.next_number = self.next_number.next();
+        }
+    }
+
+    /// The MPD is to tell the end of the run. dash.js takes the end of an MPD's only period for the end of the presentation,
+    /// so that one is told as two; in front of what is cut off there are segments that players have passed.
+    fn cut(&mut self) {
+        if let [only] = &mut self.periods[..] {
+            let cut = SegmentNumber(self.next_number.0.saturating_sub(CUT_SEGMENTS));
+            only.cut = (cut > only.first).then_some(cut);
         }
     }
 
@@ -426,6 +444,7 @@ impl Broadcast {
             published_unix_ms,
             time_url,
             periods: &periods,
+            away: self.away.is_some(),
             ended: (state == State::Ended).then_some(oldest),
         };
         mpd.render()
@@ -446,10 +465,37 @@ impl Broadcast {
         }
         let next = rendition.window.last().map_or(self.next_number, SegmentNumber::next);
         let soon = number == next || number == next.next();
-        if soon && state == State::Live && epoch == self.epoch() && rendition.epoch == epoch {
+        // Once the broadcaster is taken to be away, it is known that there will be none.
+        let awaited = match state {
+            State::Live => true,
+            State::Interrupted(_) => self.away.is_none(),
+            State::Offline | State::Ended => false,
+        };
+        if soon && awaited && epoch == self.epoch() && rendition.epoch == epoch {
             return Found::Later;
         }
         Found::Never
+    }
+
+    /// Whether this is a place of the timeline at which the run has no media, though players may ask for it: a gap, or behind
+    /// the run's end and before the next run's beginning. Some take a period to last that long whatever is told.
+    pub(crate) fn is_gap(&self, epoch: Epoch, id: &RenditionId, number: SegmentNumber) -> bool {
+        let Some(rendition) = self.rendition(id) else { return false };
+        let listed = rendition.window.segments().find(|s| s.number == number && s.epoch == epoch);
+        if let Some(listed) = listed {
+            return listed.object.is_none();
+        }
+        let Some(index) = self.periods.iter().position(|period| period.epoch == epoch) else { return false };
+        let period = &self.periods[index];
+        let segment = self.targets.segment_duration;
+        let behind =
+            |end: Ticks| period.first.0 + ((end - period.start).max(0) as u64).div_ceil(segment as u64);
+        let until = match self.periods.get(index + 1) {
+            Some(next) => behind(next.start),
+            None if self.away.is_some() => self.next_number.0 + ASKED_AHEAD,
+            None => return false,
+        };
+        period.end.is_some_and(|end| (behind(end)..=until).contains(&number.0))
     }
 
     /// It with the newest `segments` of each rendition.

@@ -28,10 +28,26 @@ pub struct Period {
     /// The run before, if this one has its encoding: its init segments do for both, whatever time lies between.
     #[serde(default)]
     pub resumes: Option<Epoch>,
+    /// A segment in the middle from which on it is told as a `Period` of its own.
+    #[serde(default)]
+    pub cut: Option<SegmentNumber>,
+}
+
+/// One `Period` element: what is listed of a run, or of one side of its cut.
+#[derive(Debug)]
+struct Stretch<'a> {
+    run: &'a Period,
+    id: String,
+    start: Ticks,
+    end: Option<Ticks>,
+    first: SegmentNumber,
+    /// Elements that it goes on behind, without anything missing, and in the same encoding.
+    continues: Option<String>,
+    resumes: Option<String>,
 }
 
 /// A broadcast as an MPD sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Mpd<'a> {
     /// Ties the timeline to the wall clock: availabilityStartTime is where it is zero, so that a period begins at the very
     /// time that its media say, and players which take one for the other (FFmpeg's among them) are right.
@@ -48,17 +64,10 @@ pub struct Mpd<'a> {
     pub time_url: &'a str,
     /// Oldest first; all but the last have ended.
     pub periods: &'a [Period],
+    /// The broadcaster is away: the last period has ended, and another may follow.
+    pub away: bool,
     /// Where the broadcast is over, so that nothing will be added: the oldest segment that every rendition still lists.
     pub ended: Option<SegmentNumber>,
-}
-
-impl Period {
-    /// What is left of it from segment `oldest` on.
-    fn from(&self, oldest: SegmentNumber, segment_duration: Ticks) -> Period {
-        let gone = oldest.0.saturating_sub(self.first.0);
-        let start = self.start + gone as Ticks * segment_duration;
-        Period { start, first: SegmentNumber(self.first.0 + gone), ..self.clone() }
-    }
 }
 
 impl Mpd<'_> {
@@ -105,15 +114,13 @@ impl Mpd<'_> {
             self.latency_ms / 2,
             self.latency_ms * 4
         );
-        for (index, period) in self.periods.iter().enumerate() {
-            let followed = index + 1 < self.periods.len();
-            let left = self.ended.map(|oldest| period.from(oldest, self.targets.segment_duration));
-            let period = left.as_ref().unwrap_or(period);
-            // A run that published nothing, or nothing that is left.
-            if followed && period.end.is_some_and(|end| end <= period.start) {
-                continue;
-            }
-            self.period(&mut out, period, followed);
+        let stretches = self.stretches();
+        for (index, stretch) in stretches.iter().enumerate() {
+            // The end of a run is told when another follows or none ever will, and while nobody knows. But not of an MPD's
+            // only period: dash.js takes that for the end of the presentation.
+            let last = index + 1 == stretches.len();
+            let told = !last || self.ended.is_some() || self.away && stretches.len() > 1;
+            self.period(&mut out, stretch, told);
         }
         for scheme in ["http-xsdate", "http-iso"] {
             out.push_str("  ");
@@ -123,21 +130,53 @@ impl Mpd<'_> {
         out
     }
 
-    fn period(&self, out: &mut String, period: &Period, followed: bool) {
-        put!(out, "  <Period id=\"{}\" start=\"{}\"", period.epoch, seconds(period.start));
-        // The end of a run is told when another follows or none ever will: a player takes the end of the last
-        // period for the end of the broadcast.
-        if let Some(end) = period.end.filter(|_| followed || self.ended.is_some()) {
-            put!(out, " duration=\"{}\"", seconds(end - period.start));
+    /// What there is to be told, in order.
+    fn stretches(&self) -> Vec<Stretch<'_>> {
+        let segment = self.targets.segment_duration;
+        let mut stretches: Vec<Stretch<'_>> = Vec::new();
+        for (index, run) in self.periods.iter().enumerate() {
+            let place = |number: SegmentNumber| run.start + (number.0 - run.first.0) as Ticks * segment;
+            let cut = run.cut.filter(|cut| *cut > run.first && run.end.is_none_or(|end| place(*cut) < end));
+            let sides = [
+                Some((run.epoch.to_string(), run.first, cut.map(place).or(run.end))),
+                cut.map(|cut| (format!("{}-{cut}", run.epoch), cut, run.end)),
+            ];
+            let side_count = sides.iter().flatten().count();
+            for (side, (id, first, end)) in sides.into_iter().flatten().enumerate() {
+                // Only to what this MPD has: the period before may be gone.
+                let element = |of: Option<Epoch>| {
+                    let before = stretches.iter().rev().find(|before| Some(before.run.epoch) == of);
+                    before.map(|before| before.id.clone())
+                };
+                let of = |before| if side == 0 { before } else { Some(run.epoch) };
+                let (continues, resumes) = (element(of(run.connected)), element(of(run.resumes)));
+                // At the end: what is left of it.
+                let first = self.ended.map_or(first, |oldest| first.max(oldest));
+                let start = place(first);
+                let last = index + 1 == self.periods.len() && side + 1 == side_count;
+                // A run that published nothing, or nothing that is left.
+                if last || end.is_none_or(|end| end > start) {
+                    stretches.push(Stretch { run, id, start, end, first, continues, resumes });
+                }
+            }
+        }
+        stretches
+    }
+
+    fn period(&self, out: &mut String, stretch: &Stretch<'_>, told: bool) {
+        put!(out, "  <Period id=\"{}\" start=\"{}\"", stretch.id, seconds(stretch.start));
+        if let Some(end) = stretch.end.filter(|_| told) {
+            put!(out, " duration=\"{}\"", seconds(end - stretch.start));
         }
         out.push_str(">\n");
-        let video: Vec<_> = period.variants.iter().filter(|variant| is_video(variant)).collect();
-        self.adaptation_set(out, period, VIDEO_SET, Timescale::VIDEO, &video);
-        for variant in period.variants.iter().filter(|variant| !is_video(variant)) {
+        let variants = &stretch.run.variants;
+        let video: Vec<_> = variants.iter().filter(|variant| is_video(variant)).collect();
+        self.adaptation_set(out, stretch, VIDEO_SET, Timescale::VIDEO, &video);
+        for variant in variants.iter().filter(|variant| !is_video(variant)) {
             if let Kind::Audio { sample_rate, .. } = variant.kind
                 && let Some(timescale) = Timescale::new(sample_rate)
             {
-                self.adaptation_set(out, period, AUDIO_SET, timescale, &[variant]);
+                self.adaptation_set(out, stretch, AUDIO_SET, timescale, &[variant]);
             }
         }
         out.push_str("  </Period>\n");
@@ -146,7 +185,7 @@ impl Mpd<'_> {
     fn adaptation_set(
         &self,
         out: &mut String,
-        period: &Period,
+        stretch: &Stretch<'_>,
         id: u32,
         timescale: Timescale,
         variants: &[&Variant],
@@ -156,7 +195,7 @@ impl Mpd<'_> {
         }
         let ticks = |video: Ticks| Timescale::VIDEO.rescale(video, timescale);
         let Targets { segment_duration, part_target } = self.targets;
-        let (epoch, start) = (period.epoch, ticks(period.start));
+        let (epoch, start) = (stretch.run.epoch, ticks(stretch.start));
         let content = if id == VIDEO_SET { "video" } else { "audio" };
         put!(
             out,
@@ -164,9 +203,8 @@ impl Mpd<'_> {
              segmentAlignment=\"true\" startWithSAP=\"1\">\n",
             most(variants)
         );
-        for (kind, before) in [("connectivity", period.resumes), ("continuity", period.connected)] {
-            // Only to what this MPD has: the period before may be gone.
-            if let Some(before) = before.filter(|id| self.periods.iter().any(|p| p.epoch == *id)) {
+        for (kind, before) in [("connectivity", &stretch.resumes), ("continuity", &stretch.continues)] {
+            if let Some(before) = before {
                 put!(
                     out,
                     "      <SupplementalProperty schemeIdUri=\"urn:mpeg:dash:period-{kind}:2015\" value=\"{before}\"/>\n"
@@ -178,7 +216,7 @@ impl Mpd<'_> {
                 out,
                 "      <ProducerReferenceTime id=\"{id}\" inband=\"true\" type=\"encoder\" wallClockTime=\"{}\" \
                  presentationTime=\"{start}\">\n        ",
-                self.anchor.wall(period.start, Timescale::VIDEO)
+                self.anchor.wall(stretch.start, Timescale::VIDEO)
             );
             self.clock(out, "http-xsdate");
             out.push_str("      </ProducerReferenceTime>\n");
@@ -196,7 +234,7 @@ impl Mpd<'_> {
             "      <SegmentTemplate timescale=\"{}\" duration=\"{}\" startNumber=\"{}\" presentationTimeOffset=\"{start}\"",
             timescale.per_second(),
             ticks(segment_duration),
-            period.first,
+            stretch.first,
         );
         if self.ended.is_none() {
             put!(
@@ -321,6 +359,7 @@ mod tests {
             variants: variants.iter().copied().cloned().collect(),
             connected: None,
             resumes: None,
+            cut: None,
         };
         let periods = [
             period(5, start, Some(start + 12 * 90_000 + 45_000), 1000, &[&video, &audio]),
@@ -334,6 +373,7 @@ mod tests {
             published_unix_ms: 1_700_000_021_000,
             time_url: "/time",
             periods: &periods,
+            away: false,
             ended: None,
         };
         let rendered = mpd.render();
@@ -348,7 +388,31 @@ mod tests {
             assert!(ended.contains(part), "{part}\n{ended}");
         }
         assert!(!ended.contains("minimumUpdatePeriod"));
+        let away = Mpd { periods: &over, away: true, ..mpd }.render();
+        assert!(
+            away.contains("<Period id=\"6\" start=\"PT21S\">"),
+            "the end of the only one is not told\n{away}"
+        );
+        let cut = [Period { cut: Some(SegmentNumber(1016)), ..over[0].clone() }];
+        let away = Mpd { periods: &cut, away: true, ..mpd }.render();
+        for part in [
+            "<Period id=\"6\" start=\"PT21S\" duration=\"PT3S\">",
+            "<Period id=\"6-1016\" start=\"PT24S\" duration=\"PT2S\">",
+            "period-continuity:2015\" value=\"6\"",
+            "startNumber=\"1016\" presentationTimeOffset=\"2160000\"",
+            "presentationTime=\"2160000\"",
+        ] {
+            assert!(away.contains(part), "{part}\n{away}");
+        }
+        let followed = [
+            cut[0].clone(),
+            Period { resumes: Some(Epoch(6)), start: start + 30 * 90_000, ..periods[1].clone() },
+        ];
+        let followed = Mpd { periods: &followed, ..mpd }.render();
+        assert!(followed.contains("period-connectivity:2015\" value=\"6-1016\""), "{followed}");
         let gone = [periods[0].clone(), over[0].clone()];
+        let away = Mpd { periods: &gone, away: true, ..mpd }.render();
+        assert!(away.contains("<Period id=\"6\" start=\"PT21S\" duration=\"PT5S\">"), "{away}");
         let ended = Mpd { ended: Some(SegmentNumber(1015)), periods: &gone, ..mpd }.render();
         assert!(!ended.contains("<Period id=\"5\""), "nothing of it is left\n{ended}");
     }

@@ -206,6 +206,7 @@ impl PastRuns {
                 variants: run.renditions.iter().map(variant).collect(),
                 connected: None,
                 resumes: None,
+                cut: None,
             });
         }
         past

@@ -47,6 +47,9 @@ const MAX_SESSION_BYTES: usize = 64;
 /// Media never changes: its name holds the epoch.
 pub(crate) const IMMUTABLE: &str = "public, max-age=31536000, immutable";
 
+/// What is no media is not immutable: another origin may know better.
+const GAP_CONTROL: &str = "max-age=10";
+
 pub(crate) const MULTIVARIANT_CONTROL: &str = "max-age=2";
 pub(crate) const MPD_CONTROL: &str = "max-age=1";
 pub(crate) const HLS_TYPE: &str = "application/vnd.apple.mpegurl";
@@ -366,10 +369,20 @@ async fn object(
                     media(&shared.shutdown, object, live.media_type(&id), &etag, asked).await
                 }
                 Ok(Found::Later) => retry_later(),
+                Ok(Found::Never) if live.is_gap(epoch, &id, number) => gap(live.media_type(&id)),
                 Ok(Found::Never) => earlier(shared, live, Target::Segment(epoch, id, number), asked).await,
             }
         }
     }
+}
+
+/// A segment of nothing, for players that walk from segment to segment: a 404 has them try again for ever, or give up.
+fn gap(media_type: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::Full(transcode::cmaf::empty_segment()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static(GAP_CONTROL));
+    response
 }
 
 /// Media that has left memory.

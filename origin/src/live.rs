@@ -495,6 +495,11 @@ impl Live {
         }
     }
 
+    /// Whether there is no media at this place of a run, though players may ask for it.
+    pub fn is_gap(&self, epoch: Epoch, id: &RenditionId, number: SegmentNumber) -> bool {
+        self.lock().broadcast.as_ref().is_some_and(|broadcast| broadcast.is_gap(epoch, id, number))
+    }
+
     /// The stream with the newest `segments` of each rendition; `None` before the first run.
     pub fn view(&self, segments: usize) -> Option<View> {
         let inner = self.lock();

@@ -22,6 +22,7 @@ mod frames;
 mod herd;
 mod keys;
 mod kit;
+mod mpd;
 #[path = "../kit/numbered.rs"]
 mod numbered;
 mod ownership;

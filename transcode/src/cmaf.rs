@@ -108,7 +108,7 @@ pub fn chunk(
     let payload: usize = samples.iter().map(|sample| sample.data.len()).sum();
     let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 192));
     if first_of_segment {
-        w.boxed(b"styp", |w| brands(w, &[b"msdh", b"cmfs", b"cmff", b"cmfl"]));
+        segment_type(&mut w);
     }
     if let Some(ReferenceTime { unix_us, media_time }) = reference {
         w.full_box(b"prft", 1, 0, |w| {
@@ -135,6 +135,17 @@ pub fn chunk(
         }
     });
     w.0.freeze()
+}
+
+/// A segment without a chunk: what stands where no media is.
+pub fn empty_segment() -> Bytes {
+    let mut w = Writer(BytesMut::new());
+    segment_type(&mut w);
+    w.0.freeze()
+}
+
+fn segment_type(w: &mut Writer) {
+    w.boxed(b"styp", |w| brands(w, &[b"msdh", b"cmfs", b"cmff", b"cmfl"]));
 }
 
 /// An NTP timestamp (RFC 5905 section 6): 32 bits of seconds since 1900, which begin anew in 2036, and 32 of fractions.

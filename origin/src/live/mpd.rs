@@ -42,10 +42,68 @@ impl Live {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::live::Found;
     use crate::live::tests::{T0, run};
+    use media::{Epoch, RenditionId, SegmentNumber};
 
     fn publish_time(mpd: &str) -> &str {
         mpd.split("publishTime=\"").nth(1).unwrap().split('"').next().unwrap()
+    }
+
+    /// `Period` elements: id, start, duration.
+    fn periods(mpd: &str) -> Vec<String> {
+        mpd.lines().filter(|line| line.contains("<Period ")).map(|line| line.trim().to_owned()).collect()
+    }
+
+    #[test]
+    fn an_absence_is_told_and_what_was_told_stays() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["360p", "audio"], 5);
+        let told = |unix_ms| periods(&live.mpd(1500, unix_ms, "/time", None).unwrap());
+        let away = live.interrupt(false);
+        assert_eq!(told(T0 + 5000), ["<Period id=\"1\" start=\"PT1S\">"], "it may be back at once");
+        assert!(live.stay_alive(away, T0 + 7000));
+        let number = T0 as u64 / 1000;
+        let first = "<Period id=\"1\" start=\"PT1S\" duration=\"PT3S\">".to_owned();
+        let second = format!("<Period id=\"1-{}\" start=\"PT4S\" duration=\"PT2S\">", number + 3);
+        assert_eq!(told(T0 + 7000), [first.clone(), second.clone()]);
+        run(&live, 2, T0 + 10_000, &["360p", "audio"], 3);
+        let third = "<Period id=\"2\" start=\"PT11S\"";
+        assert_eq!(told(T0 + 14_000), [first.clone(), second.clone(), format!("{third}>")]);
+        // There are others now: no cut.
+        let away = live.interrupt(false);
+        assert!(live.stay_alive(away, T0 + 16_000));
+        let third = format!("{third} duration=\"PT3S\">");
+        assert_eq!(told(T0 + 16_000), [first.clone(), second.clone(), third.clone()]);
+        assert!(live.end(away));
+        // The six seconds that are listed.
+        let left = format!("<Period id=\"1-{}\" start=\"PT5S\" duration=\"PT1S\">", number + 3);
+        assert_eq!(told(T0 + 70_000), [left, third]);
+    }
+
+    #[test]
+    fn places_without_media_are_known() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["360p"], 5);
+        let number = T0 as u64 / 1000;
+        let id: RenditionId = "360p".parse().unwrap();
+        let gaps = |epoch: u64| {
+            let is_gap = |n: &u64| live.is_gap(Epoch(epoch), &id, SegmentNumber(number + n));
+            (0..20).filter(is_gap).collect::<Vec<_>>()
+        };
+        let asked = |n| live.segment(Epoch(1), &id, SegmentNumber(number + n));
+        let away = live.interrupt(false);
+        assert!(matches!(asked(5), Found::Later), "it may be back at once");
+        assert!(gaps(1).is_empty());
+        assert!(live.stay_alive(away, T0 + 7000));
+        assert!(matches!(asked(5), Found::Never));
+        assert_eq!(gaps(1), [5, 6, 7, 8, 9, 10], "two gaps, and what players may ask for ahead of them");
+        run(&live, 2, T0 + 10_500, &["360p"], 3);
+        assert_eq!(gaps(1), [5, 6, 7, 8, 9, 10, 11]);
+        assert!(gaps(2).is_empty());
+        assert!(gaps(3).is_empty());
+        let other: RenditionId = "720p".parse().unwrap();
+        assert!(!live.is_gap(Epoch(1), &other, SegmentNumber(number + 6)));
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub const MAX_STREAM_BYTES: u64 = 1 << 30;
 /// Times and numbers are believed up to here, so that none of the sums overflows: in ticks of 90 kHz 1500 years.
 const MAX_NUMBER: u64 = 1 << 52;
 
+/// Segments of a run: of one second, more than a century of them.
+const MAX_SEGMENTS: u64 = 1 << 32;
+
 /// How a stream stands, its media apart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +109,7 @@ impl Snapshot {
             ticks(period.start)
                 && period.end.is_none_or(ticks)
                 && period.first.0 < MAX_NUMBER
+                && period.cut.is_none_or(|cut| cut.0.abs_diff(period.first.0) < MAX_SEGMENTS)
                 && period.variants.len() <= MAX_RENDITIONS
                 && period.variants.iter().all(variant)
         };
