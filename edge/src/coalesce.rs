@@ -63,7 +63,7 @@ pub enum Failure {
 /// What viewers are told when there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// There are no upstreams.
+    /// There are no upstreams, or none says anything.
     NoUpstream,
     /// The give-up time has passed.
     GaveUp,
@@ -191,6 +191,12 @@ impl Flight {
     /// Whether no candidate has been asked yet: until then their order may change.
     pub fn asked_nobody(&self) -> bool {
         self.launched == 0
+    }
+
+    /// There are so many candidates now. Only while nobody has been asked.
+    pub fn set_candidates(&mut self, candidates: usize) {
+        debug_assert!(self.asked_nobody());
+        self.candidates = vec![Candidate::default(); candidates];
     }
 
     /// The push that had promised the object is lost.

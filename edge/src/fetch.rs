@@ -17,6 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use crate::coalesce::Failure;
 use crate::form::CACHE_STATUS;
 use crate::resume::{Found, Rest, Until};
+use crate::upstream::Probed;
 
 /// RFC 8586.
 pub(crate) const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -188,15 +189,16 @@ impl Client {
     }
 
     /// Whether `node` answers at all: any status will do. OPTIONS, because nobody has to ask another to answer that.
-    pub(crate) async fn probe(self, node: Arc<Node>) -> bool {
+    pub(crate) async fn probe(self, node: Arc<Node>) -> Probed {
         let uri = Uri::builder().scheme(self.scheme).authority(node.address.as_str()).path_and_query("/");
         let request = uri.build().map(|uri| Request::options(uri).header(header::USER_AGENT, self.agent));
         match request.map(|request| request.body(Empty::new())) {
-            Ok(Ok(request)) => {
-                let answer = tokio::time::timeout(PROBE_TIMEOUT, self.http.request(request)).await;
-                matches!(answer, Ok(Ok(_)))
-            }
-            _ => false,
+            Ok(Ok(request)) => match tokio::time::timeout(PROBE_TIMEOUT, self.http.request(request)).await {
+                Ok(Ok(_)) => Probed::Answered,
+                Ok(Err(error)) if !is_timeout(&error) => Probed::Refused,
+                Ok(Err(_)) | Err(_) => Probed::Silent,
+            },
+            _ => Probed::Refused,
         }
     }
 }

@@ -208,8 +208,9 @@ impl Shell {
     /// Who is to be asked first may have changed since the push promised the object; that one, say, is down.
     fn order(&mut self) {
         if self.flight.asked_nobody() {
-            let candidates = std::mem::take(&mut self.candidates);
-            self.candidates = self.tier.upstreams().order(Instant::now(), &self.hash_key, candidates);
+            let path = self.job.permit.key.split('?').next().unwrap_or_default();
+            (self.candidates, self.first) = self.tier.candidates(path, &self.hash_key);
+            self.flight.set_candidates(self.candidates.len());
         }
     }
 
@@ -357,7 +358,7 @@ impl Shell {
         self.tier.metrics.fetched(&self.job.counts, outcome);
         self.tier.upstreams().handle_refusal(&self.hash_key, &node.name);
         if failed.unreachable {
-            self.tier.unreachable(node);
+            self.tier.unreachable(node, failed.failure == Failure::TimedOut);
         }
         // Neither "not mine" nor "be patient" is a fault.
         if matches!(failed.failure, Failure::NotMine | Failure::Unavailable) {
@@ -554,7 +555,7 @@ fn failed_entry(
 ) -> Entry {
     let status = refusal.status();
     let (why, ttl) = match refusal {
-        Refusal::NoUpstream => ("there is no upstream", negative_ttl),
+        Refusal::NoUpstream => ("no upstream can be reached", negative_ttl),
         Refusal::GaveUp => ("the upstream gave no answer in time", negative_ttl),
         Refusal::Failed(Failure::NotMine) => ("no upstream has it", negative_ttl.min(NOBODYS_TTL)),
         Refusal::Failed(Failure::Broken) => ("the upstream could not be reached", negative_ttl),

@@ -24,7 +24,7 @@ use crate::metrics::{Answered, Overload, TierMetrics};
 use crate::pace::Pace;
 use crate::policy::{self, Class, Policy};
 use crate::push::Pushes;
-use crate::upstream::{self, Upstreams};
+use crate::upstream::{self, Probed, Upstreams};
 use crate::{Deps, Pages};
 
 /// How often a request tries again after the task that fetched for it vanished without a word.
@@ -200,7 +200,19 @@ impl Tier {
     pub(crate) fn candidates(&self, path: &str, hash_key: &str) -> (Vec<Arc<Node>>, Option<String>) {
         let candidates = self.ring.candidates(upstream::ring_key(path, self.config.upstream.key_segments));
         let first = candidates.first().map(|node| node.name.clone());
-        (self.upstreams().order(Instant::now(), hash_key, candidates), first)
+        let now = Instant::now();
+        let mut upstreams = self.upstreams();
+        let candidates = upstreams.order(now, hash_key, candidates);
+        // A tier below has another node to ask; viewers have not, and wait.
+        if !self.pushes.serves {
+            return (candidates, first);
+        }
+        let able = upstreams.able(now, candidates);
+        drop(upstreams);
+        if able.is_empty() {
+            self.in_doubt.notify_one();
+        }
+        (able, first)
     }
 
     /// The cache-blocking timeout of a class as things are.
@@ -224,9 +236,9 @@ impl Tier {
         paces.entry(class.name.clone()).or_default().push(took);
     }
 
-    /// No connection to `node` could be made.
-    pub(crate) fn unreachable(&self, node: &Arc<Node>) {
-        if self.upstreams().handle_unreachable(Instant::now(), node) {
+    /// No connection to `node` could be made, or not in time.
+    pub(crate) fn unreachable(&self, node: &Arc<Node>, silent: bool) {
+        if self.upstreams().handle_unreachable(Instant::now(), node, silent) {
             warn!(tier = self.name, node = %node.name, address = node.address, "upstream is down: no connection");
             self.in_doubt.notify_one();
         }
@@ -235,6 +247,18 @@ impl Tier {
     /// `node` takes longer for an answer than its class allows.
     pub(crate) fn silent(&self, node: &Arc<Node>) {
         if self.upstreams().handle_silent(Instant::now(), node) {
+            self.in_doubt.notify_one();
+        }
+    }
+
+    /// A push of what is below `prefix` is quiet: all that could be asked for it are probed.
+    pub(crate) fn push_quiet(&self, prefix: &str) {
+        let now = Instant::now();
+        let nodes = self.ring.candidates(upstream::ring_key(prefix, self.config.upstream.key_segments));
+        let mut upstreams = self.upstreams();
+        let doubted = nodes.iter().filter(|node| upstreams.handle_silent(now, node)).count();
+        drop(upstreams);
+        if doubted > 0 {
             self.in_doubt.notify_one();
         }
     }
@@ -273,10 +297,10 @@ impl Tier {
                 }
             };
             tokio::select! {
-                Some(Ok((answered, node))) = probes.join_next() => {
-                    self.metrics.probed(answered);
+                Some(Ok((probed, node))) = probes.join_next() => {
+                    self.metrics.probed(probed == Probed::Answered);
                     let (name, address) = (&node.name, &node.address);
-                    let change = self.upstreams().handle_probe(Instant::now(), name, answered);
+                    let change = self.upstreams().handle_probe(Instant::now(), name, probed);
                     match change {
                         Some(true) => info!(tier = self.name, node = name, address, "upstream is back"),
                         Some(false) => warn!(tier = self.name, node = name, address, "upstream is down: it is silent"),

@@ -4,7 +4,12 @@
 //! A node is down from when no connection to it could be made until it answers anything, a fetch or a probe: viewers'
 //! requests do not find out whether it is back. One that was silent for too long is probed at once, and down if that
 //! fails too: an answer may be slow, but a host that hangs must not cost each name a timeout. One whose push fell silent is
-//! down until a probe succeeds: pushes have pings. Probes back off, each node by itself and with jitter, so that the tiers that lost a node do not all come back to it at once.
+//! down until a probe succeeds: pushes have pings. Probes back off, each node by itself and with jitter, so that the tiers
+//! that lost a node do not all come back to it at once.
+//!
+//! A node that says nothing, not even that it refuses, costs who asks it a timeout. A tier whose own clients have somewhere
+//! else to go asks only those that are [`Upstreams::able`], and says at once that it can ask nobody. So that it knows this in
+//! time, all are probed as soon as a push has been quiet for a while: it may be the others too, or this node's own network.
 //!
 //! Driving rule of the probes: drain [`Upstreams::poll`], then wait for [`Upstreams::poll_timeout`], for the outcome of a
 //! probe or for a node to go down.
@@ -23,6 +28,12 @@ const LAST_PROBE: Duration = Duration::from_secs(4);
 
 /// A silent node that answers a probe is not probed again for so long: much may be slow at once.
 const TRUSTED: Duration = Duration::from_secs(1);
+
+/// A probe that is not answered for so long says that the node is silent, whatever comes of it in the end.
+const UNANSWERED: Duration = Duration::from_millis(900);
+
+/// When there is nobody else to be asked, silent nodes are probed within this time.
+const WANTED: Duration = Duration::from_millis(500);
 
 /// How long it is remembered who served a key. Every answer renews it.
 const SERVED: Duration = Duration::from_secs(10);
@@ -47,9 +58,29 @@ pub struct Upstreams {
 struct Doubt {
     node: Arc<Node>,
     down: bool,
-    /// `None`: a probe is under way.
-    probe: Option<Instant>,
+    /// Down because it says nothing: to ask it takes a timeout.
+    silent: bool,
+    probe: Probe,
     backoff: Duration,
+}
+
+/// When it is probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    At(Instant),
+    /// It is under way.
+    Since(Instant),
+}
+
+/// How a node met a probe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Probed {
+    /// With any answer.
+    Answered,
+    /// With a refusal, or a connection that broke.
+    Refused,
+    /// With nothing, in time.
+    Silent,
 }
 
 impl Upstreams {
@@ -68,6 +99,29 @@ impl Upstreams {
             candidates.sort_by_key(|node| (is_down(node), server != Some(node.name.as_str())));
         }
         candidates
+    }
+
+    /// Those of `candidates` that would not be asked in vain until a timeout. If there are none, they are probed soon.
+    pub fn able(&mut self, now: Instant, mut candidates: Vec<Arc<Node>>) -> Vec<Arc<Node>> {
+        let silent = |doubt: &Doubt| match doubt.probe {
+            _ if doubt.down && doubt.silent => true,
+            Probe::Since(since) => now >= since + UNANSWERED,
+            Probe::At(_) => false,
+        };
+        let is_silent = |node: &Node| self.doubted.get(&node.name).is_some_and(silent);
+        if candidates.iter().any(|node| !is_silent(node)) {
+            candidates.retain(|node| !is_silent(node));
+            return candidates;
+        }
+        for node in candidates {
+            let soon = now + self.jittered(WANTED);
+            if let Some(doubt) = self.doubted.get_mut(&node.name)
+                && let Probe::At(at) = &mut doubt.probe
+            {
+                *at = (*at).min(soon);
+            }
+        }
+        Vec::new()
     }
 
     /// `node` answered for `key`; `first` says whether it is the key's first ring candidate.
@@ -93,11 +147,12 @@ impl Upstreams {
         }
     }
 
-    /// No connection to `node` could be made. Returns whether that brought it down.
-    pub fn handle_unreachable(&mut self, now: Instant, node: &Arc<Node>) -> bool {
-        let probe = Some(now + self.jittered(FIRST_PROBE));
-        let new = || Doubt { node: node.clone(), down: false, probe, backoff: FIRST_PROBE };
-        let doubt = self.doubted.entry(node.name.clone()).or_insert_with(new);
+    /// No connection to `node` could be made; `silent` says whether it was not even refused. Returns whether that brought it
+    /// down.
+    pub fn handle_unreachable(&mut self, now: Instant, node: &Arc<Node>, silent: bool) -> bool {
+        let probe = Probe::At(now + self.jittered(FIRST_PROBE));
+        let doubt = self.doubted.entry(node.name.clone()).or_insert_with(|| Doubt::new(node, probe));
+        doubt.silent = silent;
         !std::mem::replace(&mut doubt.down, true)
     }
 
@@ -107,8 +162,7 @@ impl Upstreams {
         if trusted || self.doubted.contains_key(&node.name) {
             return false;
         }
-        let doubt = Doubt { node: node.clone(), down: false, probe: Some(now), backoff: FIRST_PROBE };
-        self.doubted.insert(node.name.clone(), doubt);
+        self.doubted.insert(node.name.clone(), Doubt::new(node, Probe::At(now)));
         true
     }
 
@@ -118,8 +172,9 @@ impl Upstreams {
         if self.trusted.get(&node.name).is_some_and(|until| now < *until) {
             return false;
         }
-        let new = || Doubt { node: node.clone(), down: false, probe: Some(now), backoff: FIRST_PROBE };
+        let new = || Doubt::new(node, Probe::At(now));
         let doubt = self.doubted.entry(node.name.clone()).or_insert_with(new);
+        doubt.silent = true;
         !std::mem::replace(&mut doubt.down, true)
     }
 
@@ -130,14 +185,15 @@ impl Upstreams {
     }
 
     /// A probe of `node` has ended. Returns whether the node is up or down now, if that has changed.
-    pub fn handle_probe(&mut self, now: Instant, node: &str, answered: bool) -> Option<bool> {
-        if answered {
+    pub fn handle_probe(&mut self, now: Instant, node: &str, probed: Probed) -> Option<bool> {
+        if probed == Probed::Answered {
             self.trusted.insert(node.into(), now + TRUSTED);
             return self.doubted.remove(node).filter(|doubt| doubt.down).map(|_| true);
         }
         let mut doubt = self.doubted.remove(node)?;
         doubt.backoff = (doubt.backoff * 2).min(LAST_PROBE);
-        doubt.probe = Some(now + self.jittered(doubt.backoff));
+        doubt.probe = Probe::At(now + self.jittered(doubt.backoff));
+        doubt.silent = probed == Probed::Silent;
         let went_down = !std::mem::replace(&mut doubt.down, true);
         self.doubted.insert(node.into(), doubt);
         went_down.then_some(false)
@@ -145,14 +201,19 @@ impl Upstreams {
 
     /// The next node to be probed now.
     pub fn poll(&mut self, now: Instant) -> Option<Arc<Node>> {
-        let due = self.doubted.values_mut().find(|doubt| doubt.probe.is_some_and(|at| at <= now))?;
-        due.probe = None;
+        let is_due = |doubt: &&mut Doubt| matches!(doubt.probe, Probe::At(at) if at <= now);
+        let due = self.doubted.values_mut().find(is_due)?;
+        due.probe = Probe::Since(now);
         Some(due.node.clone())
     }
 
     /// When to call [`Upstreams::poll`] again, as things are.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.doubted.values().filter_map(|doubt| doubt.probe).min()
+        let at = |doubt: &Doubt| match doubt.probe {
+            Probe::At(at) => Some(at),
+            Probe::Since(_) => None,
+        };
+        self.doubted.values().filter_map(at).min()
     }
 
     /// Between half of `most` and all of it.
@@ -161,6 +222,12 @@ impl Upstreams {
         self.random ^= self.random >> 7;
         self.random ^= self.random << 17;
         most / 2 + most.mul_f64((self.random % 1024) as f64 / 2048.0)
+    }
+}
+
+impl Doubt {
+    fn new(node: &Arc<Node>, probe: Probe) -> Doubt {
+        Doubt { node: node.clone(), down: false, silent: false, probe, backoff: FIRST_PROBE }
     }
 }
 
@@ -213,8 +280,8 @@ mod tests {
         assert_eq!(order(&upstreams, now), "abc");
         upstreams.handle_answer(now, "k", "c", false);
         assert_eq!(order(&upstreams, now), "cab");
-        assert!(upstreams.handle_unreachable(now, &node("a")));
-        assert!(!upstreams.handle_unreachable(now, &node("a")), "no news");
+        assert!(upstreams.handle_unreachable(now, &node("a"), false));
+        assert!(!upstreams.handle_unreachable(now, &node("a"), false), "no news");
         assert_eq!(order(&upstreams, now), "cba");
         upstreams.handle_refusal("k", "b");
         assert_eq!(order(&upstreams, now), "cba", "b was not the one");
@@ -234,7 +301,7 @@ mod tests {
         let mut now = Instant::now();
         let mut upstreams = Upstreams::new(7);
         assert_eq!(upstreams.poll_timeout(), None);
-        upstreams.handle_unreachable(now, &node("a"));
+        upstreams.handle_unreachable(now, &node("a"), false);
         let mut most = FIRST_PROBE;
         for _ in 0..8 {
             let at = upstreams.poll_timeout().unwrap();
@@ -243,15 +310,15 @@ mod tests {
             assert_eq!(upstreams.poll(at).unwrap().name, "a");
             assert_eq!((upstreams.poll(at), upstreams.poll_timeout()), (None, None), "one probe at a time");
             now = at + Duration::from_millis(100);
-            assert_eq!(upstreams.handle_probe(now, "a", false), None);
+            assert_eq!(upstreams.handle_probe(now, "a", Probed::Refused), None);
             assert_eq!(order(&upstreams, now), "bca", "still down");
             most = (most * 2).min(LAST_PROBE);
         }
         assert_eq!(most, LAST_PROBE);
         upstreams.poll(now + LAST_PROBE).unwrap();
-        assert_eq!(upstreams.handle_probe(now, "a", true), Some(true));
-        assert_eq!(upstreams.handle_probe(now, "a", true), None);
-        assert_eq!(upstreams.handle_probe(now, "a", false), None, "too late");
+        assert_eq!(upstreams.handle_probe(now, "a", Probed::Answered), Some(true));
+        assert_eq!(upstreams.handle_probe(now, "a", Probed::Answered), None);
+        assert_eq!(upstreams.handle_probe(now, "a", Probed::Refused), None, "too late");
         assert_eq!((order(&upstreams, now).as_str(), upstreams.poll_timeout()), ("abc", None));
     }
 
@@ -264,19 +331,19 @@ mod tests {
         assert!(!upstreams.handle_silent(now, &node("a")));
         assert_eq!(order(&upstreams, now), "abc", "not yet");
         assert_eq!(upstreams.poll(now).unwrap().name, "a");
-        assert_eq!(upstreams.handle_probe(now, "a", true), None);
+        assert_eq!(upstreams.handle_probe(now, "a", Probed::Answered), None);
         assert!(!upstreams.handle_silent(now + TRUSTED / 2, &node("a")), "it has just answered");
         assert!(upstreams.handle_silent(now + TRUSTED, &node("a")));
         assert_eq!(upstreams.poll(now + TRUSTED).unwrap().name, "a");
-        assert_eq!(upstreams.handle_probe(now + TRUSTED, "a", false), Some(false));
+        assert_eq!(upstreams.handle_probe(now + TRUSTED, "a", Probed::Refused), Some(false));
         assert_eq!(order(&upstreams, now), "bca");
         assert!(upstreams.poll_timeout().is_some());
         upstreams.handle_gone("a");
         assert_eq!((order(&upstreams, now).as_str(), upstreams.poll_timeout()), ("abc", None));
-        assert!(upstreams.handle_unreachable(now, &node("a")));
+        assert!(upstreams.handle_unreachable(now, &node("a"), false));
         // Doubt and certainty.
         assert!(upstreams.handle_silent(now, &node("b")));
-        assert!(upstreams.handle_unreachable(now, &node("b")));
+        assert!(upstreams.handle_unreachable(now, &node("b"), false));
         assert_eq!(order(&upstreams, now), "cab");
     }
 
@@ -289,7 +356,7 @@ mod tests {
         assert!(!upstreams.handle_push_silent(now, &node("a")), "no news");
         assert_eq!(order(&upstreams, now), "bca");
         assert_eq!(upstreams.poll(now).unwrap().name, "a");
-        assert_eq!(upstreams.handle_probe(now, "a", true), Some(true));
+        assert_eq!(upstreams.handle_probe(now, "a", Probed::Answered), Some(true));
         assert_eq!(order(&upstreams, now), "abc");
         assert!(!upstreams.handle_push_silent(now + TRUSTED / 2, &node("a")), "it has just answered");
         // A doubt becomes a certainty, and its probe goes on.
@@ -297,7 +364,45 @@ mod tests {
         assert!(upstreams.handle_push_silent(now, &node("b")));
         assert_eq!(order(&upstreams, now), "acb");
         assert_eq!(upstreams.poll(now).unwrap().name, "b");
-        assert_eq!(upstreams.handle_probe(now, "b", false), None, "no news");
+        assert_eq!(upstreams.handle_probe(now, "b", Probed::Silent), None, "no news");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+    fn who_says_nothing_is_not_asked_where_that_would_take_a_timeout() {
+        let now = Instant::now();
+        let mut upstreams = Upstreams::new(7);
+        let able = |upstreams: &mut Upstreams, now| {
+            let able = upstreams.able(now, ["a", "b"].map(node).into());
+            able.iter().map(|node| node.name.as_str()).collect::<String>()
+        };
+        assert_eq!(able(&mut upstreams, now), "ab");
+        // A push is quiet: all are probed.
+        for name in ["a", "b"] {
+            assert!(upstreams.handle_silent(now, &node(name)));
+            assert!(upstreams.poll(now).is_some());
+        }
+        let late = now + UNANSWERED;
+        assert_eq!(able(&mut upstreams, late - Duration::from_millis(1)), "ab");
+        assert_eq!(able(&mut upstreams, late), "");
+        assert_eq!(upstreams.poll_timeout(), None, "they are being probed");
+        assert!(upstreams.handle_push_silent(late, &node("a")));
+        // It refuses: to ask it costs nothing, and finds out first when it is back.
+        assert_eq!(upstreams.handle_probe(late, "b", Probed::Refused), Some(false));
+        assert_eq!(able(&mut upstreams, late), "b");
+        let mut later = late;
+        for _ in 0..5 {
+            let next = upstreams.poll_timeout().unwrap();
+            upstreams.poll(next).unwrap();
+            upstreams.handle_probe(next, "b", Probed::Silent);
+            later = next;
+        }
+        assert_eq!(upstreams.handle_probe(later, "a", Probed::Silent), None);
+        assert!(upstreams.poll_timeout().unwrap() > later + WANTED / 2);
+        assert_eq!(able(&mut upstreams, later), "");
+        assert!(upstreams.poll_timeout().unwrap() <= later + WANTED, "somebody wants to know");
+        assert_eq!(upstreams.handle_probe(later, "a", Probed::Answered), Some(true));
+        assert_eq!(able(&mut upstreams, later), "a");
     }
 
     #[test]

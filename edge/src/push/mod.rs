@@ -41,7 +41,7 @@ pub(crate) struct Pushes {
     config: Push,
     key_segments: usize,
     /// Whether others may be pushed what comes here.
-    serves: bool,
+    pub(crate) serves: bool,
     table: RwLock<HashMap<Box<str>, Arc<Subscription>>>,
     /// Origin of `used_ms`.
     began: Instant,

@@ -153,7 +153,12 @@ async fn attempt(tier: &Arc<Tier>, subscription: &Arc<Subscription>) -> End {
             frame = body.frame() => frame,
             () = tokio::time::sleep_until(session.poll_timeout().into()) => {
                 match session.handle_timeout(Instant::now()) {
-                    Ok(()) => continue,
+                    Ok(quiet) => {
+                        if quiet {
+                            tier.push_quiet(&subscription.prefix);
+                        }
+                        continue;
+                    }
                     Err(fault) => {
                         // Before those who wait for the push are told: they ask another one.
                         tier.push_silent(&node);

@@ -23,6 +23,8 @@ pub struct Session {
     /// All names begin with it; it ends with `/`.
     prefix: String,
     silence: Duration,
+    /// `None`: it was said that it is quiet.
+    quiet_until: Option<Instant>,
     decoder: Decoder,
     open: BTreeSet<u32>,
     /// Names by slot that are still to come.
@@ -76,13 +78,14 @@ impl Session {
     /// A push of what begins with `prefix` (which ends with `/`), lost after `silence`.
     pub fn new(now: Instant, prefix: String, silence: Duration) -> Session {
         let (open, promised) = Default::default();
-        Session { prefix, silence, decoder: Decoder::default(), open, promised, silent_until: now + silence }
+        let (quiet_until, silent_until) = (Some(now + silence / 2), now + silence);
+        Session { prefix, silence, quiet_until, decoder: Decoder::default(), open, promised, silent_until }
     }
 
     /// Takes from the front of `input` up to the next event; `None` when all of it is taken. After an error the push is
     /// over.
     pub fn next(&mut self, now: Instant, input: &mut Bytes) -> Result<Option<Event>, Fault> {
-        self.silent_until = now + self.silence;
+        (self.quiet_until, self.silent_until) = (Some(now + self.silence / 2), now + self.silence);
         while let Some(frame) = self.decoder.next(input)? {
             match frame {
                 Frame::Ping => {}
@@ -94,12 +97,15 @@ impl Session {
 
     /// When to call [`Session::handle_timeout`].
     pub fn poll_timeout(&self) -> Instant {
-        self.silent_until
+        self.quiet_until.unwrap_or(self.silent_until)
     }
 
-    /// An error if the push has been silent for too long.
-    pub fn handle_timeout(&self, now: Instant) -> Result<(), Fault> {
-        if now < self.silent_until { Ok(()) } else { Err(Fault::Silent(self.silence)) }
+    /// Whether it has just become quiet, half as long as it takes to be lost; an error if it has been silent for too long.
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<bool, Fault> {
+        if now >= self.silent_until {
+            return Err(Fault::Silent(self.silence));
+        }
+        Ok(self.quiet_until.take_if(|quiet| *quiet <= now).is_some())
     }
 
     fn event(&mut self, frame: Frame) -> Result<Event, Fault> {
@@ -321,9 +327,12 @@ mod tests {
     fn silence_is_loss() {
         let (mut session, now) = session();
         let second = Duration::from_secs(1);
+        assert_eq!(session.poll_timeout(), now + SILENCE / 2);
+        assert_eq!(session.handle_timeout(now + SILENCE / 2), Ok(true));
+        assert_eq!(session.handle_timeout(now + SILENCE / 2), Ok(false), "it was said");
         assert_eq!(session.poll_timeout(), now + SILENCE);
         events(&mut session, now + second, &[Frame::Ping]).unwrap();
-        session.handle_timeout(now + SILENCE).unwrap();
+        assert_eq!(session.handle_timeout(now + SILENCE), Ok(true));
         assert_eq!(session.poll_timeout(), now + 3 * second);
         assert_eq!(session.handle_timeout(now + 3 * second), Err(Fault::Silent(SILENCE)));
     }
