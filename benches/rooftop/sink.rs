@@ -35,8 +35,9 @@ const ACKNOWLEDGE_EVERY_MS: u32 = 1000;
 /// What an origin has published when it acknowledges is older than what came last: its encoders look ahead.
 const BEHIND_MS: u32 = 300;
 
-/// As `Origin::serve` has it.
+/// As `Origin::serve` has them.
 const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 1 << 30;
 
 /// A sink that runs. Dropping it ends it.
 pub(crate) struct Sink {
@@ -127,8 +128,12 @@ pub(crate) fn child(mut args: impl Iterator<Item = OsString>) -> anyhow::Result<
         }
         parent_ended.cancel();
     });
-    let options =
-        net::http::Options { h2_max_streams: 1024, h2_stream_window: STREAM_WINDOW, ..Default::default() };
+    let options = net::http::Options {
+        h2_max_streams: 1024,
+        h2_stream_window: STREAM_WINDOW,
+        h2_connection_window: CONNECTION_WINDOW,
+        ..Default::default()
+    };
     let service = move |request, _| answer(request, counts.clone());
     runtime.block_on(net::http::serve(listener, Some(tls), options, end, Duration::ZERO, service));
     Ok(())

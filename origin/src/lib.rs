@@ -196,9 +196,14 @@ impl Origin {
         let Origin { listener, server_tls, client_tls, shared } = self;
         info!(addr = %listener.local_addr(), "origin serves");
         let drain = shared.config.drain;
-        // Relay bodies carry a ladder's source: a window of a second of the highest bitrate keeps them flowing.
-        let options =
-            net::http::Options { h2_max_streams: 1024, h2_stream_window: 4 << 20, ..Default::default() };
+        // Relay bodies carry a ladder's source: a window of a second of the highest bitrate keeps them flowing. As many as a
+        // POP sends over one connection have theirs: an encoder that lags makes no other stream wait.
+        let options = net::http::Options {
+            h2_max_streams: 1024,
+            h2_stream_window: 4 << 20,
+            h2_connection_window: 1 << 30,
+            ..Default::default()
+        };
         let service = {
             let shared = shared.clone();
             move |request, _peer| http::handle(shared.clone(), request)

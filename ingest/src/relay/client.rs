@@ -1,34 +1,25 @@
-//! The relay's sockets: one HTTP/2 connection per attempt, driven by [`Handover`].
+//! The relay's requests: one per attempt, over a connection that is shared with others, driven by [`Handover`].
 
-use std::error::Error as StdError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use cluster::Node;
+use h2::{RecvStream, SendStream};
 use http::{HeaderValue, Method, Request, Uri, header};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use media::StreamName;
 use media::flv::Tag;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::answer::{Answer, AnswerReader};
-use super::body::{self, PIECE_BYTES, Piece, RelayBody};
 use super::budget::Budget;
 use super::handover::{Action, Handover, Outcome};
 use super::passed_over::PassedOver;
+use super::uplink::{BoxError, PIECE_BYTES, Uplink, Uplinks, room};
 use crate::metrics::Metrics;
 use crate::{config, stream_key::StreamKey};
-
-/// A dead peer is noticed after this and as much again, also when there is no media to send.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Of a refusal's body only the first line is passed on.
 const MAX_REFUSAL_BYTES: usize = 1024;
@@ -47,13 +38,13 @@ const REPORTS: usize = 16;
 pub struct Relays {
     rules: config::Relay,
     origins: cluster::Ring,
-    tls: Arc<rustls::ClientConfig>,
+    uplinks: Arc<Uplinks>,
     metrics: Metrics,
     budget: Arc<Budget>,
     passed_over: Arc<Mutex<PassedOver>>,
 }
 
-/// One session's relay. Dropping it cuts the connection without ending the body.
+/// One session's relay. Dropping it resets the request without ending its body.
 pub struct Relay {
     handover: Handover,
     candidates: Candidates,
@@ -94,7 +85,6 @@ struct RequestHead {
     stream: StreamName,
     authorization: HeaderValue,
     session: HeaderValue,
-    tls: Arc<rustls::ClientConfig>,
 }
 
 impl Relays {
@@ -105,10 +95,9 @@ impl Relays {
         tls: &rustls::ClientConfig,
         metrics: Metrics,
     ) -> Relays {
-        let mut tls = tls.clone();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
         let budget = Arc::new(Budget::new(rules.total_buffer.as_u64(), metrics.buffered_bytes.clone()));
-        Relays { rules, origins, tls: Arc::new(tls), metrics, budget, passed_over: Arc::default() }
+        let uplinks = Arc::new(Uplinks::new(&rules, tls));
+        Relays { rules, origins, uplinks, metrics, budget, passed_over: Arc::default() }
     }
 
     fn passed_over(&self) -> MutexGuard<'_, PassedOver> {
@@ -123,7 +112,6 @@ impl Relays {
             stream: key.stream.clone(),
             authorization: secret(&format!("Bearer {}", key.token)),
             session: secret(session),
-            tls: self.tls.clone(),
         };
         let seed = u64::from_le_bytes(crate::random());
         let handover = Handover::new(self.rules.clone(), nodes.len(), self.budget.clone(), seed, now());
@@ -173,6 +161,7 @@ impl Relay {
                     Action::Open { candidate, received_ms, next } => self.open(candidate, received_ms, next),
                     Action::Abandon { failed } => {
                         if let Some(link) = self.link.take().filter(|_| failed) {
+                            link.uplink.retire();
                             self.shared.passed_over().handle_failure(now(), &link.origin);
                             if self.lost.len() < MAX_LOST && !self.lost.contains(&link.origin) {
                                 self.lost.push(link.origin);
@@ -222,9 +211,17 @@ impl Relay {
             self.candidates.look(&self.shared, &self.request.stream, &mut self.handover);
             return self.handover.handle_timeout(now());
         };
+        let wants_room = link.body.is_some() && (has_unsent || complete);
+        let has_room = async {
+            match &mut link.body {
+                Some(body) => room(body).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             report = link.reports.recv() => match report {
+                Some(Report::Sent(body)) => link.body = Some(body),
                 Some(Report::Status { status, text, owner }) => {
                     if status == 200 {
                         self.shared.passed_over().handle_answer(&link.origin);
@@ -250,24 +247,32 @@ impl Relay {
                 }
                 None => self.handover.handle_lost(now(), "relay task ended".into(), true),
             },
-            room = link.body.reserve(), if (has_unsent || complete) && !link.ended => match room {
-                Ok(room) if complete => {
-                    room.send(Piece::End);
-                    link.ended = true;
-                }
-                Ok(room) => {
-                    if let Some(bytes) = self.handover.take(PIECE_BYTES) {
-                        self.shared.metrics.relayed_bytes.inc_by(bytes.len() as u64);
-                        room.send(Piece::Data(bytes));
-                    }
-                }
-                // The request is gone; its report says why.
-                Err(_) => link.ended = true,
-            },
+            room = has_room, if wants_room => self.send(room.is_some(), complete),
             () = timeout => {
                 self.candidates.look(&self.shared, &self.request.stream, &mut self.handover);
                 self.handover.handle_timeout(now());
             }
+        }
+    }
+
+    /// The next piece of the body, or its end.
+    fn send(&mut self, has_room: bool, complete: bool) {
+        let Some(link) = &mut self.link else { return };
+        let piece = if complete { None } else { self.handover.take(PIECE_BYTES) };
+        let bytes = piece.as_ref().map_or(0, Bytes::len);
+        let sent = match (&mut link.body, has_room, piece) {
+            (Some(body), true, Some(piece)) => body.send_data(piece, false).is_ok(),
+            (Some(body), true, None) if complete => {
+                // Whether it could be said or not: the origin's answer tells the rest.
+                let _ = body.send_data(Bytes::new(), true);
+                false
+            }
+            (_, has_room, _) => has_room,
+        };
+        self.shared.metrics.relayed_bytes.inc_by(bytes as u64);
+        if !sent {
+            // Ended, or the request is gone: its report says why.
+            link.body = None;
         }
     }
 
@@ -283,7 +288,8 @@ impl Relay {
         let received_ms = received_ms.unwrap_or_else(unix_ms);
         // Also if it was given up itself before: then it is asked once more.
         let lost = self.lost.iter().filter(|lost| **lost != node.name).cloned().collect::<Vec<_>>().join(",");
-        self.link = Some(Link::open(node, self.request.clone(), Says { received_ms, next, lost }));
+        let says = Says { received_ms, next, lost };
+        self.link = Some(Link::open(&self.shared.uplinks, node, self.request.clone(), says));
     }
 }
 
@@ -310,12 +316,12 @@ impl Candidates {
     }
 }
 
-/// One attempt: a task that owns the connection, and the two channels to it.
+/// One attempt: the request's body, and a task that reads the answer.
 struct Link {
     origin: String,
-
-    body: mpsc::Sender<Piece>,
-    ended: bool,
+    uplink: Arc<Uplink>,
+    /// Once the request is sent, until its body has ended. Dropped before that it resets the request.
+    body: Option<SendStream<Bytes>>,
     reports: mpsc::Receiver<Report>,
     /// Aborted when dropped.
     _task: JoinSet<()>,
@@ -330,87 +336,71 @@ struct Says {
 }
 
 enum Report {
+    Sent(SendStream<Bytes>),
     Status { status: u16, text: String, owner: Option<String> },
     Answer(Answer),
     Lost { reason: String, torn: bool },
 }
 
 impl Link {
-    fn open(node: Arc<Node>, head: Arc<RequestHead>, says: Says) -> Link {
-        let (body, request_body) = body::channel();
+    fn open(uplinks: &Arc<Uplinks>, node: Arc<Node>, head: Arc<RequestHead>, says: Says) -> Link {
         let (reporter, reports) = mpsc::channel(REPORTS);
         let mut task = JoinSet::new();
         let origin = node.name.clone();
+        let uplink = uplinks.lease(&node.address);
+        let leased = uplink.clone();
         task.spawn(async move {
-            let ended = converse(&node, &head, says, request_body, &reporter).await;
-            let (reason, torn) = match ended {
-                Ok(()) => ("origin ended its answer".into(), false),
-                Err(error) => (net::chain(error.as_ref()), true),
+            let ended = converse(&leased, &node, &head, says, &reporter).await;
+            let (reason, torn) = match (ended, leased.why_closed()) {
+                (Ok(()), _) => ("origin ended its answer".into(), false),
+                // It says more than a stream that went with it.
+                (Err(_), Some(why)) => (why.to_string(), true),
+                (Err(error), None) => (net::chain(error.as_ref()), true),
             };
             // The receiver may be gone: then nobody asks.
             let reason = format!("{} ({}): {reason}", node.name, node.address);
             let _ = reporter.send(Report::Lost { reason, torn }).await;
         });
-        Link { origin, body, ended: false, reports, _task: task }
+        Link { origin, uplink, body: None, reports, _task: task }
     }
 }
 
-type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// One request from connecting to the end of its answer.
+/// One request from its head to the end of its answer.
 async fn converse(
+    uplink: &Uplink,
     node: &Node,
     head: &RequestHead,
     says: Says,
-    request_body: RelayBody,
     reporter: &mpsc::Sender<Report>,
 ) -> Result<(), BoxError> {
-    let socket = TcpStream::connect(&node.address).await?;
-    socket.set_nodelay(true)?;
-    let name = ServerName::try_from(host(&node.address).to_owned())?;
-    let stream = tokio_rustls::TlsConnector::from(head.tls.clone()).connect(name, socket).await?;
-    let tasks = Tasks::default();
-    // However this function ends, also when it is dropped: nothing of the connection outlives it.
-    let _guard = tasks.stop.clone().drop_guard();
-    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(tasks)
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_INTERVAL)
-        .max_send_buf_size(4 * PIECE_BYTES)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    let conversation = async {
-        let request = head.request(node, &says, request_body)?;
-        let (parts, mut answer) = sender.send_request(request).await?.into_parts();
-        let status = parts.status.as_u16();
-        let text = if status == 200 { String::new() } else { first_line(&mut answer).await };
-        let owner = parts.headers.get("rooftop-owner").and_then(|name| name.to_str().ok()).map(str::to_owned);
-        reporter.send(Report::Status { status, text, owner }).await?;
-        let mut reader = AnswerReader::default();
-        while let Some(frame) = answer.frame().await {
-            if let Some(bytes) = frame?.data_ref() {
-                reader.push(bytes)?;
-            }
-            while let Some(line) = reader.poll() {
-                reporter.send(Report::Answer(line)).await?;
-            }
-        }
-        Ok(())
-    };
-    let mut connection = std::pin::pin!(connection);
-    let mut conversation = std::pin::pin!(conversation);
-    tokio::select! {
-        ended = &mut conversation => ended,
-        // The connection ends first only when it broke: the conversation then says how, and cannot hang.
-        broken = &mut connection => {
-            let said = conversation.await;
-            broken.map_err(BoxError::from).and(said)
+    let request = head.request(node, &says)?;
+    let (response, body) = uplink.sender().await?.send_request(request, false)?;
+    reporter.send(Report::Sent(body)).await?;
+    let (parts, mut answer) = response.await?.into_parts();
+    let status = parts.status.as_u16();
+    let text = if status == 200 { String::new() } else { first_line(&mut answer).await };
+    let owner = parts.headers.get("rooftop-owner").and_then(|name| name.to_str().ok()).map(str::to_owned);
+    reporter.send(Report::Status { status, text, owner }).await?;
+    let mut reader = AnswerReader::default();
+    while let Some(bytes) = next_bytes(&mut answer).await {
+        reader.push(&bytes?)?;
+        while let Some(line) = reader.poll() {
+            reporter.send(Report::Answer(line)).await?;
         }
     }
+    Ok(())
+}
+
+async fn next_bytes(answer: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
+    let bytes = answer.data().await?;
+    Some(bytes.and_then(|bytes| {
+        answer.flow_control().release_capacity(bytes.len())?;
+        Ok(bytes)
+    }))
 }
 
 impl RequestHead {
-    fn request(&self, node: &Node, says: &Says, body: RelayBody) -> Result<Request<RelayBody>, BoxError> {
+    fn request(&self, node: &Node, says: &Says) -> Result<Request<()>, BoxError> {
         let path = format!("/relay/{}", self.stream);
         let uri =
             Uri::builder().scheme("https").authority(node.address.as_str()).path_and_query(path).build()?;
@@ -427,28 +417,14 @@ impl RequestHead {
         if !says.lost.is_empty() {
             request = request.header("rooftop-lost", &says.lost);
         }
-        Ok(request.body(body)?)
+        Ok(request.body(())?)
     }
 }
 
-/// Where hyper starts the tasks of a connection (its frames, the request body): all stop together.
-#[derive(Clone, Default)]
-struct Tasks {
-    running: TaskTracker,
-    stop: CancellationToken,
-}
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
-    fn execute(&self, future: F) {
-        let stop = self.stop.clone();
-        self.running.spawn(async move { stop.run_until_cancelled(future).await });
-    }
-}
-
-async fn first_line(body: &mut Incoming) -> String {
+async fn first_line(answer: &mut RecvStream) -> String {
     let mut text = Vec::new();
-    while let Some(Ok(frame)) = body.frame().await {
-        text.extend_from_slice(frame.data_ref().map_or(&[], |bytes| bytes));
+    while let Some(Ok(bytes)) = next_bytes(answer).await {
+        text.extend_from_slice(&bytes);
         if text.len() > MAX_REFUSAL_BYTES || text.contains(&b'\n') {
             break;
         }
@@ -456,12 +432,6 @@ async fn first_line(body: &mut Incoming) -> String {
     let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let line = String::from_utf8_lossy(&line[..line.len().min(MAX_REFUSAL_BYTES)]);
     line.chars().filter(|character| !character.is_control()).collect()
-}
-
-/// `host` of `host:port`, without the brackets of an IPv6 address.
-fn host(address: &str) -> &str {
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 fn secret(text: &str) -> HeaderValue {
@@ -477,16 +447,4 @@ fn now() -> Instant {
 
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_of_addresses() {
-        for (address, expected) in [("dc1:9000", "dc1"), ("127.0.0.1:1", "127.0.0.1"), ("[::1]:1", "::1")] {
-            assert_eq!(host(address), expected);
-        }
-    }
 }

@@ -375,14 +375,15 @@ where
     }
 
     fn h2_builder(&self, streams: Arc<Streams>) -> http2::Builder<Spawn> {
-        let Options { h2_max_streams, max_header_bytes, h2_stream_window, .. } = self.options;
+        let Options { h2_max_streams, max_header_bytes, h2_stream_window, h2_connection_window, .. } =
+            self.options;
         let mut builder = http2::Builder::new(Spawn(streams));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(h2_max_streams)
             .max_header_list_size(max_header_bytes)
             .initial_stream_window_size(h2_stream_window)
-            .initial_connection_window_size(h2_stream_window.saturating_mul(16).min(1 << 30))
+            .initial_connection_window_size(h2_connection_window)
             .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
             .max_send_buf_size(H2_SEND_BUFFER)
             .keep_alive_interval(PING_INTERVAL)

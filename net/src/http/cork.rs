@@ -18,7 +18,7 @@ const MAX_GATHERED: usize = 64 << 10;
 
 /// A stream whose writes are gathered, where that pays: over TLS. Without it they go straight through, since the kernel
 /// takes many pieces at once without a copy of ours. Clones are handles on the same stream: one for the connection, one to drive it.
-pub(crate) struct Corked<S>(Arc<Mutex<Inner<S>>>);
+pub struct Corked<S>(Arc<Mutex<Inner<S>>>);
 
 impl<S> Clone for Corked<S> {
     fn clone(&self) -> Self {
@@ -33,13 +33,14 @@ struct Inner<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Corked<S> {
-    pub(crate) fn new(stream: S, gathers: bool) -> Self {
+    /// Gathers what is written to `stream` if it `gathers`, else passes it on.
+    pub fn new(stream: S, gathers: bool) -> Self {
         Self(Arc::new(Mutex::new(Inner { stream, gathers, gathered: BytesMut::new() })))
     }
 
     /// Polls `connection`, which must have a clone of this stream, and sends what it has written. An error is that of the
     /// connection, or why nothing can be sent.
-    pub(crate) fn poll_drive<C, E>(
+    pub fn poll_drive<C, E>(
         &self,
         connection: Pin<&mut C>,
         cx: &mut Context<'_>,

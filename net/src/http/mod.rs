@@ -11,6 +11,8 @@ mod priority;
 mod streams;
 mod turns;
 
+pub use cork::Corked;
+
 use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,6 +37,9 @@ pub struct Options {
     pub h2_max_streams: u32,
     /// Flow-control window of a request body (h2), in bytes; matters to relays only.
     pub h2_stream_window: u32,
+    /// The same of all request bodies of a connection together: with room for all of them one that is not read holds up
+    /// no other.
+    pub h2_connection_window: u32,
     /// A connection, or an h2 stream, that takes less than `min_send_rate` for so long while there is something for it to
     /// take is ended.
     pub send_timeout: Duration,
@@ -53,6 +58,7 @@ impl Default for Options {
             max_header_bytes: 16 << 10,
             h2_max_streams: 256,
             h2_stream_window: 1 << 20,
+            h2_connection_window: 16 << 20,
             send_timeout: Duration::from_secs(60),
             min_send_rate: 0,
             viewers: false,
