@@ -66,26 +66,56 @@ impl Tag {
 
     /// A video tag with which decoding can start.
     pub fn is_keyframe(&self) -> bool {
-        matches!(self.video(), Ok(Video::Frame { key: true, .. }))
+        self.kind == TagKind::Video && self.shape() == Shape::Frame { key: true }
     }
 
     /// A coded frame of either track: what has a time of its own.
     pub fn is_frame(&self) -> bool {
-        match self.kind {
-            TagKind::Video => matches!(self.video(), Ok(Video::Frame { .. })),
-            TagKind::Audio => matches!(self.audio(), Ok(Audio::Frame { .. })),
-            TagKind::Script => false,
-        }
+        matches!(self.shape(), Shape::Frame { .. })
     }
 
     /// A sequence header (codec configuration) of either track.
     pub fn is_config(&self) -> bool {
-        match self.kind {
-            TagKind::Video => matches!(self.video(), Ok(Video::Config { .. })),
-            TagKind::Audio => matches!(self.audio(), Ok(Audio::Config { .. })),
-            TagKind::Script => false,
+        self.shape() == Shape::Config
+    }
+
+    /// The same as [`Tag::video`] and [`Tag::audio`] say. Asked several times of each tag, so it looks at the two bytes that
+    /// tell in the tags that are common.
+    fn shape(&self) -> Shape {
+        match (self.kind, &self.data[..]) {
+            (TagKind::Video, [first, packet_type, _, _, _, ..]) if matches!(first & 0x8F, 7 | 12) => {
+                match (packet_type, first >> 4) {
+                    (0, _) => Shape::Config,
+                    (1, 5) => Shape::Nothing,
+                    (1, frame_type) => Shape::Frame { key: frame_type == 1 },
+                    _ => Shape::Nothing,
+                }
+            }
+            (TagKind::Video, _) => match self.video() {
+                Ok(Video::Config { .. }) => Shape::Config,
+                Ok(Video::Frame { key, .. }) => Shape::Frame { key },
+                Ok(Video::Nothing) | Err(_) => Shape::Nothing,
+            },
+            (TagKind::Audio, [first, packet_type, ..]) if first >> 4 == 10 => match packet_type {
+                0 => Shape::Config,
+                _ => Shape::Frame { key: true },
+            },
+            (TagKind::Audio, _) => match self.audio() {
+                Ok(Audio::Config { .. }) => Shape::Config,
+                Ok(Audio::Frame { .. }) => Shape::Frame { key: true },
+                Ok(Audio::Nothing) | Err(_) => Shape::Nothing,
+            },
+            (TagKind::Script, _) => Shape::Nothing,
         }
     }
+}
+
+/// What a tag means, without what it carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Config,
+    Frame { key: bool },
+    Nothing,
 }
 
 #[cfg(test)]

@@ -697,7 +697,7 @@ mod tests {
             assert!(world.now - began < second(10), "{actions:?}");
             actions = world.timeout();
         }
-        let lost = "lost: end not confirmed in time, 70 bytes unacknowledged: no answer within 2s";
+        let lost = "lost: end not confirmed in time, 134 bytes unacknowledged: no answer within 2s";
         assert_eq!(actions, ["abandon", lost]);
         // Who leaves before an origin answered owes nothing, and that origin has not failed.
         let mut world = World::new(1);

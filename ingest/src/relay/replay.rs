@@ -11,8 +11,9 @@ use media::flv::{self, Tag, TagKind, Video};
 use super::answer::Until;
 use super::budget::Budget;
 
-/// Charged per tag beside its body, so that a stream of empty tags is bounded too.
-const TAG_OVERHEAD_BYTES: usize = 64;
+/// Charged per tag beside its body, so that a stream of empty tags is bounded too: an entry, the queue's slack and what an
+/// allocation costs.
+const TAG_OVERHEAD_BYTES: usize = 128;
 
 /// Audio alone (or after a camera was switched off for [`VIDEO_GAP_MS`]) can begin anywhere: once a second is fine enough
 /// to forget what is published.
@@ -290,8 +291,8 @@ impl Replay {
             _ if tag.is_config() => return (EntryKind::Setup, time_ms),
             TagKind::Video => {
                 self.last_video_ms = Some(time_ms);
-                match tag.video() {
-                    Ok(Video::Frame { key: true, composition_ms, .. }) => {
+                match tag.is_keyframe().then(|| tag.video()) {
+                    Some(Ok(Video::Frame { composition_ms, .. })) => {
                         Some(time_ms.wrapping_add_signed(composition_ms))
                     }
                     _ => None,
@@ -461,6 +462,9 @@ mod tests {
         tag.timestamp_ms.wrapping_add(if tag.kind == TagKind::Video { u32::from(tag.data[4]) } else { 0 })
     }
 
+    /// Room for some forty frames.
+    const SMALL: usize = 41 * (9 + TAG_OVERHEAD_BYTES);
+
     /// Everything that waits to be sent, read back.
     fn drain(replay: &mut Replay, decoder: &mut flv::Decoder) -> Vec<Tag> {
         while let Some(bytes) = replay.take(500) {
@@ -553,11 +557,11 @@ mod tests {
 
     #[test]
     fn a_full_buffer_drops_whole_groups_and_says_so() {
-        let mut replay = empty(3000);
+        let mut replay = empty(SMALL);
         replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0, Duration::ZERO);
         for id in 0..200u32 {
             replay.push(video(id * 40, id % 10 == 0, 0, id), 0, Duration::ZERO);
-            assert!(replay.bytes() <= 3000);
+            assert!(replay.bytes() <= SMALL);
         }
         assert_eq!(replay.dropped_gops(), 17);
         replay.rewind(false);
@@ -569,7 +573,7 @@ mod tests {
 
     #[test]
     fn an_endless_group_passes_live_but_is_not_replayed_from_its_middle() {
-        let mut replay = empty(3000);
+        let mut replay = empty(SMALL);
         let mut decoder = flv::Decoder::new();
         replay.push(setup(TagKind::Video, 0, VIDEO_CONFIG), 0, Duration::ZERO);
         let mut live = 0;
@@ -578,7 +582,7 @@ mod tests {
             live += drain(&mut replay, &mut decoder).len();
         }
         assert_eq!(live, 201, "what was sent in time is not touched by the bound");
-        assert!(replay.bytes() <= 3000 && replay.dropped_gops() > 0);
+        assert!(replay.bytes() <= SMALL && replay.dropped_gops() > 0);
         replay.rewind(false);
         let mut decoder = flv::Decoder::new();
         assert_eq!(drain(&mut replay, &mut decoder).len(), 1, "the configuration only");
@@ -590,7 +594,7 @@ mod tests {
 
     #[test]
     fn a_stalled_sender_skips_to_a_keyframe() {
-        let mut replay = empty(3000);
+        let mut replay = empty(SMALL);
         let mut decoder = flv::Decoder::new();
         for id in 0..100 {
             replay.push(video(id * 40, id == 0, 0, id), 0, Duration::ZERO);
@@ -746,7 +750,7 @@ mod tests {
 
     #[test]
     fn age_and_the_common_budget_are_bounds_too() {
-        let budget = Arc::new(Budget::new(3000, Gauge::default()));
+        let budget = Arc::new(Budget::new(SMALL as u64, Gauge::default()));
         let mut replay =
             Replay::new(Bounds { duration: Duration::from_secs(5), ..bounds(1 << 20, 0, &budget) });
         for id in 0..30u32 {
@@ -757,7 +761,7 @@ mod tests {
         let mut greedy = Replay::new(bounds(1 << 20, 0, &budget));
         for id in 0..200u32 {
             greedy.push(video(id * 100, true, 0, id), 0, Duration::ZERO);
-            assert!(budget.used() <= 3000);
+            assert!(budget.used() <= SMALL as u64);
         }
         assert_eq!((replay.entries.len(), replay.dropped_gops()), (6, 24), "who has little keeps it");
         assert!(greedy.dropped_gops() > 150);

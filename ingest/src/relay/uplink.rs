@@ -238,13 +238,4 @@ fn host(address: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_of_addresses() {
-        for (address, expected) in [("dc1:9000", "dc1"), ("127.0.0.1:1", "127.0.0.1"), ("[::1]:1", "::1")] {
-            assert_eq!(host(address), expected);
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,8 +10,8 @@ use bytes::BytesMut;
 use media::flv::Tag;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tracing::{Instrument, Span, error, info, info_span, warn};
 
 use crate::health::{Board, Entry, Health};
@@ -77,7 +78,9 @@ struct Connection {
     peer: SocketAddr,
     id: String,
     context: Arc<Context>,
-    shutdown: CancellationToken,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Goes off no later than the deadline, which each frame moves on.
+    timer: Pin<Box<Sleep>>,
     session: Session,
     began: Instant,
     last_bytes: Instant,
@@ -163,7 +166,8 @@ impl Connection {
             peer,
             id,
             context,
-            shutdown,
+            shutdown: Box::pin(shutdown.cancelled_owned()),
+            timer: Box::pin(tokio::time::sleep_until(now)),
             session,
             began: now,
             last_bytes: now,
@@ -251,6 +255,7 @@ impl Connection {
                     }
                 }
                 Ok(Happened::Progress(Progress::Over(outcome))) => return End::Relay(outcome),
+                Ok(Happened::Early) => {}
                 Ok(Happened::Shutdown) => {
                     self.drained = Some(Instant::now() + self.context.config.drain);
                     // Who does not understand it goes on until then.
@@ -268,6 +273,9 @@ impl Connection {
     /// Waits for one thing. Reading never waits for the relay: what comes goes into its buffer.
     async fn wait(&mut self) -> Result<Happened, Error> {
         let (deadline, late) = self.deadline();
+        if deadline < self.timer.deadline() || self.timer.is_elapsed() {
+            self.timer.as_mut().reset(deadline);
+        }
         let (input, output) = self.session.buffers();
         input.reserve(READ_BYTES);
         let (writing, flushing) = (!output.is_empty(), self.unflushed);
@@ -286,7 +294,7 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            () = self.shutdown.cancelled(), if self.drained.is_none() => Ok(Happened::Shutdown),
+            () = self.shutdown.as_mut(), if self.drained.is_none() => Ok(Happened::Shutdown),
             progress = relay => Ok(Happened::Progress(progress)),
             read = self.reader.read_buf(input) => match read {
                 // Many encoders close the connection without closing TLS first.
@@ -303,7 +311,11 @@ impl Connection {
                 read => Ok(Happened::Read(read?)),
             },
             sent = send, if writing || flushing => sent.map_err(Error::Io),
-            () = tokio::time::sleep_until(deadline) => late.map_or(Ok(Happened::Silence), Err),
+            () = self.timer.as_mut() => match late {
+                _ if Instant::now() < deadline => Ok(Happened::Early),
+                Some(late) => Err(late),
+                None => Ok(Happened::Silence),
+            },
         }
     }
 
@@ -495,6 +507,8 @@ enum Happened {
     Written,
     Flushed,
     Progress(Progress),
+    /// The timer went off before anything is due.
+    Early,
     /// Nothing came for so long that it is time to ask for a sign of life.
     Silence,
     Shutdown,

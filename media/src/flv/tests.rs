@@ -121,7 +121,7 @@ fn the_first_of_many_tracks_is_read_and_the_others_are_named() {
 }
 
 #[test]
-fn damaged_headers_never_panic() {
+fn damaged_headers_never_panic_and_are_read_alike() {
     let mut seed = 5u64;
     let mut random = move || {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -132,11 +132,27 @@ fn damaged_headers_never_panic() {
         let mut data: Vec<u8> = (0..len).map(|_| random()).collect();
         if let Some(first) = data.first_mut() {
             // Mostly enhanced ones, with modifiers and tracks.
-            *first = [*first, 0x96, 0x97, 0x95][usize::from(random() % 4)];
+            *first = [*first, 0x96, 0x97, 0x95, 0x17, 0x57, 0x2C, 0xAF][usize::from(random() % 8)];
+        }
+        if let [0x17 | 0x57 | 0x2C | 0xAF, second, ..] = &mut data[..] {
+            *second %= 4;
         }
         for kind in [TagKind::Video, TagKind::Audio] {
             let tag = Tag { kind, timestamp_ms: 0, data: data.clone().into() };
-            let _ = (tag.video(), tag.audio(), tag.other_tracks(), tag.is_config());
+            let (video, audio, _) = (tag.video(), tag.audio(), tag.other_tracks());
+            let (config, frame, key) = match kind {
+                TagKind::Video => (
+                    matches!(video, Ok(Video::Config { .. })),
+                    matches!(video, Ok(Video::Frame { .. })),
+                    matches!(video, Ok(Video::Frame { key: true, .. })),
+                ),
+                _ => (
+                    matches!(audio, Ok(Audio::Config { .. })),
+                    matches!(audio, Ok(Audio::Frame { .. })),
+                    false,
+                ),
+            };
+            assert_eq!((tag.is_config(), tag.is_frame(), tag.is_keyframe()), (config, frame, key), "{tag:?}");
         }
     }
 }
