@@ -119,7 +119,7 @@ async fn relays_share_a_connection_until_it_is_full() {
     let [a, b, c] = [0; 3].map(|_| uplinks.lease(&address));
     assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&b, &c));
     for uplink in [&a, &b, &c] {
-        begin(uplink, "/x").await.unwrap();
+        let _ = begin(uplink, "/x").await.unwrap();
     }
     assert_eq!(origin.connections(), 2);
     drop(b);
@@ -127,13 +127,13 @@ async fn relays_share_a_connection_until_it_is_full() {
     a.retire();
     let d = uplinks.lease(&address);
     assert!(Arc::ptr_eq(&c, &d), "no relay begins on one that is retired");
-    begin(&a, "/x").await.expect("those that are on it go on");
+    let _ = begin(&a, "/x").await.expect("those that are on it go on");
     drop(a);
     origin.ended.recv().await.unwrap();
     assert_eq!(c.why_closed(), None, "the other is not touched");
     drop((c, d));
     origin.ended.recv().await.unwrap();
-    begin(&uplinks.lease(&address), "/x").await.unwrap();
+    let _ = begin(&uplinks.lease(&address), "/x").await.unwrap();
     assert_eq!((origin.connections(), uplinks.known.lock().unwrap().len()), (3, 1));
 }
 
