@@ -1,4 +1,5 @@
-//! What operators see of broadcasts and do to them, on the admin listener: `GET /admin/ingest`, `POST /admin/revoke`.
+//! What operators see of broadcasts and do to them, on the admin listener: `GET /admin/ingest`, `GET /admin/latency`,
+//! `POST /admin/revoke`.
 
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ type Failure = (StatusCode, String);
 impl Streams {
     /// Whether a path is answered here.
     pub(crate) fn has(path: &str) -> bool {
-        matches!(path, "/admin/ingest" | "/admin/revoke")
+        matches!(path, "/admin/ingest" | "/admin/latency" | "/admin/revoke")
     }
 
     /// Answers a request for such a path.
@@ -65,8 +66,14 @@ impl Streams {
             ("/admin/ingest", &Method::GET | &Method::HEAD) => {
                 self.ingest(request.uri().query().unwrap_or_default())
             }
+            ("/admin/latency", &Method::GET | &Method::HEAD) => {
+                self.latency(request.uri().query().unwrap_or_default())
+            }
             ("/admin/revoke", &Method::POST) => self.revoke(request).await,
-            _ => Err((StatusCode::METHOD_NOT_ALLOWED, "GET /admin/ingest, POST /admin/revoke".into())),
+            _ => Err((
+                StatusCode::METHOD_NOT_ALLOWED,
+                "GET /admin/ingest, GET /admin/latency, POST /admin/revoke".into(),
+            )),
         }
     }
 
@@ -86,6 +93,31 @@ impl Streams {
             entry
         });
         Ok(json!({ "sessions": sessions, "listed": listed.collect::<Vec<_>>() }))
+    }
+
+    fn latency(&self, query: &str) -> Result<Value, Failure> {
+        let Some(origin) = &self.origin else {
+            return Err((
+                StatusCode::NOT_FOUND,
+                "this node has no origin: latencies are measured there".into(),
+            ));
+        };
+        let stream = query.strip_prefix("stream=").and_then(|name| name.parse::<StreamName>().ok());
+        let stream =
+            stream.ok_or((StatusCode::UNPROCESSABLE_ENTITY, "the query has to be stream=NAME".into()))?;
+        let took = origin.took(&stream);
+        let took = took.ok_or((StatusCode::NOT_FOUND, format!("stream {stream} is not published here")))?;
+        let hop = |took: origin::hops::Took| {
+            let ms = |us: u32| f64::from(us) / 1000.0;
+            json!({
+                "hop": took.hop.name(),
+                "passages": took.passages,
+                "p50_ms": ms(took.p50_us),
+                "p95_ms": ms(took.p95_us),
+                "max_ms": ms(took.max_us),
+            })
+        };
+        Ok(json!({ "stream": stream.as_str(), "hops": took.into_iter().map(hop).collect::<Vec<_>>() }))
     }
 
     async fn revoke(&self, request: http::Request<Incoming>) -> Result<Value, Failure> {

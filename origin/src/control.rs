@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::Control;
+use crate::hops::Took;
 use crate::live::State;
 
 /// How long the last session of a stream that is ended may take to publish what it brought.
@@ -35,6 +36,11 @@ impl Control {
         let mut listed: Vec<_> = self.0.streams().values().filter_map(|live| live.described()).collect();
         listed.sort_by(|a, b| a.stream.cmp(&b.stream));
         listed
+    }
+
+    /// What the frames of a stream took lately, hop by hop; `None` if it is not published here.
+    pub fn took(&self, stream: &StreamName) -> Option<Vec<Took>> {
+        self.0.stream(stream).filter(|live| live.state() != State::Offline).map(|live| live.hops.took())
     }
 
     /// Changes whenever [`Control::list`] does, except for streams that are forgotten after their end.

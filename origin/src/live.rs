@@ -19,6 +19,7 @@ use crate::continuation::{AudioStart, Continuation};
 use crate::control::Standing;
 use crate::dvr::Past;
 use crate::hls::{self, BadDirective, Directives, Targets, Variant};
+use crate::hops;
 use crate::run::Run;
 use crate::succession::Succession;
 use crate::timeline::{Anchor, FIRST_TICK};
@@ -53,6 +54,8 @@ pub struct Live {
     absence: Mutex<Option<(State, AbortHandle)>>,
     /// How one session gives way to the next.
     pub succession: Succession,
+    /// What its frames took lately.
+    pub hops: hops::Board,
 }
 
 /// What one writer leaves to the next.
@@ -170,6 +173,7 @@ impl Live {
             writer: Arc::default(),
             absence: Mutex::default(),
             succession: Succession::default(),
+            hops: hops::Board::default(),
         }
     }
 

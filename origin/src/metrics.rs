@@ -4,6 +4,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 /// What was repaired: one of the names of [`crate::repair::Repairs::kinds`], or `composition`.
@@ -20,6 +21,33 @@ pub struct Reason {
     pub reason: &'static str,
 }
 
+/// A station that frames pass: one of the names of [`crate::hops::Hop`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Passed {
+    /// The label.
+    pub hop: &'static str,
+}
+
+/// Seconds that frames took, by hop.
+#[derive(Debug, Clone)]
+pub struct Hops(Family<Passed, Histogram, fn() -> Histogram>);
+
+/// From what a copied frame takes to what nobody should have to wait for.
+const HOP_BUCKETS: [f64; 13] = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0];
+
+impl Default for Hops {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(HOP_BUCKETS)))
+    }
+}
+
+impl Hops {
+    /// A frame has passed `hop`, so many microseconds after it came in.
+    pub fn note(&self, hop: crate::hops::Hop, us: i64) {
+        self.0.get_or_create(&Passed { hop: hop.name() }).observe(us.max(0) as f64 / 1e6);
+    }
+}
+
 type Repaired = Family<Kind, Counter>;
 type Breaks = Family<Reason, Counter>;
 
@@ -29,6 +57,8 @@ macro_rules! metrics {
         #[derive(Debug, Clone, Default)]
         pub struct Metrics {
             $($(#[doc = $help])+ pub $field: $kind,)+
+            /// Seconds from when a frame came in to when it had passed a station of the origin.
+            pub hops: Hops,
         }
 
         impl Metrics {
@@ -40,6 +70,11 @@ macro_rules! metrics {
                     concat!($($help),+).trim_start().trim_end_matches('.'),
                     metrics.$field.clone(),
                 );)+
+                registry.register(
+                    "origin_hop_seconds",
+                    "Seconds from when a frame came in to when it had passed a station of the origin",
+                    metrics.hops.0.clone(),
+                );
                 metrics
             }
         }

@@ -14,9 +14,10 @@ use transcode::{Rung, cmaf};
 use crate::broadcast::NewRendition;
 use crate::continuation::{AudioStart, Continuation};
 use crate::hls::{Kind, Targets, Variant};
-use crate::hops::Taken;
+use crate::hops::{Hop, Taken};
 use crate::live::{Live, Place};
 use crate::metrics::Metrics;
+use crate::relay::unix_us;
 use crate::segmenter::{Event, Segmenter};
 use crate::window::Bitrate;
 
@@ -214,6 +215,7 @@ impl Packager {
             self.waiting_video.push_back((rung, sample));
         } else if let Some(track) = self.video.get_mut(rung) {
             track.end = Some(sample.pts + sample.duration.max(1));
+            passed(&self.plan, Hop::Encoded, VIDEO, sample.pts, Timescale::VIDEO);
             track.segmenter.push(sample, true);
             publish(&self.plan, track);
         }
@@ -398,6 +400,15 @@ fn audio_rendition(config: &AacConfig) -> NewRendition {
     }
 }
 
+/// Notes that the frame shown at `pts` has passed `hop`.
+fn passed(plan: &Plan, hop: Hop, kind: usize, pts: Ticks, timescale: Timescale) {
+    if let Some(taken) = plan.taken[kind].at(pts, timescale) {
+        let us = unix_us() - taken.unix_us;
+        plan.metrics.hops.note(hop, us);
+        plan.live.hops.note(hop, us);
+    }
+}
+
 fn publish(plan: &Plan, track: &mut Track) {
     while let Some(event) = track.segmenter.poll() {
         match event {
@@ -405,13 +416,14 @@ fn publish(plan: &Plan, track: &mut Track) {
             Event::Part(part) => {
                 track.sequence = track.sequence.wrapping_add(1);
                 let timescale = track.segmenter.timescale();
-                let taken = &plan.taken[if track.id == audio_id() { AUDIO } else { VIDEO }];
-                let first = part.samples.first().filter(|_| part.first);
-                let reference = first.and_then(|sample| taken.at(sample.pts, timescale));
+                let kind = if track.id == audio_id() { AUDIO } else { VIDEO };
+                let first = part.samples.first().map_or(0, |sample| sample.pts);
+                let reference = plan.taken[kind].at(first, timescale).filter(|_| part.first);
                 let chunk = cmaf::chunk(track.sequence, &part.samples, part.first, reference);
                 plan.metrics.parts.inc();
                 plan.metrics.published_bytes.inc_by(chunk.len() as u64);
                 plan.live.part(plan.epoch, &track.id, chunk, part.duration, part.independent);
+                passed(plan, Hop::Published, kind, first, timescale);
             }
             Event::Close => {
                 plan.metrics.segments.inc();

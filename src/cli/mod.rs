@@ -4,6 +4,7 @@ pub mod admin;
 pub mod archive;
 pub mod broadcast;
 pub mod check_config;
+pub mod latency;
 pub mod serve;
 pub mod stream;
 pub mod token;
@@ -32,6 +33,8 @@ pub enum Command {
     Broadcast(broadcast::BroadcastArgs),
     /// Stream keys and playback URLs
     Stream(stream::StreamArgs),
+    /// What the frames of a stream take from hop to hop
+    Latency(latency::LatencyArgs),
     /// The cache policy of a running node
     Policy(admin::PolicyArgs),
     /// Make the caches of a running node forget what begins with a prefix

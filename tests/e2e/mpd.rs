@@ -113,6 +113,7 @@ fn dash_goes_on_over_absences_and_another_size_and_its_mpd_never_goes_back() {
         let mut players = Players::watch(&url);
         println!("milliseconds to start: {}", players.say()["playing"]);
         players.pass(12.0);
+        hops_are_measured(&node);
         let newest = || periods(&get(&url).text()).pop().unwrap();
         for (away, clip) in [(3, &first), (8, &second)] {
             let before = newest().0;
@@ -180,6 +181,26 @@ fn nothing_is_a_segment(node: &Node, mpd: &str) {
     assert_eq!((answer.status, answer.body.len()), (200, 32), "{}", answer.text());
     assert_eq!(&answer.body[4..8], b"styp");
     assert_eq!(get(&path(number + 1000)).status, 404);
+}
+
+/// What frames take: at the origin, and as a viewer at the edge sees it.
+fn hops_are_measured(node: &Node) {
+    let (admin, edge) = (node.addr("admin").to_string(), node.addr("http").to_string());
+    let arguments = ["latency", "show", "--admin", &admin, "--edge", &edge, "--segments", "2"];
+    let table = rooftop().args(arguments).output().unwrap();
+    println!("{}", String::from_utf8_lossy(&table.stdout));
+    let output = rooftop().args(arguments).arg("--json").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let hops = told["hops"].as_array().unwrap();
+    let names: Vec<_> = hops.iter().map(|hop| hop["hop"].as_str().unwrap()).collect();
+    assert_eq!(names, ["encoded", "published", "viewed"]);
+    for hop in hops {
+        assert!(hop["passages"].as_u64().unwrap() >= 2 && hop["p50_ms"].as_f64().unwrap() > 0.0, "{told}");
+    }
+    assert!(node.metric("origin_hop_seconds_count{hop=\"published\"}") > 0.0);
+    let unknown = rooftop().args(["latency", "nobody", "--admin", &admin]).output().unwrap();
+    assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("nobody"));
 }
 
 struct Ends<'a>(&'a AtomicBool);
