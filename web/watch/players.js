@@ -12,6 +12,9 @@
 /** Latency from which a jump to the live edge is worth the jolt, in seconds beyond the target. */
 const FAR_BEHIND = 3;
 
+/** How near the end or the beginning of a Period is there, in seconds. */
+const AT_END = 0.5;
+
 const FILES = { hls: ['hls.min.js', 'Hls'], dash: ['dash.min.js', 'dashjs'] };
 
 /** Which players this browser can run. */
@@ -144,6 +147,13 @@ function openDash(dashjs, video, url, on) {
   player.clearDefaultUTCTimingSources();
 
   let availabilityStart = null;
+  let periods = [];
+  // dash.js lets a gap between Periods take as long as it is before it jumps; whoever waits for a broadcaster who is back waits
+  // that long once more.
+  const leap = () => {
+    const to = video.readyState > 2 ? null : behindGap(periods, video.currentTime, video.buffered);
+    if (to !== null) video.currentTime = to;
+  };
   const describe = (rep) => ({
     id: rep.id,
     name: rep.id,
@@ -164,7 +174,9 @@ function openDash(dashjs, video, url, on) {
   player.on(events.MANIFEST_LOADED, ({ data }) => {
     const start = data?.availabilityStartTime;
     availabilityStart = start ? new Date(start).getTime() / 1000 : null;
+    periods = data?.Period ?? [];
   });
+  player.on(events.BUFFER_LEVEL_UPDATED, leap);
   player.on(events.STREAM_INITIALIZED, () => {
     on.renditions();
     play(video);
@@ -259,6 +271,21 @@ function openNative(video, url, on) {
       };
     },
   };
+}
+
+/** Where media goes on, if `time` stands at the end of a Period behind which there is a gap, and the next one's beginning is
+ *  buffered; else null. */
+export function behindGap(periods, time, buffered) {
+  for (const [index, next] of periods.entries()) {
+    const before = periods[index - 1];
+    if (!before || !(time >= before.start + before.duration - AT_END) || time >= next.start) continue;
+    for (let i = 0; i < buffered.length; i += 1) {
+      const start = buffered.start(i);
+      // Audio may begin a frame before or behind the pictures.
+      if (start > time && Math.abs(start - next.start) < AT_END) return start;
+    }
+  }
+  return null;
 }
 
 /** Plays, muted if the browser allows no other way, and leaves it to the viewer where it allows none. */
