@@ -322,14 +322,9 @@ impl Broadcast {
         }
     }
 
-    /// It is over, and ended where its media did: to those who look at it later the gaps of the last absence say nothing,
-    /// and players wait at gaps at the end of a list rather than to end.
+    /// It is over. The gaps of the last absence stay where they were listed: nothing that was told is taken back.
     pub(crate) fn end(&mut self) {
         self.finish_run();
-        let end = self.periods.last().and_then(|period| period.end);
-        if let Some((number, end)) = self.away.zip(end) {
-            self.rewind(number, end);
-        }
     }
 
     /// Renditions that this run does not have must go on all the same: their players are told that media is missing, and

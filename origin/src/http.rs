@@ -9,7 +9,7 @@ use bytes::Bytes;
 use cluster::claim::Refusal;
 use cluster::token::Claims;
 use http::header::{
-    ACCEPT_RANGES, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    ACCEPT_RANGES, ALLOW, AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
     HeaderMap, HeaderValue, IF_RANGE, RANGE, RETRY_AFTER,
 };
 use http::{Method, Response, StatusCode};
@@ -41,6 +41,9 @@ pub(crate) enum Body {
     Push(Box<Told>),
 }
 
+/// Why there is no answer where one was waited for.
+const LATE: &str = "the media did not come in time";
+
 /// Longest session identifier taken, in bytes.
 const MAX_SESSION_BYTES: usize = 64;
 
@@ -71,7 +74,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
     let path = request.uri().path();
     if let Some(stream) = path.strip_prefix("/relay/") {
         if request.method() != Method::POST {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "a relay is a POST");
+            return not_allowed("POST", "a relay is a POST");
         }
         let stream = stream.parse::<StreamName>();
         return match stream {
@@ -80,7 +83,7 @@ pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>
         };
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "objects are read with GET or HEAD");
+        return not_allowed("GET, HEAD", "objects are read with GET or HEAD");
     }
     if let Some(prefix) = path.strip_prefix(media::push::PATH_PREFIX)
         && prefix.starts_with('/')
@@ -131,7 +134,7 @@ fn misdirected(owner: &str) -> Response<Body> {
 /// What another origin is told: all streams, or one of them.
 fn mirror(shared: &Arc<Shared>, of: &str, method: &Method) -> Response<Body> {
     if method != Method::GET {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "a mirror is asked for with GET");
+        return not_allowed("GET", "a mirror is asked for with GET");
     }
     let (sender, told) = mpsc::channel(mirror::QUEUE);
     if of.is_empty() {
@@ -161,7 +164,7 @@ async fn subscription(shared: &Arc<Shared>, prefix: &str, method: &Method) -> Re
         return not_found("pushes are of /push/live/{stream}");
     };
     if method != Method::GET {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "a push is asked for with GET");
+        return not_allowed("GET", "a push is asked for with GET");
     }
     let live = match readable(shared, &stream).await {
         Ok(live) => live,
@@ -318,7 +321,10 @@ async fn object(
         Target::Mpd => {
             let latency_ms = shared.config.dash_latency.as_millis() as u64;
             let past = match start {
-                Some(start) => recording::past_runs(shared, live, start).await,
+                Some(start) => match recording::past_runs(shared, live, start).await {
+                    Ok(past) => past,
+                    Err(unreadable) => return unreadable.answer(),
+                },
                 None => None,
             };
             match live.mpd(latency_ms, relay::unix_ms(), &shared.config.time_url, past.as_ref()) {
@@ -334,7 +340,10 @@ async fn object(
             let mut found = wait(shared, live, || live.playlist(&id, directives, None)).await;
             if let (Ok(Found::Ready(_)), Some(start)) = (&found, start) {
                 // Read when the answer is due: what leaves the window while a request waits is in the archive by then.
-                let past = recording::past(shared, live, &id, start).await;
+                let past = match recording::past(shared, live, &id, start).await {
+                    Ok(past) => past,
+                    Err(unreadable) => return unreadable.answer(),
+                };
                 let query = format!("?start={start}");
                 let ready = Directives { msn: None, part: None, ..directives };
                 found = live.playlist(&id, ready, past.as_ref().map(|past| (past, query.as_str())));
@@ -343,7 +352,7 @@ async fn object(
                 Ok(Found::Ready(playlist)) => {
                     manifest(HLS_TYPE, &playlist_control(live, directives.msn.is_some()), playlist)
                 }
-                Ok(Found::Later) => retry_later(),
+                Ok(Found::Later) => retry_later(LATE),
                 Ok(Found::Never) => not_found("no such rendition"),
                 Err(error) => text(StatusCode::BAD_REQUEST, &error.to_string()),
             }
@@ -368,7 +377,7 @@ async fn object(
                     let etag = segment_etag(epoch, &id, number);
                     media(&shared.shutdown, object, live.media_type(&id), &etag, asked).await
                 }
-                Ok(Found::Later) => retry_later(),
+                Ok(Found::Later) => retry_later(LATE),
                 Ok(Found::Never) if live.is_gap(epoch, &id, number) => gap(live.media_type(&id)),
                 Ok(Found::Never) => earlier(shared, live, Target::Segment(epoch, id, number), asked).await,
             }
@@ -487,7 +496,7 @@ pub(crate) async fn media(
             let text = format!("bytes */{total}");
             (StatusCode::RANGE_NOT_SATISFIABLE, Body::Full(Bytes::new()), Some(0), Some(text))
         }
-        Step::Broken | Step::Wait(_) => return retry_later(),
+        Step::Broken | Step::Wait(_) => return retry_later(LATE),
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -535,8 +544,15 @@ pub(crate) fn not_found(why: &'static str) -> Response<Body> {
     response
 }
 
-pub(crate) fn retry_later() -> Response<Body> {
-    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, "the media did not come in time");
+/// Only these methods may be used here (RFC 9110, 15.5.6).
+fn not_allowed(allow: &'static str, why: &str) -> Response<Body> {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, why);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
+pub(crate) fn retry_later(why: &'static str) -> Response<Body> {
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, why);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     response

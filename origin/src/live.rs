@@ -727,16 +727,22 @@ mod tests {
             live.part(Epoch(2), &id, Bytes::from_static(b"part"), 90_000, true);
             live.close(Epoch(2), &id);
         }
-        // What is left of the media is not pushed out, and is all there is at the end.
+        // What is left of the media is not pushed out. At the end nothing is taken back, and the last parts are there.
         let away = live.interrupt(false);
-        let before = playlist(&live, "360p");
+        let parts = |playlist: &str| playlist.matches("#EXT-X-PART:").count();
+        let before = parts(&playlist(&live, "360p"));
         for minute in 1..5 {
             assert!(live.stay_alive(away, T0 + minute * 60_000));
         }
         let listed = playlist(&live, "360p");
         assert!(listed.matches("#EXT-X-GAP\n").count() > 20, "{listed}");
+        assert_eq!(parts(&listed), 0, "{listed}");
         assert!(live.end(away));
-        assert_eq!(playlist(&live, "360p"), format!("{}#EXT-X-ENDLIST\n", without_reports(&before)));
+        let ended = playlist(&live, "360p");
+        let without_parts: String =
+            ended.split_inclusive('\n').filter(|line| !line.starts_with("#EXT-X-PART:")).collect();
+        assert_eq!(without_parts, format!("{}#EXT-X-ENDLIST\n", without_reports(&listed)));
+        assert_eq!(parts(&ended), before, "{ended}");
     }
 
     #[test]

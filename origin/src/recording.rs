@@ -94,17 +94,24 @@ pub(crate) async fn media(
     }
 }
 
-/// The broadcast that `live` is at, and what is kept of it; `None` if nothing is.
-async fn current(shared: &Shared, live: &Live) -> Option<(BroadcastId, Arc<Index>)> {
-    let broadcast = live.broadcast_id()?;
-    let index = match shared.kept.as_ref()?.reader.index(&broadcast).await {
-        Ok(index) => index?,
-        Err(error) => {
-            warn!(%broadcast, %error, "the archive cannot be read: no more than the window is listed");
-            return None;
-        }
-    };
-    Some((broadcast, index))
+/// What is kept cannot be read now. A list that began with it must not go on without: its sequence numbers would go forth,
+/// and back when it can be read again.
+#[derive(Debug)]
+pub(crate) struct Unreadable;
+
+impl Unreadable {
+    pub(crate) fn answer(&self) -> Response<Body> {
+        answers::retry_later("the archive cannot be read: without start there is what is in memory")
+    }
+}
+
+/// What is kept of the broadcast that `live` is at; `None` if nothing is.
+async fn current(shared: &Shared, live: &Live) -> Result<Option<Arc<Index>>, Unreadable> {
+    let (Some(broadcast), Some(kept)) = (live.broadcast_id(), &shared.kept) else { return Ok(None) };
+    kept.reader.index(&broadcast).await.map_err(|error| {
+        warn!(%broadcast, %error, "the archive cannot be read: nobody gets a list from before the window");
+        Unreadable
+    })
 }
 
 /// Where `start` lies on the timeline, 90 kHz.
@@ -115,17 +122,24 @@ fn place(shared: &Shared, live: &Live, start: Start) -> Option<Ticks> {
 }
 
 /// What a media playlist lists before its window.
-pub(crate) async fn past(shared: &Shared, live: &Live, id: &RenditionId, start: Start) -> Option<Past> {
-    let from = place(shared, live, start)?;
-    let (_, index) = current(shared, live).await?;
-    Some(Past::new(&index, id, from))
+pub(crate) async fn past(
+    shared: &Shared,
+    live: &Live,
+    id: &RenditionId,
+    start: Start,
+) -> Result<Option<Past>, Unreadable> {
+    let Some(from) = place(shared, live, start) else { return Ok(None) };
+    Ok(current(shared, live).await?.map(|index| Past::new(&index, id, from)))
 }
 
 /// What an MPD says before its window.
-pub(crate) async fn past_runs(shared: &Shared, live: &Live, start: Start) -> Option<PastRuns> {
-    let from = place(shared, live, start)?;
-    let (_, index) = current(shared, live).await?;
-    Some(PastRuns::new(&index, from))
+pub(crate) async fn past_runs(
+    shared: &Shared,
+    live: &Live,
+    start: Start,
+) -> Result<Option<PastRuns>, Unreadable> {
+    let Some(from) = place(shared, live, start) else { return Ok(None) };
+    Ok(current(shared, live).await?.map(|index| PastRuns::new(&index, from)))
 }
 
 fn media_type(index: &Index, id: &RenditionId) -> &'static str {
@@ -138,5 +152,5 @@ fn media_type(index: &Index, id: &RenditionId) -> &'static str {
 
 fn unreadable(broadcast: &BroadcastId, error: &archive::Error) -> Response<Body> {
     warn!(%broadcast, %error, "the archive cannot be read");
-    answers::retry_later()
+    answers::retry_later("the archive cannot be read")
 }

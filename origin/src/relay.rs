@@ -793,6 +793,8 @@ pub(crate) fn unix_us() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    mod claimed;
+
     use super::*;
     use std::collections::HashMap;
     use std::pin::Pin;

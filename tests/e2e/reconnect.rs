@@ -12,7 +12,9 @@ fn players_survive_a_broadcaster_that_is_away_for_five_seconds() {
     let _turn = real_time();
     let clip = Clip::make("browser", SOURCE);
     let folder = Folder::new("reconnect");
-    let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let mut config = all_in_one(&folder.path().join("state"));
+    config.get_mut("origin").unwrap().push_str("reconnect_grace = \"12s\"\n");
+    let node = Node::start(&folder, "node", &toml(&config));
     let url = node.publish_url("rtmps", "show");
     let first = Broadcaster::send(&clip, &url, -1);
     live(&node, "show");
@@ -29,7 +31,7 @@ fn players_survive_a_broadcaster_that_is_away_for_five_seconds() {
         first.kill();
         // The absence itself is what is tested: five seconds of it.
         std::thread::sleep(Duration::from_secs(5));
-        let _second = Broadcaster::send(&clip, &url, -1);
+        let second = Broadcaster::send(&clip, &url, -1);
         for (player, playing) in players {
             let report = playing.report();
             println!(
@@ -38,6 +40,17 @@ fn players_survive_a_broadcaster_that_is_away_for_five_seconds() {
             );
             assert_eq!(report["gap"]["resumed"], true, "{player}: {report:#}");
         }
+        // It goes for good: who watches comes to an end, behind which there are gaps.
+        let playlist = "/live/show/index.m3u8";
+        let last = Player::open(&node.url(playlist), "hls", &["--recording", "--once", "--seconds", "60"]);
+        let began = last_segment(&node);
+        eventually("ten more segments", || (last_segment(&node) >= began + 10).then_some(()));
+        second.kill();
+        let report = last.report();
+        println!("hls.js: ended at {} of {} s", report["ended_at"], report["duration"]);
+        assert_eq!(report["errors"].as_array().unwrap().len(), 0, "{report:#}");
+        let ended = get(&node.url("/live/show/360p.m3u8")).text();
+        assert!(ended.ends_with("#EXT-X-ENDLIST\n") && ended.contains("#EXT-X-GAP\n"), "{ended}");
         done.store(true, Ordering::Relaxed);
         let seen = watcher.join().unwrap();
         assert!(seen.breaks >= 1, "the playlist tells the break: {seen:?}");
@@ -86,9 +99,7 @@ impl Seen {
         assert!(discontinuity >= self.discontinuity_sequence);
         let listed = playlist.lines().filter(|line| line.starts_with("#EXTINF")).count() as u64;
         let last = media + listed;
-        // The end of a broadcast takes back the gaps of an absence, and nothing else.
-        let ended = playlist.contains("#EXT-X-ENDLIST");
-        assert!(last >= self.last || ended, "the newest segment went from {} to {last}", self.last);
+        assert!(last >= self.last, "the newest segment went from {} to {last}", self.last);
         let tags = playlist.lines().filter(|line| *line == "#EXT-X-GAP" || line.starts_with("#EXTINF"));
         let (mut next, mut gap, mut last_media) = (media, false, self.last_media);
         for tag in tags {

@@ -295,6 +295,21 @@ fn a_live_stream_is_played_from_further_back_than_memory() {
     let before = get(&node.url("/live/show/96p.m3u8")).text();
     let newest = *listed(&before).keys().last().unwrap();
     eventually("some seconds more", || (*listed(&playlist("")).keys().last()? > newest + 3).then_some(()));
+    // A journal that nobody can have written: the list of those who went back is not cut short and grown again.
+    let (kept, name) =
+        (node.config().with_file_name("state/archive"), format!("0-{:016x}-{:010}.json", 0, 1));
+    let broadcast =
+        broadcast(node.config(), "it is kept", |_| true)["broadcast"].as_str().unwrap().to_owned();
+    let journal = kept.join(broadcast).join("journal").join(name);
+    std::fs::File::create(&journal).unwrap().set_len(600 << 20).unwrap();
+    let ask = |n: u32| get(&node.url(&path(&format!("?start=-{}", 100 + n))));
+    eventually("that it cannot be read is said", || {
+        let answer = ask(1);
+        (answer.status == 503 && answer.headers.contains_key("retry-after")).then_some(())
+    });
+    assert_eq!(get(&node.url(&path("?asked=again"))).status, 200, "what is in memory");
+    std::fs::remove_file(&journal).unwrap();
+    eventually("and it is back", || (ask(9).status == 200).then_some(()));
     broadcaster.kill();
     let (seen, said) = viewer.end();
     assert!(seen.len() > 2 * PICTURES as usize, "{} pictures; ffmpeg: {said}", seen.len());

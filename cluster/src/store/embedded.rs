@@ -98,7 +98,8 @@ impl Embedded {
 
     fn with<T>(&self, act: impl FnOnce(&mut Tree, Instant) -> T) -> T {
         let mut tree = self.0.tree.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
+        // The clock by which those who watch sleep, so that tests may turn it.
+        let now = tokio::time::Instant::now().into_std();
         tree.handle_timeout(now);
         let done = act(&mut tree, now);
         let revision = tree.revision();

@@ -113,6 +113,9 @@ impl Playlist<'_> {
         let boundary = seconds(SKIP_BOUNDARY * self.targets.target_duration());
         // Counted by durations, not by the timeline: it may have jumped.
         let mut after: Ticks = self.lines().map(|line| line.duration).sum();
+        // What a broadcast ends with is its media, though an absence may be listed behind: hls.js ends at the last part, and
+        // would wait for ever at a gap that comes last.
+        let behind = if self.ended { self.last_gaps() } else { 0 };
         let mut skipped = 0_u64;
         let mut mapped = None;
         for line in self.lines() {
@@ -136,7 +139,7 @@ impl Playlist<'_> {
             }
             put!(out, "#EXT-X-PROGRAM-DATE-TIME:{}\n", self.anchor.wall(line.start, timescale));
             let uri = path::segment(line.epoch, self.id, line.number);
-            for part in line.parts.iter().filter(|_| after <= parts_listed) {
+            for part in line.parts.iter().filter(|_| after <= parts_listed + behind) {
                 put!(
                     out,
                     "#EXT-X-PART:DURATION={:.5},URI=\"{uri}\",BYTERANGE=\"{}@{}\"{}\n",
@@ -153,6 +156,12 @@ impl Playlist<'_> {
                 put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(line.duration));
             }
         }
+    }
+
+    /// How long the gaps are that are listed behind all media.
+    fn last_gaps(&self) -> Ticks {
+        let gaps = self.window.segments().rev().take_while(|segment| segment.object.is_none());
+        gaps.map(|segment| segment.duration).sum()
     }
 
     /// All that is listed, oldest first.

@@ -512,11 +512,11 @@ mod tests {
             assert_eq!(playlist(&pair.mirror, "96p"), playlist(&pair.owner, "96p"));
         }
         assert!(playlist(&pair.mirror, "96p").matches("#EXT-X-GAP").count() > 20);
-        // The owner is lost as well, and nobody comes: what was listed of media is what is left.
+        // The owner is lost as well, and nobody comes: nothing that was listed is taken back.
         let away = pair.mirror.interrupt(true);
         assert!(pair.owner.end(state) && pair.mirror.end(away));
         assert_eq!(playlist(&pair.mirror, "96p"), playlist(&pair.owner, "96p"));
-        assert!(!playlist(&pair.mirror, "96p").contains("#EXT-X-GAP"));
+        assert!(playlist(&pair.mirror, "96p").matches("#EXT-X-GAP").count() > 20);
     }
 
     /// Takes over in the middle of segment `first + 8`; returns both and the number.
