@@ -5,7 +5,7 @@ mod kit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::store::{Change, Embedded, Entry, Error, LeaseId, Outcome, Store, Txn};
+use cluster::store::{Change, Embedded, Entry, Error, EtcdOptions, EtcdTls, LeaseId, Outcome, Store, Txn};
 use kit::Etcd;
 
 /// Every story with an embedded store and with an etcd, which is there for all.
@@ -199,4 +199,50 @@ async fn the_embedded_store_outlives_its_process_by_its_file() {
     std::fs::write(&file, "{\"revision\":").unwrap();
     let error = Embedded::open(&file).err().unwrap().to_string();
     assert!(error.contains("cluster.json holds no records"), "{error}");
+}
+
+/// An authority, and what it has signed: a certificate for 127.0.0.1 that servers and clients may show.
+fn certificates(folder: &kit::Folder, name: &str) -> kit::Tls {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let write = |kind: &str, pem: String| {
+        let path = folder.path().join(format!("{name}-{kind}.pem"));
+        std::fs::write(&path, pem).unwrap();
+        path
+    };
+    let (ca_key, key) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = write("ca", params.self_signed(&ca_key).unwrap().pem());
+    let issuer = Issuer::new(params, ca_key);
+    let params = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
+    let certificate = write("certificate", params.signed_by(&key, &issuer).unwrap().pem());
+    kit::Tls { certificate, key: write("key", key.serialize_pem()), ca }
+}
+
+#[tokio::test]
+async fn an_etcd_that_wants_certificates_lets_in_who_has_one_and_is_trusted_by_its_own() {
+    let folder = kit::Folder::new("etcd-tls");
+    let (ours, others) = (certificates(&folder, "ours"), certificates(&folder, "others"));
+    let Some(etcd) = Etcd::start_with(Some(&ours)) else { return };
+    let store = |ca: &kit::Tls, identity: Option<&kit::Tls>| {
+        let identity = identity.map(|files| (files.certificate.clone(), files.key.clone()));
+        let tls = Some(EtcdTls { ca: ca.ca.clone(), identity });
+        let options = EtcdOptions { endpoints: vec![etcd.url().to_owned()], prefix: "/fleet/".into(), tls };
+        async move { cluster::store::Etcd::new(&options).await }
+    };
+    let good = store(&ours, Some(&ours)).await.unwrap();
+    let revision = done(good.txn(put("a", "1")).await.unwrap());
+    let mut watch = good.watch("a", revision - 1).await.unwrap();
+    assert_eq!(told(&watch.next().await.unwrap()), ["a=1"]);
+    match store(&others, Some(&ours)).await.unwrap().get("a").await {
+        Err(Error::Away(said)) => assert!(said.contains("certificate"), "it says what is wrong: {said}"),
+        other => panic!("{other:?}"),
+    }
+    // What etcd makes of ours it may say only after the handshake: a connection that breaks is all that is sure.
+    for identity in [Some(&others), None] {
+        let refused = store(&ours, identity).await.unwrap().get("a").await;
+        assert!(matches!(refused, Err(Error::Away(_))), "{refused:?}");
+    }
+    let none = kit::Tls { ca: folder.path().join("none.pem"), ..ours.clone() };
+    assert!(store(&none, None).await.is_err_and(|said| said.contains("none.pem")));
 }

@@ -274,10 +274,26 @@ fn failed(error: etcd_client::Error) -> Error {
         // gRPC: invalid argument, not found, already exists, permission denied, out of range, unauthenticated.
         return match status.code() as i32 {
             3 | 5 | 6 | 7 | 11 | 16 => Error::Refused(status.message().to_owned()),
-            _ => Error::Away(status.message().to_owned()),
+            _ => Error::Away(chain(status.message(), status)),
         };
     }
-    Error::Away(error.to_string())
+    Error::Away(chain(&error.to_string(), &error))
+}
+
+/// What an error says and what it came from: of a connection that cannot be made the transport tells no more than that,
+/// and only what is below it names the certificate.
+fn chain(says: &str, error: &dyn std::error::Error) -> String {
+    let mut text = says.to_owned();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
 }
 
 fn revision(header: Option<&etcd_client::ResponseHeader>) -> Result<u64, Error> {

@@ -42,11 +42,26 @@ pub struct Etcd {
     url: String,
     peer: String,
     folder: Folder,
+    /// What it shows, and whose clients it lets in, by the names that [`Etcd::start_with`] was given.
+    tls: Option<Tls>,
+}
+
+/// PEM files of an etcd that asks for client certificates.
+#[derive(Clone)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub ca: PathBuf,
 }
 
 impl Etcd {
     /// `None` where etcd is not installed; in strict mode that is a failure.
     pub fn start() -> Option<Etcd> {
+        Etcd::start_with(None)
+    }
+
+    /// Over TLS if files are given.
+    pub fn start_with(tls: Option<&Tls>) -> Option<Etcd> {
         if Command::new("etcd").arg("--version").stdout(Stdio::null()).status().is_err() {
             let strict = std::env::var_os("ROOFTOP_STRICT").is_some_and(|value| value == "1");
             assert!(!strict, "etcd is not installed");
@@ -55,11 +70,14 @@ impl Etcd {
         }
         // A port may be taken in between: then others are tried.
         for _ in 0..5 {
-            let url = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+            let address = |listener: &TcpListener| listener.local_addr().unwrap();
             let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-            let (url, peer) = (url(&listeners[0]), url(&listeners[1]));
+            let scheme = if tls.is_some() { "https" } else { "http" };
+            let url = format!("{scheme}://{}", address(&listeners[0]));
+            let peer = format!("http://{}", address(&listeners[1]));
             drop(listeners);
-            let mut etcd = Etcd { child: None, url, peer, folder: Folder::new("etcd") };
+            let tls = tls.cloned();
+            let mut etcd = Etcd { child: None, url, peer, folder: Folder::new("etcd"), tls };
             if etcd.run() {
                 return Some(etcd);
             }
@@ -112,6 +130,10 @@ impl Etcd {
         command.args(["--listen-client-urls", &self.url, "--advertise-client-urls", &self.url]);
         command.args(["--listen-peer-urls", &self.peer, "--initial-advertise-peer-urls", &self.peer]);
         command.args(["--initial-cluster", &format!("one={}", self.peer)]);
+        if let Some(Tls { certificate, key, ca }) = &self.tls {
+            command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(ca);
+        }
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let child = self.child.insert(child);
         let began = Instant::now();
@@ -119,7 +141,11 @@ impl Etcd {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            let asked = Command::new("etcdctl")
+            let mut asked = Command::new("etcdctl");
+            if let Some(Tls { certificate, key, ca }) = &self.tls {
+                asked.arg("--cert").arg(certificate).arg("--key").arg(key).arg("--cacert").arg(ca);
+            }
+            let asked = asked
                 .env("ETCDCTL_API", "3")
                 .args(["--endpoints", &self.url])
                 .args(["--command-timeout", "1s", "endpoint", "health"])
