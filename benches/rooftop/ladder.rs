@@ -326,6 +326,7 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
         start,
         segment_duration: SEGMENT,
         longest_showing: SEGMENT,
+        given_cuts: false,
     };
     let (mut input, mut output) = transcode::start(job, Metrics::default())?;
     let feed = async move {

@@ -31,6 +31,9 @@ const MAX_AUDIO_FRAME_BYTES: usize = 8191;
 /// Frames that are said to be farther apart than this are not believed to be.
 const MAX_INTERVAL: Duration = Duration::from_secs(12);
 
+/// Most bytes of video since its last keyframe that are kept, in case a run begins between two: four seconds of 64 Mbit/s.
+const MAX_GOP_BYTES: usize = 32 << 20;
+
 /// Rules of when a run may start.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules {
@@ -44,6 +47,8 @@ pub struct Rules {
     /// The same in video, whose pictures are shown again where none comes. A source that says how rare its frames are may
     /// take two and a half times as long.
     pub max_still: Duration,
+    /// Media time to wait for a second keyframe, so that it is known how far apart they are. `None`: it does not matter.
+    pub keyframes: Option<Duration>,
 }
 
 /// What a run is made of.
@@ -57,6 +62,8 @@ pub struct Source {
     pub frame_rate: Option<FrameRate>,
     /// Presentation time of the first keyframe (audio-only: of the first frame), in unwrapped milliseconds.
     pub first_ms: i64,
+    /// From the first keyframe to the second, if that was waited for and came.
+    pub keyframe_interval_ms: Option<i64>,
     /// Time of the first frame that came, whether it could be used or not, in unwrapped milliseconds.
     pub came_ms: i64,
 }
@@ -85,6 +92,8 @@ pub enum Event {
     Start(Source),
     /// A video frame of the run.
     Video(Frame),
+    /// A video frame that came in the run before already: what follows cannot be decoded without it.
+    Again(Frame),
     /// An audio frame of the run.
     Audio(Frame),
     /// The run ends here.
@@ -163,6 +172,9 @@ pub struct Feed {
     /// The latest decoding time of video, and how many frames came since that were not later.
     newest_video_ms: Option<i64>,
     stalled_frames: u32,
+    /// Video of the run since its last keyframe, unless that is too much.
+    gop: Vec<Frame>,
+    gop_bytes: usize,
     events: VecDeque<Event>,
     /// Frames dropped because they came before a configuration or a keyframe, or cannot be what they claim.
     skipped: u64,
@@ -205,6 +217,8 @@ impl Feed {
             last_audio_ms: None,
             newest_video_ms: None,
             stalled_frames: 0,
+            gop: Vec::new(),
+            gop_bytes: 0,
             events: VecDeque::new(),
             skipped: 0,
             damaged_times: 0,
@@ -319,6 +333,9 @@ impl Feed {
 
     /// A track has a new configuration: a run ends with it; of what waits for a start only that track is of no use any more.
     fn configured(&mut self, track: TagKind) {
+        if self.running && track == TagKind::Audio && !self.gop.is_empty() {
+            return self.change_audio();
+        }
         if self.running {
             return self.restart(if track == TagKind::Video { Break::Video } else { Break::Audio });
         }
@@ -376,6 +393,9 @@ impl Feed {
             self.skipped += 1;
             return Ok(());
         }
+        if kind == TagKind::Video {
+            self.keep(&frame);
+        }
         self.events.push_back(match kind {
             TagKind::Video => Event::Video(frame),
             _ => Event::Audio(frame),
@@ -420,6 +440,43 @@ impl Feed {
             && self.last_video_ms.is_some_and(|video| (ms - video).abs() > MAX_SKEW_MS)
     }
 
+    /// Another run begins with other audio where the video is, which goes on.
+    fn change_audio(&mut self) {
+        let (gop, gop_bytes) = (self.gop.clone(), self.gop_bytes);
+        let (video_ms, newest_ms) = (self.last_video_ms, self.newest_video_ms);
+        self.restart(Break::Audio);
+        let Some(first) = gop.first() else { return };
+        self.events.push_back(Event::Start(self.source(first.pts_ms, first.dts_ms, None)));
+        self.events.extend(gop.iter().cloned().map(Event::Again));
+        (self.gop, self.gop_bytes, self.running) = (gop, gop_bytes, true);
+        (self.last_video_ms, self.newest_video_ms) = (video_ms, newest_ms);
+    }
+
+    fn source(&self, first_ms: i64, came_ms: i64, keyframe_interval_ms: Option<i64>) -> Source {
+        Source {
+            video: self.video.clone(),
+            audio: self.audio.clone(),
+            frame_rate: self.video.as_ref().and_then(|config| config.frame_rate.or(self.meta_rate)),
+            first_ms,
+            keyframe_interval_ms,
+            came_ms,
+        }
+    }
+
+    /// Keeps what comes of video since its last keyframe.
+    fn keep(&mut self, frame: &Frame) {
+        if frame.key {
+            self.gop.clear();
+            self.gop_bytes = 0;
+        }
+        self.gop_bytes += frame.data.len();
+        if self.gop_bytes > MAX_GOP_BYTES {
+            self.gop.clear();
+        } else if frame.key || !self.gop.is_empty() {
+            self.gop.push(frame.clone());
+        }
+    }
+
     fn restart(&mut self, why: Break) {
         if self.running {
             self.running = false;
@@ -428,6 +485,8 @@ impl Feed {
         self.skipped += self.held.len() as u64;
         self.held.clear();
         self.held_bytes = 0;
+        self.gop.clear();
+        self.gop_bytes = 0;
         self.probing_since_ms = None;
         self.last_video_ms = None;
         self.last_audio_ms = None;
@@ -445,20 +504,30 @@ impl Feed {
             self.held_bytes += frame.data.len();
             self.held.push_back((kind, frame));
         }
-        if self.held_bytes > MAX_PROBE_BYTES {
-            return Err(Rejected::ProbeOverflow);
-        }
         let waited = Duration::from_millis((now_ms - since_ms).max(0) as u64);
-        if self.startable() && (waited >= self.rules.probe || (self.video.is_some() && self.audio.is_some()))
-        {
+        let complete = waited >= self.rules.probe || (self.video.is_some() && self.audio.is_some());
+        let measured = self.rules.keyframes.is_none_or(|wait| waited >= wait)
+            || !self.has_video()
+            || self.keyframe_interval_ms().is_some();
+        let full = self.held_bytes > MAX_PROBE_BYTES;
+        if self.startable() && ((complete && measured) || full) {
             self.start();
-        } else if waited >= self.rules.keyframe_timeout {
+        } else if full {
+            return Err(Rejected::ProbeOverflow);
+        } else if waited >= self.rules.keyframe_timeout && !self.startable() {
             return Err(match self.has_video() {
                 true => Rejected::NoKeyframe(self.rules.keyframe_timeout),
                 false => Rejected::NoConfig(self.rules.keyframe_timeout),
             });
         }
         Ok(())
+    }
+
+    /// From the first keyframe that waits to the second.
+    fn keyframe_interval_ms(&self) -> Option<i64> {
+        let mut keys = self.held.iter().filter(|(kind, frame)| *kind == TagKind::Video && frame.key);
+        let (first, second) = (keys.next()?, keys.next()?);
+        Some(second.1.pts_ms - first.1.pts_ms)
     }
 
     /// Whether there is something to start with: a keyframe, or audio where no video was announced.
@@ -476,18 +545,25 @@ impl Feed {
         };
         self.running = true;
         self.held_bytes = 0;
-        self.events.push_back(Event::Start(Source {
-            video: self.video.clone(),
-            audio: self.audio.clone(),
-            frame_rate: self.video.as_ref().and_then(|config| config.frame_rate.or(self.meta_rate)),
-            first_ms,
-            came_ms: self.probing_since_ms.unwrap_or(first_ms),
-        }));
-        let frames = self.held.drain(..).map(|(kind, frame)| match kind {
-            TagKind::Video => Event::Video(frame),
-            _ => Event::Audio(frame),
-        });
-        self.events.extend(frames);
+        if leading == TagKind::Video {
+            // What waits may hold stragglers from before the time jumped: taken in, they would have all audio wait for theirs.
+            let strays = |ms: i64| (ms - first_ms).abs() > MAX_SKEW_MS;
+            let before = self.held.len();
+            self.held.retain(|(kind, frame)| *kind == TagKind::Video || !strays(frame.dts_ms));
+            self.skipped += (before - self.held.len()) as u64;
+            self.last_audio_ms = self.last_audio_ms.filter(|ms| !strays(*ms));
+        }
+        let keyframe_interval_ms = self.keyframe_interval_ms().filter(|_| self.rules.keyframes.is_some());
+        let came_ms = self.probing_since_ms.unwrap_or(first_ms);
+        self.events.push_back(Event::Start(self.source(first_ms, came_ms, keyframe_interval_ms)));
+        for (kind, frame) in std::mem::take(&mut self.held) {
+            if kind == TagKind::Video {
+                self.keep(&frame);
+                self.events.push_back(Event::Video(frame));
+            } else {
+                self.events.push_back(Event::Audio(frame));
+            }
+        }
     }
 }
 
@@ -561,6 +637,7 @@ mod tests {
             keyframe_timeout: Duration::from_secs(10),
             max_gap: Duration::from_millis(900),
             max_still: Duration::from_millis(900),
+            keyframes: None,
         }
     }
 
@@ -576,6 +653,7 @@ mod tests {
                     Event::Start(source) if source.audio.is_none() => 'V',
                     Event::Start(_) => 'S',
                     Event::Video(_) => 'v',
+                    Event::Again(_) => 'w',
                     Event::Audio(_) => 'a',
                     Event::Restart(_) => 'R',
                 });
@@ -649,6 +727,32 @@ mod tests {
             audio(1500),
         ];
         assert_eq!(said(start.into_iter().chain(audio_pause)).unwrap(), "Svavvva");
+    }
+
+    #[test]
+    fn a_second_keyframe_is_waited_for_where_it_matters() {
+        let started = |keyframes: Option<Duration>, every: u32, frames: u32| {
+            let mut feed = Feed::new(Rules { keyframes, ..rules() });
+            for tag in [video_config(), audio_config(), audio(0)] {
+                feed.push(&tag).unwrap();
+            }
+            for frame in 0..frames {
+                feed.push(&video(frame * 40, frame % every == 0)).unwrap();
+                match feed.poll() {
+                    Some(Event::Start(source)) => {
+                        let held = std::iter::from_fn(|| feed.poll()).count();
+                        return Some((frame, source.keyframe_interval_ms, held));
+                    }
+                    other => assert_eq!(other, None),
+                }
+            }
+            None
+        };
+        let wait = Some(Duration::from_secs(5));
+        assert_eq!(started(None, 50, 100), Some((0, None, 2)));
+        assert_eq!(started(wait, 50, 100), Some((50, Some(2000), 52)), "nothing that came is lost");
+        assert_eq!(started(wait, 1000, 200), Some((125, None, 127)), "it does not come");
+        assert_eq!(started(wait, 1000, 100), None);
     }
 
     #[test]
@@ -728,7 +832,17 @@ mod tests {
             video(66, true),
             packet(60),
         ];
-        assert_eq!(said(tags).unwrap(), "SvaRSava");
+        // The video goes on where it is.
+        assert_eq!(said(tags).unwrap(), "SvaRSwava");
+    }
+
+    #[test]
+    fn late_audio_costs_no_video() {
+        let start = (0..60).map(|frame| video(frame * 40, frame % 25 == 0));
+        let late = [audio_config(), audio(2400), video(2400, false), video(2440, false)];
+        let tags = [video_config()].into_iter().chain(start).chain(late);
+        let expected = format!("V{}RS{}avv", "v".repeat(60), "w".repeat(10));
+        assert_eq!(said(tags).unwrap(), expected, "frames since the last keyframe come once more");
     }
 
     #[test]
@@ -794,6 +908,10 @@ mod tests {
                             );
                             let gap = last_video.map_or(0, |last| (frame.dts_ms - last).abs());
                             assert!(gap <= 900, "a gap of {gap} ms within a run");
+                            last_video = Some(frame.dts_ms);
+                        }
+                        Event::Again(frame) => {
+                            assert!(running && (last_video.is_some() || frame.key));
                             last_video = Some(frame.dts_ms);
                         }
                         Event::Audio(frame) => {

@@ -21,6 +21,7 @@ pub mod broadcast;
 pub mod config;
 pub mod continuation;
 pub mod control;
+pub mod copying;
 pub mod dash;
 pub mod dvr;
 pub mod error;

@@ -69,6 +69,8 @@ pub struct Writer {
     pub(crate) parked: Option<Box<Run>>,
     /// Its right to write.
     pub grant: Option<Grant>,
+    /// The source's video is passed through, as far as is known: segments are as long as its keyframes are apart.
+    pub(crate) passes: bool,
 }
 
 /// How far a run came whose relay was lost.

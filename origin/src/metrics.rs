@@ -102,6 +102,8 @@ metrics! {
     frames_repaired: Repaired,
     /// Runs that ended because their timeline broke, by reason.
     timeline_breaks: Breaks,
+    /// Times that a source's video was no more passed through, since no keyframe came where a segment should begin.
+    passthrough_ends: Counter,
     /// New sessions of streams that had one, by what they go on with: `repeated` frames of the one before, the one that
     /// `followed`, after having been `away`, or with something `new`.
     successions: Repaired,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use media::codec::VideoConfig;
 use media::codec::aac::AacConfig;
 use media::codec::avc::AvcConfig;
 use media::time::{FrameRate, Ticks, Timescale};
@@ -46,10 +47,12 @@ pub struct Plan {
     pub unix_ms: i64,
     /// What playlists list, 90 kHz.
     pub listed: Ticks,
-    /// The rungs being encoded, none for audio only.
+    /// The rungs, none for audio only.
     pub rungs: Vec<Rung>,
     /// Their frame rate.
     pub frame_rate: Option<FrameRate>,
+    /// The source's own video, if it is passed through: the first of `rungs` is it, and segments begin with its keyframes.
+    pub copied: Option<VideoConfig>,
     /// The audio track, copied.
     pub audio: Option<AacConfig>,
     /// Audio goes on behind what is published, also where that begins before the video does.
@@ -75,6 +78,8 @@ pub struct Packager {
     waiting_video: VecDeque<(usize, Sample)>,
     /// The newest segment whose first video frame came from the source.
     video_index: i64,
+    /// The latest that a frame is shown that came from the source.
+    video_pts: Ticks,
     /// First presentation time of each segment, and the same in source milliseconds.
     boundaries: BTreeMap<i64, (Ticks, i64)>,
     /// The same of audio, in its timescale.
@@ -133,7 +138,8 @@ impl Packager {
         let segmenter = |timescale, early| {
             let Targets { segment_duration, part_target } = plan.place.targets;
             let Place { start, first, .. } = plan.place;
-            Segmenter::new(timescale, start, segment_duration, part_target, early, first)
+            let segmenter = Segmenter::new(timescale, start, segment_duration, part_target, early, first);
+            if plan.copied.is_some() { segmenter.with_given_cuts() } else { segmenter }
         };
         let track = |id: &RenditionId, segmenter| Track { id: id.clone(), segmenter, sequence: 0, end: None };
         let video = plan.rungs.iter().map(|rung| track(&rung.id, segmenter(Timescale::VIDEO, 0))).collect();
@@ -150,14 +156,33 @@ impl Packager {
             waiting_audio: VecDeque::new(),
             waiting_video: VecDeque::new(),
             video_index: i64::MIN,
+            video_pts: Ticks::MIN,
             boundaries: BTreeMap::new(),
             audio_boundaries: BTreeMap::new(),
             acknowledged: None,
             audio_end: None,
             offset_ms: 0,
         };
+        packager.configure_copied();
         packager.begin_if_configured();
         packager
+    }
+
+    /// What is passed through needs no encoder to be opened.
+    fn configure_copied(&mut self) {
+        let (Some(config), Some(rung)) = (&self.plan.copied, self.plan.rungs.first()) else { return };
+        let VideoConfig { width, height, .. } = *config;
+        self.configured[0] = Some(NewRendition {
+            variant: Variant {
+                id: rung.id.clone(),
+                codec: config.codec_string(),
+                bitrate_bps: u64::from(rung.bitrate_bps),
+                measured: Bitrate::default(),
+                kind: Kind::Video { width, height, frame_rate: self.plan.frame_rate },
+            },
+            timescale: Timescale::VIDEO,
+            init: cmaf::source_init(Timescale::VIDEO, config),
+        });
     }
 
     /// Another session goes on with the run: its clock shows so many milliseconds more than the one before.
@@ -190,16 +215,29 @@ impl Packager {
         self.begin_if_configured();
     }
 
-    /// A video frame goes into the encoders: segments may be opened up to its.
-    pub fn source_video(&mut self, pts: Ticks, source_ms: i64, unix_us: i64) {
+    /// A video frame goes into the encoders: segments may be opened up to its. `cut` is the segment that begins with it, of
+    /// video that is passed through.
+    pub fn source_video(&mut self, pts: Ticks, source_ms: i64, unix_us: i64, cut: Option<i64>) {
         self.plan.taken[VIDEO].took(pts, unix_us);
         let Place { start, targets, .. } = self.plan.place;
         if pts < start {
             return;
         }
-        let index = transcode::segment_index(start, targets.segment_duration, pts);
+        self.video_pts = self.video_pts.max(pts);
+        let index = match (&self.plan.copied, cut) {
+            (None, _) => transcode::segment_index(start, targets.segment_duration, pts),
+            (Some(_), Some(index)) => {
+                for track in self.video.iter_mut().chain(&mut self.audio) {
+                    track.segmenter.cut(index, pts);
+                }
+                index
+            }
+            (Some(_), None) => self.video_index,
+        };
         self.video_index = self.video_index.max(index);
-        note(&mut self.boundaries, index, pts, source_ms);
+        if self.plan.copied.is_none() || cut.is_some() {
+            note(&mut self.boundaries, index, pts, source_ms);
+        }
         self.release_audio();
         if let Some(track) = self.audio.as_mut().filter(|_| self.began)
             && track.segmenter.newest_index().unwrap_or(-1) < index - MAX_AUDIO_LAG
@@ -214,8 +252,10 @@ impl Packager {
         if !self.began {
             self.waiting_video.push_back((rung, sample));
         } else if let Some(track) = self.video.get_mut(rung) {
-            track.end = Some(sample.pts + sample.duration.max(1));
-            passed(&self.plan, Hop::Encoded, VIDEO, sample.pts, Timescale::VIDEO);
+            track.end = track.end.max(Some(sample.pts + sample.duration.max(1)));
+            if rung > 0 || self.plan.copied.is_none() {
+                passed(&self.plan, Hop::Encoded, VIDEO, sample.pts, Timescale::VIDEO);
+            }
             track.segmenter.push(sample, true);
             publish(&self.plan, track);
         }
@@ -321,7 +361,10 @@ impl Packager {
         let next = Continuation {
             instance: self.plan.instance,
             first: number.next(),
-            start: start + index * targets.segment_duration,
+            start: match self.plan.copied {
+                Some(_) => pts,
+                None => start + index * targets.segment_duration,
+            },
             anchor,
             breaks,
             // As sent, times have 32 bits.
@@ -350,7 +393,11 @@ impl Packager {
     fn release_audio(&mut self) {
         let Some(track) = self.audio.as_mut().filter(|_| self.began) else { return };
         while let Some((sample, _)) = self.waiting_audio.front() {
-            let in_time = self.video.is_empty() || track.segmenter.index_at(sample.pts) <= self.video_index;
+            // Where cuts are given, the next one may yet come before this.
+            let known = self.plan.copied.is_none()
+                || track.segmenter.timescale().rescale(sample.pts, Timescale::VIDEO) <= self.video_pts;
+            let in_time =
+                self.video.is_empty() || (known && track.segmenter.index_at(sample.pts) <= self.video_index);
             if !in_time && self.waiting_audio.len() <= MAX_WAITING_AUDIO {
                 break;
             }

@@ -1,5 +1,7 @@
 //! The far end of ingest's relay: one session, from FLV bytes to published segments, and the acknowledgements back.
 
+#[cfg(test)]
+mod sources;
 mod turn;
 
 use std::collections::VecDeque;
@@ -13,7 +15,7 @@ use cluster::record::{self, StreamState};
 use cluster::token::Claims;
 use http_body::Body;
 use http_body_util::BodyExt;
-use media::codec::AudioConfig;
+use media::codec::{AudioConfig, VideoConfig};
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
 use media::{Epoch, SegmentNumber};
@@ -21,19 +23,20 @@ use serde::Serialize;
 use tokio::sync::{OwnedMutexGuard, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use transcode::{Job, VideoSource};
+use transcode::{Job, Passthrough, VideoSource};
 
 use crate::Shared;
 use crate::continuation::Continuation;
+use crate::copying;
 use crate::error::{Error, Fault};
-use crate::feed::{self, Feed, Frame, Rules, Source};
+use crate::feed::{self, Break, Feed, Frame, Rules, Source};
 use crate::hls::Targets;
 use crate::live::{Follow, Left, Live, State, Writer};
 use crate::metrics::{Kind, Reason};
 use crate::overlap::{Known, Setup};
 use crate::packager::{Packager, Plan, part_target};
 use crate::repair::{Repair, Repairs};
-use crate::run::{Answers, Encoder, Recoder, Run, publish, publish_audio};
+use crate::run::{Answers, Copy, Encoder, Recoder, Run, Took, publish, publish_audio};
 use crate::succession::Heir;
 use crate::timeline::Anchor;
 use turn::{LOOK_ON, Waiting};
@@ -56,6 +59,9 @@ const UNSAID: u64 = 3;
 
 /// How long a picture may stand still before time is taken to have jumped: audio waits for video about as long.
 const MAX_STILL: Duration = Duration::from_millis(2_500);
+
+/// A source whose keyframes are as far apart as may be passed through is a little late with the second.
+const KEYFRAME_SLACK: Duration = Duration::from_millis(500);
 
 /// Times of a POP's clock that are farther off than this are not believed.
 const MAX_CLOCK_SKEW_MS: i64 = 60_000;
@@ -112,6 +118,10 @@ pub(crate) async fn session<B>(
             keyframe_timeout: shared.config.keyframe_timeout,
             max_gap: shared.config.segment_duration * 9 / 10,
             max_still: MAX_STILL,
+            // Of a broadcast that goes on it is fixed how long segments are.
+            keyframes: (shared.transcode.passthrough != Passthrough::Off
+                && !matches!(live.state(), State::Live | State::Interrupted(_)))
+            .then_some(shared.transcode.max_keyframe_interval + KEYFRAME_SLACK),
         },
         shared: &shared,
         live: &live,
@@ -124,6 +134,8 @@ pub(crate) async fn session<B>(
         request,
         lines: &lines,
         run: None,
+        source: None,
+        copies: true,
         follow: Follow::Clock,
         left: None,
         tags: 0,
@@ -177,6 +189,10 @@ struct Session<'a> {
     rules: Rules,
     lines: &'a mpsc::Sender<Bytes>,
     run: Option<Run>,
+    /// What it is made of.
+    source: Option<Source>,
+    /// Nothing yet has shown that its video cannot be passed through.
+    copies: bool,
     /// What the next run is to follow.
     follow: Follow,
     /// Where a lost relay of this session can be taken up.
@@ -499,13 +515,27 @@ impl Session<'_> {
             feed::Event::Start(source) => self.start_run(source)?,
             feed::Event::Video(frame) => self.frame(true, frame).await?,
             feed::Event::Audio(frame) => self.frame(false, frame).await?,
-            feed::Event::Restart(why) => {
-                let why = why.as_str();
+            feed::Event::Again(frame) => {
+                if let Some(run) = &mut self.run {
+                    run.video(frame).await?;
+                }
+            }
+            feed::Event::Restart(reason) => {
+                let why = reason.as_str();
                 self.shared.metrics.timeline_breaks.get_or_create(&Reason { reason: why }).inc();
                 info!(why, "the timeline breaks: a new run begins");
                 self.finish_run().await?;
-                self.pass().await;
-                (self.follow, self.left, self.known) = (Follow::Clock, None, Known::default());
+                let came = self.writer.as_ref().and_then(|writer| writer.came);
+                let video = self.source.as_ref().is_some_and(|source| source.video.is_some());
+                self.follow = match came {
+                    // The clock goes on, and so does the video.
+                    Some(left) if reason == Break::Audio && video => Follow::Left(left),
+                    _ => {
+                        self.pass().await;
+                        Follow::Clock
+                    }
+                };
+                (self.left, self.known) = (None, Known::default());
                 self.media_came = true;
                 self.request.received_unix_ms = unix_ms();
                 // Not a claim: a session that was fenced meanwhile must not take the stream back.
@@ -526,11 +556,59 @@ impl Session<'_> {
             return Ok(());
         }
         let id = self.live.succession.identify(&frame);
-        let place = if video { run.video(frame).await? } else { run.audio(frame).await? };
+        let place = if !video {
+            run.audio(frame).await?
+        } else if run.could_copy
+            && frame.key
+            && let Some(VideoConfig { codec, .. }) = self.source.as_ref().and_then(|s| s.video.as_ref())
+            && transcode::copy::is_closed(*codec, &frame.data)
+        {
+            info!("a keyframe came: the source's video is passed through from here on");
+            self.change_over(vec![frame]).await?
+        } else {
+            match run.video(frame).await? {
+                Took::At(place) => Some(place),
+                Took::Nowhere => None,
+                Took::Uncut(frame) => {
+                    warn!(
+                        "no keyframe came where a segment should begin: the source's video is encoded from here on"
+                    );
+                    self.shared.metrics.passthrough_ends.inc();
+                    self.copies = false;
+                    let mut frames = run.take_gop();
+                    frames.push(frame);
+                    self.change_over(frames).await?
+                }
+            }
+        };
         if let Some(place) = place {
             self.live.succession.note(video, &id, place);
         }
         Ok(())
+    }
+
+    /// Ends the run and begins another where it ended, with `frames`, of which the first is a keyframe. Those that the run
+    /// before has shown are only decoded. Says the place of the last one.
+    async fn change_over(&mut self, frames: Vec<Frame>) -> Result<Option<Ticks>, Error> {
+        self.finish_run().await?;
+        let left = self.writer.as_mut().and_then(|writer| writer.came);
+        let renewed = match &self.grant {
+            Some(grant) => self.shared.store.renew(grant).await,
+            None => None,
+        };
+        self.grant = Some(renewed.ok_or(Error::TakenOver)?);
+        self.follow = left.map_or(Follow::Clock, Follow::Left);
+        let (Some(source), Some(first)) = (self.source.clone(), frames.first()) else { return Ok(None) };
+        let (first_ms, came_ms) = (first.pts_ms, first.pts_ms);
+        self.start_run(Source { first_ms, came_ms, keyframe_interval_ms: None, ..source })?;
+        let mut place = None;
+        for frame in frames {
+            let Some(run) = &mut self.run else { break };
+            if let Took::At(at) = run.video(frame).await? {
+                place = Some(at);
+            }
+        }
+        Ok(place)
     }
 
     /// Whether the token allows what comes.
@@ -564,10 +642,20 @@ impl Session<'_> {
         let begins_ms = lead.map_or(source.first_ms, |(ms, _)| ms);
         let unix_ms = self.request.received_unix_ms.saturating_add(begins_ms - source.came_ms);
         let unix_ms = unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
+        let rules = &self.shared.transcode;
+        let passes = self.writer.as_ref().is_some_and(|writer| writer.passes);
+        let passable = self.copies
+            && source.video.as_ref().is_some_and(|video| rules.passes_through(video.codec, &video.record));
+        // Of a source that is passed through, segments are as long as its keyframes are apart.
+        let measured = source.keyframe_interval_ms.filter(|_| passable).map(|interval_ms| {
+            let interval = interval(interval_ms, source.frame_rate);
+            let most = ticks(rules.max_keyframe_interval.min(config.window / 6));
+            copying::segment_duration(interval, ticks(config.segment_duration), most)
+        });
+        let segment_duration = measured.flatten().unwrap_or(ticks(config.segment_duration));
         let wanted = Targets {
-            segment_duration: ticks(config.segment_duration),
-            part_target: part_target(ticks(config.part_target), source.frame_rate)
-                .min(ticks(config.segment_duration)),
+            segment_duration,
+            part_target: part_target(ticks(config.part_target), source.frame_rate).min(segment_duration),
         };
         let place = self.live.place(unix_ms, follow, wanted);
         self.live.publishes(self.request.claims.jti.clone());
@@ -590,11 +678,18 @@ impl Session<'_> {
             sar: config.sar,
             frame_rate: source.frame_rate,
         });
+        // It was measured, and is what is kept to; or what is kept to was measured before.
+        let suits = match measured {
+            Some(measured) => measured == Some(place.targets.segment_duration),
+            None => passable && (passes || matches!(follow, Follow::Handed(_))),
+        };
+        let first = base + (source.first_ms - zero_ms) * 90;
+        let copies = suits && (first - place.start).abs() <= 90;
         let rungs = video
             .as_ref()
-            .map_or_else(Vec::new, |video| transcode::ladder::derive(&self.shared.transcode, video));
+            .map_or_else(Vec::new, |video| transcode::ladder::with_passthrough(rules, video, copies));
         let timescale = source.audio.as_ref().map(AudioConfig::timescale);
-        let (audio, recoder) = match source.audio {
+        let (audio, recoder) = match source.audio.clone() {
             None => (None, None),
             Some(AudioConfig::Aac(config)) => (Some(config), None),
             Some(AudioConfig::Opus(config)) => {
@@ -611,6 +706,7 @@ impl Session<'_> {
             audio = audio.as_ref().map(media::codec::AacConfig::codec_string),
             recoded = recoder.is_some(),
             rungs = rungs.iter().map(|rung| rung.id.as_str()).collect::<Vec<_>>().join(" "),
+            passed_through = copies,
             first_segment = place.first.0,
             "run began"
         );
@@ -624,6 +720,7 @@ impl Session<'_> {
             listed: ticks(config.window),
             rungs: rungs.clone(),
             frame_rate: source.frame_rate,
+            copied: source.video.clone().filter(|_| copies),
             audio,
             audio_continues: audio_start.is_some(),
             instance: self.shared.instance,
@@ -631,16 +728,23 @@ impl Session<'_> {
             taken: Default::default(),
         })));
         let answers = Answers::new(self.lines.clone());
+        let Targets { segment_duration, .. } = place.targets;
+        let copy = video
+            .as_ref()
+            .filter(|_| copies)
+            .map(|video| Copy::new(video.codec, regular, place.start, segment_duration));
+        let first = usize::from(copies);
         let encoder = match video {
-            None => None,
-            Some(source) => {
-                let Targets { segment_duration, .. } = place.targets;
-                let job = Job { source, rungs, start: place.start, segment_duration, longest_showing };
+            Some(source) if rungs.len() > first => {
+                let rungs = rungs[first..].to_vec();
+                let (start, given_cuts) = (place.start, copies);
+                let job = Job { source, rungs, start, segment_duration, longest_showing, given_cuts };
                 let started = transcode::start(job, self.shared.transcode_metrics.clone());
                 let (input, output) = started.map_err(source_error)?;
-                let publisher = tokio::spawn(publish(output, packager.clone(), answers.clone()));
+                let publisher = tokio::spawn(publish(output, first, packager.clone(), answers.clone()));
                 Some(Encoder { input, publisher })
             }
+            _ => None,
         };
         let recoder = recoder.map(|(input, output)| {
             let start = Timescale::VIDEO.rescale(base, Timescale::OPUS);
@@ -654,10 +758,16 @@ impl Session<'_> {
         if let Some(start) = audio_start {
             repair.continue_audio(start.pts);
         }
+        self.source = Some(source.clone());
+        if let Some(writer) = &mut self.writer {
+            writer.passes = suits;
+        }
         self.run = Some(Run {
             epoch: self.epoch,
             packager,
             encoder,
+            copy,
+            could_copy: suits && !copies,
             recoder,
             repair,
             timescale,
@@ -748,6 +858,13 @@ fn on_record(
         lead: None,
         audio: None,
     }
+}
+
+/// How far apart keyframes are (90 kHz) whose times are rounded to milliseconds.
+fn interval(interval_ms: i64, rate: Option<media::time::FrameRate>) -> Ticks {
+    let Some(rate) = rate else { return interval_ms * 90 };
+    let (num, den) = (i64::from(rate.num), i64::from(rate.den) * 1000);
+    rate.frame_start((interval_ms * num * 2 + den) / (den * 2), Timescale::VIDEO)
 }
 
 /// What cannot be decoded is the broadcaster's fault.
@@ -861,10 +978,18 @@ mod tests {
     }
 
     fn shared_by(store: cluster::Member) -> Arc<Shared> {
+        shared_of(store, crate::Config::default(), transcode::Config::default())
+    }
+
+    pub(super) fn shared_of(
+        store: cluster::Member,
+        config: crate::Config,
+        transcode: transcode::Config,
+    ) -> Arc<Shared> {
         let mut registry = Registry::default();
         Arc::new(Shared {
-            config: crate::Config::default(),
-            transcode: transcode::Config::default(),
+            config,
+            transcode,
             keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
             archive: archive::Sink::default(),
             kept: None,
@@ -884,7 +1009,7 @@ mod tests {
         })
     }
 
-    fn request(session: &str) -> Request {
+    pub(super) fn request(session: &str) -> Request {
         Request {
             claims: Claims::default(),
             session: session.into(),

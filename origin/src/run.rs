@@ -5,12 +5,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use media::time::{Ticks, Timescale};
+use media::codec::VideoCodec;
+use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, Sample};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::debug;
 
+use crate::copying::{Cut, Cuts};
 use crate::error::Error;
 use crate::feed::Frame;
 use crate::live::Left;
@@ -28,6 +30,10 @@ pub(crate) struct Run {
     pub(crate) epoch: Epoch,
     pub(crate) packager: Arc<Mutex<Packager>>,
     pub(crate) encoder: Option<Encoder>,
+    /// The source's video as a rendition of its own.
+    pub(crate) copy: Option<Copy>,
+    /// Its video could be passed through, if the run had begun with a keyframe.
+    pub(crate) could_copy: bool,
     pub(crate) recoder: Option<Recoder>,
     pub(crate) repair: Repair,
     /// Of the source's audio.
@@ -42,6 +48,33 @@ pub(crate) struct Run {
 pub(crate) struct Encoder {
     pub(crate) input: transcode::Input,
     pub(crate) publisher: JoinHandle<Result<(), Error>>,
+}
+
+/// Most bytes between two keyframes of video that is passed through: four seconds of 64 Mbit/s. They are kept in case
+/// encoders must take them up.
+const MAX_GOP_BYTES: usize = 32 << 20;
+
+/// Passes the source's video through.
+pub(crate) struct Copy {
+    codec: VideoCodec,
+    rate: Option<FrameRate>,
+    cuts: Cuts,
+    /// Place of the newest keyframe with which a segment may begin, and how much later than decoded it is shown.
+    key: (Ticks, Ticks),
+    last_dts: Option<Ticks>,
+    /// What came since the newest segment began.
+    gop: Vec<Frame>,
+    gop_bytes: usize,
+}
+
+/// What became of a video frame.
+pub(crate) enum Took {
+    /// It is on its way, with this place (90 kHz).
+    At(Ticks),
+    /// There is nowhere to send it.
+    Nowhere,
+    /// No segment could begin where one should have: passing through must end before it.
+    Uncut(Frame),
 }
 
 /// Turns the source's audio into AAC.
@@ -61,22 +94,48 @@ impl std::fmt::Debug for Run {
 }
 
 impl Run {
-    /// Takes a video frame in, and says its place (90 kHz). Waits while the encoders are behind.
-    pub(crate) async fn video(&mut self, frame: Frame) -> Result<Option<Ticks>, Error> {
+    /// Takes a video frame in. Waits while the encoders are behind.
+    pub(crate) async fn video(&mut self, frame: Frame) -> Result<Took, Error> {
         let offset_ms = self.offset_ms();
-        let Some(encoder) = &mut self.encoder else { return Ok(None) };
+        if self.encoder.is_none() && self.copy.is_none() {
+            return Ok(Took::Nowhere);
+        }
         let (dts_ms, pts_ms) = (frame.dts_ms - offset_ms, frame.pts_ms - offset_ms);
-        let Times { dts, pts, duration } = self.repair.video(dts_ms, pts_ms, frame.pts_nanos);
+        let times = self.repair.video(dts_ms, pts_ms, frame.pts_nanos);
+        let Times { dts, pts, duration } = times;
+        let (mut copied, mut begins) = (None, None);
+        if let Some(copy) = &mut self.copy {
+            match copy.frame(times, &frame) {
+                None => return Ok(Took::Uncut(frame)),
+                Some((sample, cut)) => (copied, begins) = (Some(sample), cut),
+            }
+        }
         remember(&mut self.fed, pts, pts_ms);
-        with(&self.packager, |packager| packager.source_video(pts, pts_ms, unix_us()));
+        let published = with(&self.packager, |packager| {
+            packager.source_video(pts, pts_ms, unix_us(), begins);
+            let sample = copied?;
+            packager.video(0, sample);
+            packager.poll_published()
+        });
+        self.answers.acknowledge(published);
         let sample = Sample { dts, pts, duration, key: frame.key, data: frame.data };
-        if encoder.input.send(sample).await.is_err()
+        let sent = match &mut self.encoder {
+            None => Ok(()),
+            Some(encoder) if begins.is_some() => encoder.input.send_cut(sample).await,
+            Some(encoder) => encoder.input.send(sample).await,
+        };
+        if sent.is_err()
             // The reason is with the publisher, which ends with the encoders.
             && let Some(encoder) = self.encoder.take()
         {
             encoder.publisher.await??;
         }
-        Ok(Some(pts))
+        Ok(Took::At(pts))
+    }
+
+    /// The frames that passing through did not bring to the end of their segment: they begin with a keyframe.
+    pub(crate) fn take_gop(&mut self) -> Vec<Frame> {
+        self.copy.as_mut().map_or_else(Vec::new, |copy| std::mem::take(&mut copy.gop))
     }
 
     /// The same for audio. Waits while the audio encoder is behind, if there is one.
@@ -165,6 +224,61 @@ impl Run {
     }
 }
 
+impl Copy {
+    /// Of a run that begins at `start` with segments of `segment_duration` (90 kHz); `rate` as repair has it.
+    pub(crate) fn new(
+        codec: VideoCodec,
+        rate: Option<FrameRate>,
+        start: Ticks,
+        segment_duration: Ticks,
+    ) -> Self {
+        let cuts = Cuts::new(start, segment_duration);
+        Self { codec, rate, cuts, key: (start, 0), last_dts: None, gop: Vec::new(), gop_bytes: 0 }
+    }
+
+    /// The sample as it goes into the rendition, and the segment that begins with it. `None` where passing through ends.
+    ///
+    /// Decoding times are moved so that a keyframe is shown when it is decoded, as if all frames came when they are
+    /// decoded: what is reordered has composition offsets in both directions, and segments tile in both times.
+    fn frame(&mut self, times: Times, frame: &Frame) -> Option<(Sample, Option<i64>)> {
+        let Times { dts, pts, duration } = times;
+        let closed = frame.key && transcode::copy::is_closed(self.codec, &frame.data);
+        let begins = match self.cuts.frame(pts, closed) {
+            Cut::Missing => return None,
+            Cut::Within => None,
+            Cut::Begins(index) => Some(index),
+        };
+        if begins.is_some() {
+            self.gop.clear();
+            self.gop_bytes = 0;
+        }
+        self.gop_bytes += frame.data.len();
+        if self.gop_bytes > MAX_GOP_BYTES {
+            return None;
+        }
+        self.gop.push(frame.clone());
+        if closed {
+            self.key = (pts, pts - dts);
+        }
+        let (key, delay) = self.key;
+        let (mut shown, mut lasts) = (dts + delay, duration);
+        if let Some(rate) = self.rate {
+            // The grid on which presentation times lie.
+            let (num, den) = (i128::from(rate.num), i128::from(rate.den) * 90_000);
+            let index = ((i128::from(shown - key) * num * 2 + den).div_euclid(den * 2)) as i64;
+            let at = |index| key + rate.frame_start(index, Timescale::VIDEO);
+            (shown, lasts) = (at(index), at(index + 1) - at(index));
+        }
+        let placed = self.last_dts.map_or(shown, |last| shown.max(last + 1));
+        self.last_dts = Some(placed);
+        if lasts > 0 {
+            lasts = (lasts - (placed - shown)).max(1);
+        }
+        let data = transcode::copy::stripped(self.codec, &frame.data);
+        Some((Sample { dts: placed, pts, duration: lasts, key: closed, data }, begins))
+    }
+}
+
 /// How far a run came, on the clock of its last session.
 fn left(packager: &Mutex<Packager>, fed: &VecDeque<(Ticks, i64)>) -> Option<Left> {
     let (came, offset_ms) = with(packager, |packager| (packager.came(), packager.offset_ms()));
@@ -181,20 +295,21 @@ fn remember(fed: &mut VecDeque<(Ticks, i64)>, pts: Ticks, source_ms: i64) {
     fed.push_back((pts, source_ms));
 }
 
-/// Takes what the encoders give until they end.
+/// Takes what the encoders give until they end. Their first rung is the run's rung number `first`.
 pub(crate) async fn publish(
     mut output: transcode::Output,
+    first: usize,
     packager: Arc<Mutex<Packager>>,
     answers: Answers,
 ) -> Result<(), Error> {
     while let Some(event) = output.next().await {
         match event {
             transcode::Event::Config { rung, avcc, width, height } => {
-                with(&packager, |packager| packager.configured(rung, &avcc, width, height));
+                with(&packager, |packager| packager.configured(first + rung, &avcc, width, height));
             }
             transcode::Event::Sample { rung, sample } => {
                 let published = with(&packager, |packager| {
-                    packager.video(rung, sample);
+                    packager.video(first + rung, sample);
                     packager.poll_published()
                 });
                 answers.acknowledge(published);

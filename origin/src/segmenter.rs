@@ -9,6 +9,9 @@ use media::{Sample, SegmentNumber};
 /// Samples a part may hold whatever their durations claim: a second of the fastest rate.
 const MAX_PART_SAMPLES: usize = 240;
 
+/// Cuts that are remembered: more than audio and encoders are ever behind.
+const MAX_CUTS: usize = 128;
+
 /// What was cut, in order: `Open`, `Part`s, `Close`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -53,6 +56,8 @@ pub struct Segmenter {
     part_target: Ticks,
     early: Ticks,
     first_number: SegmentNumber,
+    /// Where segments begin, if the source says so: places and indices, oldest first, at most [`MAX_CUTS`].
+    given: Option<VecDeque<(Ticks, i64)>>,
     index: Option<i64>,
     part: Vec<Sample>,
     part_duration: Ticks,
@@ -86,6 +91,7 @@ impl Segmenter {
             part_target: ticks(part_target),
             early,
             first_number,
+            given: None,
             index: None,
             part: Vec::new(),
             part_duration: 0,
@@ -94,6 +100,24 @@ impl Segmenter {
             given_up: None,
             late: 0,
             events: VecDeque::new(),
+        }
+    }
+
+    /// Segments begin where [`Segmenter::cut`] says, instead of every `segment_duration`.
+    #[must_use]
+    pub fn with_given_cuts(mut self) -> Self {
+        self.given = Some(VecDeque::new());
+        self
+    }
+
+    /// Segment `index`, counted from the run's first, begins at `place` (90 kHz). The next one is not yet known.
+    pub fn cut(&mut self, index: i64, place: Ticks) {
+        let place = Timescale::VIDEO.rescale(place, self.timescale);
+        if let Some(given) = &mut self.given {
+            if given.len() >= MAX_CUTS {
+                given.pop_front();
+            }
+            given.push_back((place, index));
         }
     }
 
@@ -128,7 +152,14 @@ impl Segmenter {
 
     /// The segment, counted from the run's first, that a sample beginning at `pts` falls into by time alone.
     pub fn index_at(&self, pts: Ticks) -> i64 {
-        transcode::segment_index(self.start, self.segment_duration, pts + self.early)
+        let pts = pts + self.early;
+        match &self.given {
+            None => transcode::segment_index(self.start, self.segment_duration, pts),
+            Some(given) => match given.iter().rev().find(|(place, _)| *place <= pts) {
+                Some((_, index)) => *index,
+                None => given.front().map_or(-1, |(_, index)| index - 1),
+            },
+        }
     }
 
     /// Takes the next sample. With `may_open`, it begins a new segment if its time says so; else it stays in the open
@@ -343,6 +374,24 @@ mod tests {
             assert!(dts - samples[0].dts <= 18_000);
         }
         assert_eq!(parts.iter().map(Vec::len).collect::<Vec<_>>(), [4, 2, 1]);
+    }
+
+    #[test]
+    fn given_cuts_are_where_they_are_said_to_be() {
+        let rate = Timescale::new(48_000).unwrap();
+        let mut cut = Segmenter::new(rate, 0, 90_000, 18_000, 512, SegmentNumber(3)).with_given_cuts();
+        assert_eq!(cut.index_at(0), -1);
+        for (index, place) in [(0, 0), (1, 93_000), (2, 180_000)] {
+            cut.cut(index, place);
+        }
+        let indices = [-600, -512, 49_087, 49_088, 95_487, 95_488, 900_000].map(|pts| cut.index_at(pts));
+        assert_eq!(indices, [-1, 0, 0, 1, 1, 2, 2]);
+        for frame in 0..96 {
+            cut.push(sample(frame * 1024, 1024, true), true);
+        }
+        cut.finish();
+        let opened: Vec<_> = drain(&mut cut).into_iter().filter(|event| event.starts_with('O')).collect();
+        assert_eq!(opened, ["O3@0", "O4@49152", "O5@96256"]);
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn a_day(rate: FrameRate, sample_rate: u32) {
         keyframe_timeout: Duration::from_secs(10),
         max_gap: Duration::from_millis(900),
         max_still: Duration::from_millis(2500),
+        keyframes: None,
     };
     let timescale = Timescale::new(sample_rate).unwrap();
     let mut feed = Feed::new(rules);
@@ -114,6 +115,7 @@ fn a_day(rate: FrameRate, sample_rate: u32) {
                     repair = Some(Repair::new(START, source.first_ms, Some(rate), Some(timescale)));
                 }
                 Event::Restart(why) => panic!("{why:?}"),
+                Event::Again(frame) => panic!("{frame:?} comes twice"),
                 Event::Video(frame) => {
                     let Some(repair) = &mut repair else { panic!("a frame before the start") };
                     let Times { dts, pts, duration } = repair.video(frame.dts_ms, frame.pts_ms, 0);

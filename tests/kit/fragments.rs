@@ -34,7 +34,8 @@ pub(crate) fn encode(arguments: &[&str], timescale: u32) -> Result<Track, String
     Ok(read(&output.stdout))
 }
 
-fn read(file: &[u8]) -> Track {
+/// The frames of a fragmented MP4 of one track.
+pub(crate) fn read(file: &[u8]) -> Track {
     let mut track = Track { record: Vec::new(), frames: Vec::new() };
     let mut fragment = None;
     for (name, body) in boxes(file) {

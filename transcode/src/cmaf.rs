@@ -5,7 +5,7 @@
 use std::ops::{Deref, DerefMut};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use media::codec::avc::AvcConfig;
+use media::codec::{AvcConfig, VideoCodec, VideoConfig};
 use media::{Sample, Timescale};
 
 /// The header of a video rendition (`ftyp` and `moov`), for H.264 samples with length prefixes of 4 bytes.
@@ -14,6 +14,33 @@ use media::{Sample, Timescale};
 /// from which the sample aspect ratio is taken.
 pub fn video_init(timescale: Timescale, width: u32, height: u32, avcc: &[u8]) -> Bytes {
     let sar = AvcConfig::parse(Bytes::copy_from_slice(avcc)).map_or((1, 1), |config| config.sar);
+    coded_init(timescale, (b"avc1", b"avcC"), width, height, sar, avcc)
+}
+
+/// The same for samples of any codec as a broadcaster sends them (ISO/IEC 14496-15; AV1 and VP codec ISO media file format
+/// bindings). Parameter sets of H.264 and HEVC are in the header only (`avc1`, `hvc1`).
+pub fn source_init(timescale: Timescale, config: &VideoConfig) -> Bytes {
+    let VideoConfig { width, height, sar, .. } = *config;
+    let kinds: Kinds = match config.codec {
+        VideoCodec::Avc => (b"avc1", b"avcC"),
+        VideoCodec::Hevc => (b"hvc1", b"hvcC"),
+        VideoCodec::Av1 => (b"av01", b"av1C"),
+        VideoCodec::Vp9 => (b"vp09", b"vpcC"),
+    };
+    coded_init(timescale, kinds, width, height, sar, &config.record)
+}
+
+/// A sample entry, and the box in it that holds the configuration record.
+type Kinds = (&'static [u8; 4], &'static [u8; 4]);
+
+fn coded_init(
+    timescale: Timescale,
+    (entry, configuration): Kinds,
+    width: u32,
+    height: u32,
+    sar: (u32, u32),
+    record: &[u8],
+) -> Bytes {
     let shown_width = u64::from(width) * u64::from(sar.0) * 0x1_0000 / u64::from(sar.1.max(1));
     let track = Track {
         timescale,
@@ -27,7 +54,7 @@ pub fn video_init(timescale: Timescale, width: u32, height: u32, avcc: &[u8]) ->
         w.full_box(b"vmhd", 0, 1, |w| w.put_bytes(0, 8));
     };
     let sample_entry = |w: &mut Writer| {
-        w.boxed(b"avc1", |w| {
+        w.boxed(entry, |w| {
             w.put_bytes(0, 6);
             w.put_u16(1);
             w.put_bytes(0, 16);
@@ -42,7 +69,10 @@ pub fn video_init(timescale: Timescale, width: u32, height: u32, avcc: &[u8]) ->
             w.put_bytes(0, 32);
             w.put_u16(24);
             w.put_i16(-1);
-            w.boxed(b"avcC", |w| w.put_slice(avcc));
+            match configuration {
+                b"vpcC" => w.full_box(b"vpcC", 1, 0, |w| w.put_slice(record)),
+                _ => w.boxed(configuration, |w| w.put_slice(record)),
+            }
             if sar.0 != sar.1 {
                 w.boxed(b"pasp", |w| {
                     w.put_u32(sar.0);
@@ -51,7 +81,11 @@ pub fn video_init(timescale: Timescale, width: u32, height: u32, avcc: &[u8]) ->
             }
         });
     };
-    init(&track, &[b"iso6", b"cmfc", b"dash", b"avc1"], media_header, sample_entry)
+    let brands: &[&[u8; 4]] = match entry {
+        b"avc1" => &[b"iso6", b"cmfc", b"dash", b"avc1"],
+        _ => &[b"iso6", b"cmfc", b"dash"],
+    };
+    init(&track, brands, media_header, sample_entry)
 }
 
 /// The header of an AAC rendition (`ftyp` and `moov`).

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use media::codec::VideoCodec;
 use serde::{Deserialize, Serialize};
 
 /// The presets of x264 that keep up with live video, fastest first.
@@ -9,6 +10,23 @@ pub const PRESETS: [&str; 7] = ["ultrafast", "superfast", "veryfast", "faster", 
 
 /// Most rungs in the table, and so in a ladder: each is a thread per stream.
 pub const MAX_RUNGS: usize = 12;
+
+/// Whether the source's own video is offered to viewers as it comes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Passthrough {
+    /// Never: every rung is encoded.
+    #[default]
+    Off,
+    /// As the largest rung, where it can be; the others are encoded.
+    Top,
+    /// As the only rung, where it can be; else one rung of the source's size is encoded.
+    Only,
+}
+
+/// The codecs that can be passed through, as [`Config::passthrough_codecs`] names them.
+const PASSTHROUGH_CODECS: [(&str, VideoCodec); 3] =
+    [("h264", VideoCodec::Avc), ("hevc", VideoCodec::Hevc), ("av1", VideoCodec::Av1)];
 
 /// The ladder's rules. A stream gets the rungs that its source is large enough for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +52,14 @@ pub struct Config {
     /// one segment, so that no segment takes much longer to fetch than to watch.
     #[serde(with = "humantime_serde")]
     pub rate_buffer: Duration,
+    /// Whether the source's own video is passed through, where its codec and its keyframes allow that. Default `off`.
+    pub passthrough: Passthrough,
+    /// The codecs that are passed through: `h264`, `hevc`, `av1`. Default `h264`, which every player has.
+    pub passthrough_codecs: Vec<String>,
+    /// A source whose keyframes are farther apart is encoded, since segments of video that is passed through begin with the
+    /// source's keyframes. Default 4s, range 1s to 10s.
+    #[serde(with = "humantime_serde")]
+    pub max_keyframe_interval: Duration,
 }
 
 /// One row of the rung table.
@@ -64,11 +90,29 @@ impl Default for Config {
             high_frame_rate_percent: 150,
             peak_percent: 120,
             rate_buffer: Duration::from_secs(1),
+            passthrough: Passthrough::Off,
+            passthrough_codecs: vec!["h264".to_owned()],
+            max_keyframe_interval: Duration::from_secs(4),
         }
     }
 }
 
 impl Config {
+    /// Whether video of this kind is to be passed through, if its keyframes allow it. H.264 beyond 8 bits of 4:2:0 is not:
+    /// no browser plays it.
+    pub fn passes_through(&self, codec: VideoCodec, record: &[u8]) -> bool {
+        let named = |&(name, of): &(&str, VideoCodec)| {
+            of == codec && self.passthrough_codecs.iter().any(|wanted| wanted == name)
+        };
+        let played = match codec {
+            VideoCodec::Avc => matches!(record.get(1), Some(66 | 77 | 88 | 100)),
+            // Lengths of 4 bytes, as the samples in the file will have.
+            VideoCodec::Hevc => record.get(21).is_some_and(|flags| flags & 3 == 3),
+            _ => true,
+        };
+        self.passthrough != Passthrough::Off && played && PASSTHROUGH_CODECS.iter().any(named)
+    }
+
     /// Everything that is wrong, each entry beginning with the key's path below `path`.
     pub fn problems(&self, path: &str) -> Vec<String> {
         let mut problems = Vec::new();
@@ -121,6 +165,19 @@ impl Config {
         ] {
             check((low..=high).contains(&value), key, format!("{value} is outside {low} to {high}"));
         }
+        for (index, name) in self.passthrough_codecs.iter().enumerate() {
+            check(
+                PASSTHROUGH_CODECS.iter().any(|(known, _)| known == name),
+                &format!("passthrough_codecs[{index}]"),
+                format!("{name:?} is not one of h264, hevc, av1"),
+            );
+        }
+        let interval = self.max_keyframe_interval;
+        check(
+            (Duration::from_secs(1)..=Duration::from_secs(10)).contains(&interval),
+            "max_keyframe_interval",
+            format!("{} is outside 1s to 10s", humantime_serde::re::humantime::format_duration(interval)),
+        );
         let buffer = self.rate_buffer;
         check(
             (Duration::from_millis(100)..=Duration::from_secs(10)).contains(&buffer),
@@ -150,6 +207,9 @@ mod tests {
             high_frame_rate_percent: 99,
             peak_percent: 0,
             rate_buffer: Duration::from_millis(1),
+            passthrough_codecs: vec!["h264".into(), "vp9".into()],
+            max_keyframe_interval: Duration::from_secs(11),
+            ..Config::default()
         };
         let problems = config.problems("t");
         for key in [
@@ -162,6 +222,8 @@ mod tests {
             "t.high_frame_rate_percent: 99",
             "t.peak_percent: 0",
             "t.rate_buffer: 1ms",
+            "t.passthrough_codecs[1]: \"vp9\"",
+            "t.max_keyframe_interval: 11s",
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key} in {problems:#?}");
         }

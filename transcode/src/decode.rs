@@ -19,6 +19,8 @@ pub(crate) struct AccessUnit {
     pub(crate) sample: Sample,
     /// Parameter sets that hold from here on.
     pub(crate) record: Option<Bytes>,
+    /// A segment begins with it, where the source says so.
+    pub(crate) cut: bool,
 }
 
 /// Decodes until the input ends or nobody wants the result. An input that ends because it was `abandoned` leaves what
@@ -32,11 +34,14 @@ pub(crate) fn run(
     events: Events,
 ) -> Result<(), Stop> {
     let mut stage = Stage { decoder, timeline, pictures, events, record: None, last: None, damaged: 0 };
-    while let Some(AccessUnit { sample, record }) = input.blocking_recv() {
+    while let Some(AccessUnit { sample, record, cut }) = input.blocking_recv() {
         if stage.events.is_closed() {
             return Err(Stop::Closed);
         }
         stage.record = record.or(stage.record);
+        if cut {
+            stage.timeline.cut(sample.pts);
+        }
         stage.push(&sample)?;
     }
     if abandoned.load(Ordering::Acquire) {

@@ -79,6 +79,8 @@ pub struct Job {
     pub segment_duration: Ticks,
     /// A picture that the source shows for longer is shown again in between: the longest that a frame may be; at least 1.
     pub longest_showing: Ticks,
+    /// Segments begin with the frames that are sent with [`Input::send_cut`], not by `segment_duration`.
+    pub given_cuts: bool,
 }
 
 /// What a job has to say.
@@ -141,7 +143,10 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     }
     let Some(first) = next else { unreachable!("a valid job has a rung") };
     let outlet = Events { events: events.clone(), metrics };
-    let timeline = Timeline::new(job.start, job.segment_duration, job.longest_showing);
+    let mut timeline = Timeline::new(job.start, job.segment_duration, job.longest_showing);
+    if job.given_cuts {
+        timeline = timeline.with_given_cuts();
+    }
     let abandoned = Arc::new(AtomicBool::new(false));
     let abandon = abandoned.clone();
     threads.handles.push(crew.spawn("tc-decode".to_owned(), events, move || {
@@ -186,8 +191,20 @@ impl Input {
     /// # Errors
     /// The job has ended, or [`Output`] was dropped.
     pub async fn send(&mut self, sample: Sample) -> Result<(), Closed> {
+        self.put(sample, false).await
+    }
+
+    /// The same; a segment begins with it, of a job with [`Job::given_cuts`].
+    ///
+    /// # Errors
+    /// As [`Input::send`].
+    pub async fn send_cut(&mut self, sample: Sample) -> Result<(), Closed> {
+        self.put(sample, true).await
+    }
+
+    async fn put(&mut self, sample: Sample, cut: bool) -> Result<(), Closed> {
         let permit = self.access_units.reserve().await.map_err(|_| Closed)?;
-        permit.send(AccessUnit { sample, record: self.record.take() });
+        permit.send(AccessUnit { sample, record: self.record.take(), cut });
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use media::RenditionId;
 use media::time::FrameRate;
 
 use crate::VideoSource;
-use crate::config::{Config, RungConfig};
+use crate::config::{Config, Passthrough, RungConfig};
 
 /// One configured target. Derived by [`derive()`]; sizes are even.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +56,26 @@ pub fn derive(config: &Config, source: &VideoSource) -> Vec<Rung> {
         }
     }
     wanted.into_iter().map(|(lines, kbps)| rung(config, source, lines, kbps)).collect()
+}
+
+/// The rungs where the source's video may be passed through. If it `passes`, the first is the source itself, under the name
+/// that a rung of its size would have.
+pub fn with_passthrough(config: &Config, source: &VideoSource, passes: bool) -> Vec<Rung> {
+    let lines = even_floor(source.width.min(source.height));
+    let own = rung(config, source, lines, own_kbps(config, source));
+    match (config.passthrough, passes) {
+        (Passthrough::Only, _) => vec![own],
+        (Passthrough::Off, _) | (Passthrough::Top, false) => derive(config, source),
+        (Passthrough::Top, true) => {
+            let mut rungs = derive(config, source);
+            rungs.retain(|rung| {
+                let below = u64::from(rung.width.min(rung.height));
+                below * 100 <= u64::from(lines) * u64::from(config.step_percent)
+            });
+            rungs.insert(0, own);
+            rungs
+        }
+    }
 }
 
 fn rung(config: &Config, source: &VideoSource, lines: u32, kbps: u64) -> Rung {
@@ -172,6 +192,27 @@ mod tests {
             4320,
             "2160p:3840x2160@14000 1440p:2560x1440@8000 1080p:1920x1080@4500 720p:1280x720@2500 480p:854x480@1200 360p:640x360@700 240p:426x240@350",
         );
+    }
+
+    #[test]
+    fn the_source_itself_takes_the_place_of_its_rung() {
+        let names = |passthrough, height: u32, passes| {
+            let config = Config { passthrough, ..Config::default() };
+            let rungs = with_passthrough(&config, &source(height * 16 / 9, height, 30), passes);
+            rungs.iter().map(|rung| rung.id.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        let check = |passthrough, height, passes, expected: &str| {
+            assert_eq!(names(passthrough, height, passes), expected);
+        };
+        for passes in [false, true] {
+            check(Passthrough::Off, 720, passes, "720p 480p 360p 240p");
+            check(Passthrough::Top, 720, passes, "720p 480p 360p 240p");
+            check(Passthrough::Top, 500, passes, "500p 360p 240p");
+            check(Passthrough::Only, 720, passes, "720p");
+        }
+        // Larger than the table: it can be passed through, and is never encoded at its size.
+        check(Passthrough::Top, 2304, true, "2304p 1440p 1080p 720p 480p 360p 240p");
+        check(Passthrough::Top, 2304, false, "2160p 1440p 1080p 720p 480p 360p 240p");
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! every source frame leaves every rung exactly once, a frame that cannot be decoded is stood in for by its
 //! neighbour and counted, and a consumer that is too slow makes the sender wait.
 //!
-//! Audio is copied by whoever packages it, but for Opus, which [`audio`] turns into AAC.
+//! Audio is copied by whoever packages it, but for Opus, which [`audio`] turns into AAC. So is video that is passed through:
+//! [`copy`] says what of it goes into a file.
 //!
 //! [`start`] is the verb; read `job.rs` for the threads and queues behind it, [`timeline`] for the rule of
 //! where segments begin, [`ladder`] for the choice of rungs and [`cmaf`] for the boxes.
@@ -14,6 +15,7 @@
 pub mod audio;
 pub mod cmaf;
 pub mod config;
+pub mod copy;
 mod decode;
 pub mod error;
 mod job;
@@ -25,7 +27,7 @@ pub mod remux;
 mod rung;
 pub mod timeline;
 
-pub use config::Config;
+pub use config::{Config, Passthrough};
 pub use error::{Closed, Error};
 pub use job::{Event, Input, Job, Output, VideoSource, start};
 pub use ladder::Rung;

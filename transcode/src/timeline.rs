@@ -2,7 +2,7 @@
 //! that all rungs agree.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use media::Ticks;
 
@@ -60,6 +60,8 @@ pub(crate) struct Timeline {
     segment_duration: Ticks,
     /// No picture is shown longer than this without a repetition.
     longest_showing: Ticks,
+    /// The source says with which frames segments begin: presentation times of those that are not shown yet.
+    given: Option<BTreeSet<Ticks>>,
     /// Frames inside the decoder: presentation time to duration.
     pending: BTreeMap<Ticks, Ticks>,
     /// Everything up to here has been decided.
@@ -81,12 +83,26 @@ impl Timeline {
             start,
             segment_duration,
             longest_showing: longest_showing.max(1),
+            given: None,
             pending: BTreeMap::new(),
             decided: None,
             segment: None,
             shown: None,
             has_picture: false,
             steps: VecDeque::new(),
+        }
+    }
+
+    /// Segments begin with the frames that are told by [`Timeline::cut`], and with no others.
+    pub(crate) fn with_given_cuts(mut self) -> Self {
+        self.given = Some(BTreeSet::new());
+        self
+    }
+
+    /// A segment begins with the frame of this presentation time, which is about to be pushed.
+    pub(crate) fn cut(&mut self, pts: Ticks) {
+        if let Some(given) = &mut self.given {
+            given.insert(pts);
         }
     }
 
@@ -156,7 +172,13 @@ impl Timeline {
         let Some((pts, duration)) = self.shown else { return };
         let end = pts + duration.max(0);
         let hole = until - end;
-        if hole <= self.longest_showing || hole / self.longest_showing > MAX_FILLED {
+        // A frame that is missing, or one that would last too long.
+        let least = if duration > 0 { duration } else { self.longest_showing + 1 };
+        if hole < least || hole / self.longest_showing > MAX_FILLED {
+            return;
+        }
+        if self.given.is_some() {
+            // Whoever gives the cuts has frames where they are.
             return;
         }
         let mut at = end;
@@ -177,8 +199,17 @@ impl Timeline {
     }
 
     fn put(&mut self, pts: Ticks, duration: Ticks, step: fn(Showing) -> Step) {
-        let segment = segment_index(self.start, self.segment_duration, pts);
-        let key = self.segment.replace(segment) != Some(segment);
+        let key = match &mut self.given {
+            Some(given) => {
+                let later = given.split_off(&(pts + 1));
+                // The frame itself, or the first that is shown behind one that was lost.
+                !std::mem::replace(given, later).is_empty()
+            }
+            None => {
+                let segment = segment_index(self.start, self.segment_duration, pts);
+                self.segment.replace(segment) != Some(segment)
+            }
+        };
         self.steps.push_back(step(Showing { pts, duration, key }));
     }
 }
@@ -207,7 +238,7 @@ mod tests {
     /// Runs a script over a timeline from 0 with segments of 100: `+n` into the decoder, `n` out of it, `.`
     /// end; returns what to do: `k` key, `r` repeat, `x` lost.
     fn check(script: &str, expected: &str) {
-        check_with(Timeline::new(0, 100, 1000), 10, script, expected);
+        check_with(Timeline::new(0, 100, 1000), 0, script, expected);
     }
 
     fn check_with(mut timeline: Timeline, duration: Ticks, script: &str, expected: &str) {
@@ -254,6 +285,27 @@ mod tests {
     }
 
     #[test]
+    fn cuts_that_are_given_are_kept_to() {
+        let mut timeline = Timeline::new(0, 100, 1000).with_given_cuts();
+        let mut shown = Vec::new();
+        for (pts, cut) in [(0, true), (40, false), (110, false), (120, true), (160, false), (230, true)] {
+            if cut {
+                timeline.cut(pts);
+            }
+            timeline.push(pts, 10);
+            // The frame of the last cut is not decoded: nothing is there to show but the one before.
+            if pts != 230 {
+                timeline.decoded(pts);
+            }
+        }
+        timeline.finish();
+        while let Some(Step::Show(showing) | Step::Repeat(showing)) = timeline.poll() {
+            shown.push((showing.pts, showing.key));
+        }
+        assert_eq!(shown, [(0, true), (40, false), (110, false), (120, true), (160, false), (230, true)]);
+    }
+
+    #[test]
     fn holes_are_filled_with_the_picture_before() {
         let timeline = || Timeline::new(0, 100, 50);
         // Slower than a frame a segment, durations unknown: pieces of what is too long, cut at boundaries.
@@ -262,9 +314,10 @@ mod tests {
         check_with(timeline(), 0, "+0 0 +50 50 +100 100", "0k 50 100k");
         // Frames of a known length with a hole behind them.
         check_with(timeline(), 10, "+0 0 +10 10 +130 130", "0k 10 20+40 60+40 100+30k 130");
-        check_with(timeline(), 10, "+0 0 +60 60 +130 130", "0k 60 70+30 100+30k 130");
-        // A little is missing: that frame lasts longer.
-        check_with(timeline(), 10, "+0 0 +50 50", "0k 50");
+        check_with(timeline(), 10, "+0 0 +60 60 +130 130", "0k 10+50 60 70+30 100+30k 130");
+        check_with(timeline(), 10, "+0 0 +20 20", "0k 10+10 20");
+        // Less than a frame is missing.
+        check_with(timeline(), 10, "+0 0 +19 19", "0k 19");
         // Beyond measure: it stays a hole.
         check_with(timeline(), 10, "+0 0 +30100 30100", "0k 30100k");
         // What is not shown is not repeated.
@@ -291,7 +344,7 @@ mod tests {
         };
         for _ in 0..200 {
             let mut timeline = Timeline::new(0, 90, 1000);
-            let (mut shown, mut lost, mut inside) = (Vec::new(), 0, Vec::new());
+            let (mut shown, mut lost, mut filled, mut inside) = (Vec::new(), 0, 0, Vec::new());
             for index in 0..200i64 {
                 // Reordered by up to 3 frames.
                 let pts = (index ^ random(4) as i64).max(0) * 3;
@@ -308,11 +361,14 @@ mod tests {
             while let Some(step) = timeline.poll() {
                 match step {
                     Step::Show(showing) | Step::Repeat(showing) => shown.push(showing),
-                    Step::Fill(showing) => panic!("nothing is missing at {showing:?}"),
+                    Step::Fill(showing) => {
+                        filled += 1;
+                        shown.push(showing);
+                    }
                     Step::Lost => lost += 1,
                 }
             }
-            assert_eq!(shown.len() + lost, 200);
+            assert_eq!(shown.len() + lost, 200 + filled);
             assert!(shown.windows(2).all(|pair| pair[0].pts < pair[1].pts));
             let mut segment = None;
             for showing in &shown {

@@ -84,7 +84,14 @@ impl Clip {
     fn job(&self) -> Job {
         let rungs = ladder::derive(&Config::default(), &self.source);
         let start = self.shown()[0].0;
-        Job { source: self.source.clone(), rungs, start, segment_duration: SECOND, longest_showing: SECOND }
+        Job {
+            source: self.source.clone(),
+            rungs,
+            start,
+            segment_duration: SECOND,
+            longest_showing: SECOND,
+            given_cuts: false,
+        }
     }
 }
 
@@ -436,7 +443,8 @@ fn senseless_jobs_are_refused() {
     let (codec, record) = (VideoCodec::Avc, Bytes::from_static(&[1, 66, 0, 30, 0xff, 0xe0, 0]));
     let source = VideoSource { codec, record, width: 640, height: 360, sar: (1, 1), frame_rate: None };
     let rungs = ladder::derive(&Config::default(), &source);
-    let job = Job { source, rungs, start: 0, segment_duration: SECOND, longest_showing: SECOND };
+    let job =
+        Job { source, rungs, start: 0, segment_duration: SECOND, longest_showing: SECOND, given_cuts: false };
     let check = |change: fn(&mut Job), expected: &str| {
         let mut job = job.clone();
         change(&mut job);

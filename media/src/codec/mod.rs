@@ -7,6 +7,7 @@ pub mod avc;
 mod bits;
 pub mod hevc;
 pub mod opus;
+mod string;
 pub mod vp9;
 
 use std::fmt;

@@ -174,7 +174,7 @@ impl Waiting {
                 self.source = Some(source.clone());
             }
             feed::Event::Start(_) => {}
-            feed::Event::Video(frame) => print(true, frame),
+            feed::Event::Video(frame) | feed::Event::Again(frame) => print(true, frame),
             feed::Event::Audio(frame) => print(false, frame),
             feed::Event::Restart(_) => self.whole = true,
         }
