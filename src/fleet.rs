@@ -63,9 +63,9 @@ impl Fleet {
 
     /// A role of this node listens at `bound`.
     pub(crate) fn announce(&self, config: &Config, role: Role, bound: SocketAddr) {
-        let capacity = if role == Role::Origin { config.origin.max_streams } else { 0 };
+        let capacity = if role == Role::Origin { config.origin.capacity() } else { 0 };
         let address = config.cluster.address_of(&config.node.name, role, bound);
-        self.member.announce(in_records(role), &address, u32::try_from(capacity).unwrap_or(u32::MAX));
+        self.member.announce(in_records(role), &address, capacity);
     }
 
     /// The members of a ring, as they are listed. With etcd only this node itself is known before the others are heard of.

@@ -327,6 +327,7 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
         segment_duration: SEGMENT,
         longest_showing: SEGMENT,
         given_cuts: false,
+        shed: None,
     };
     let (mut input, mut output) = transcode::start(job, Metrics::default())?;
     let feed = async move {
@@ -358,6 +359,7 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
                 Event::Sample { rung, sample } => {
                     files[rung].as_mut().context("a sample before its configuration")?.push(sample, start)?;
                 }
+                Event::Shed { rung, .. } => bail!("rung {rung} was shed"),
                 Event::Damaged { frames } => bail!("{frames} frames were damaged"),
                 Event::Ended(ended) => ended?,
             }

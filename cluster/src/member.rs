@@ -160,7 +160,7 @@ impl Member {
         self.0.contact.subscribe()
     }
 
-    /// This node has a role, at `address`; it takes `capacity` streams at most, where that has a meaning.
+    /// This node has a role, at `address`; it carries so much, where that has a meaning: an origin so many tenths of a CPU.
     pub fn announce(&self, role: Role, address: &str, capacity: u32) {
         let Options { name, instance, .. } = &self.0.options;
         let (name, address) = (name.clone(), address.to_owned());
@@ -172,9 +172,8 @@ impl Member {
         self.0.own_nodes.send_modify(|nodes| drop(nodes.insert(role, record)));
     }
 
-    /// How many streams this origin has.
-    pub fn set_load(&self, load: usize) {
-        let load = u32::try_from(load).unwrap_or(u32::MAX);
+    /// How much of its capacity this origin carries.
+    pub fn set_load(&self, load: u32) {
         self.0.own_nodes.send_if_modified(|nodes| {
             nodes.get_mut(&Role::Origin).is_some_and(|node| std::mem::replace(&mut node.load, load) != load)
         });

@@ -50,10 +50,10 @@ pub struct NodeRecord {
     pub address: String,
     /// Tells a process from the one before under the same name.
     pub instance: u64,
-    /// Streams that it takes at most; 0 where that has no meaning.
+    /// What it carries, in tenths of a CPU; 0 where that has no meaning.
     #[serde(default)]
     pub capacity: u32,
-    /// Streams that it has.
+    /// How much of that is taken.
     #[serde(default)]
     pub load: u32,
     /// It takes no new streams.

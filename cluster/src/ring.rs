@@ -16,7 +16,7 @@ use tokio::sync::watch;
 /// costs rebuild time.
 const VIRTUAL_NODES: usize = 160;
 
-/// The capacity that has [`VIRTUAL_NODES`]: the default of `origin.max_streams`. Others have more or fewer in proportion.
+/// The capacity that has [`VIRTUAL_NODES`]: some six CPUs. Others have more or fewer in proportion.
 const ORDINARY_CAPACITY: u32 = 64;
 
 /// Virtual nodes of a very small and a very large member.
@@ -40,9 +40,9 @@ pub struct Node {
 pub struct Member {
     /// Who.
     pub node: Node,
-    /// Keys that it takes at most; 0: not known, as much as any other.
+    /// How much it carries, in units of a cheap key; 0: not known, as much as any other.
     pub capacity: u32,
-    /// Keys that it has.
+    /// How much of that its keys take.
     pub load: u32,
     /// It takes no new ones.
     pub draining: bool,

@@ -14,6 +14,9 @@ pub struct Config {
     /// Live streams at most; one more is answered with 503, so that its POP tries the next origin. Default 64, 1 to 10000:
     /// each costs about 0.6 to 1.2 CPUs with a 720p ladder.
     pub max_streams: usize,
+    /// CPUs that this origin may use, in proportion to which the fleet brings it streams by what their ladders cost. Default 0:
+    /// as many as the machine has. 0 to 1024.
+    pub cpus: usize,
     /// Segment duration. Default `1s`, 500ms to 10s: short segments start faster, long ones compress better.
     #[serde(with = "humantime_serde")]
     pub segment_duration: Duration,
@@ -61,6 +64,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7443)),
             max_streams: 64,
+            cpus: 0,
             segment_duration: Duration::from_secs(1),
             part_target: Duration::from_millis(200),
             window: Duration::from_secs(30),
@@ -77,7 +81,26 @@ impl Default for Config {
     }
 }
 
+/// More than any machine has.
+const MAX_CPUS: usize = 1024;
+
 impl Config {
+    /// What this origin carries, in tenths of a CPU.
+    pub fn capacity(&self) -> u32 {
+        let cpus = match self.cpus {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            cpus => cpus,
+        };
+        cpus.min(MAX_CPUS) as u32 * 10
+    }
+
+    /// How much of [`Config::capacity`] is taken: by what the ladders of its streams cost together (thousandths of a CPU), or
+    /// by how many streams there are, whichever is more.
+    pub fn load(&self, streams: usize, milli_cpus: u64) -> u32 {
+        let by_count = (streams as u64 * u64::from(self.capacity())).div_ceil(self.max_streams.max(1) as u64);
+        u32::try_from(milli_cpus.div_ceil(100).max(by_count)).unwrap_or(u32::MAX)
+    }
+
     /// Everything that is wrong, each entry beginning with the key's path below `path`.
     pub fn problems(&self, path: &str) -> Vec<String> {
         let mut problems = Vec::new();
@@ -114,6 +137,9 @@ impl Config {
         if !(1..=10_000).contains(&self.max_streams) {
             problems.push(format!("{path}.max_streams: {} is outside 1 to 10000", self.max_streams));
         }
+        if self.cpus > MAX_CPUS {
+            problems.push(format!("{path}.cpus: {} is outside 0 to {MAX_CPUS}", self.cpus));
+        }
         if self.mirrored_streams > 10_000 {
             problems
                 .push(format!("{path}.mirrored_streams: {} is outside 0 to 10000", self.mirrored_streams));
@@ -130,6 +156,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn load_is_what_ladders_cost_or_how_many_there_are() {
+        let config = Config { cpus: 4, max_streams: 10, ..Config::default() };
+        assert_eq!(config.capacity(), 40);
+        for (streams, milli_cpus, load) in
+            [(0, 0, 0), (1, 10, 4), (1, 924, 10), (2, 6000, 60), (10, 0, 40), (3, 10, 12)]
+        {
+            assert_eq!(config.load(streams, milli_cpus), load, "{streams} {milli_cpus}");
+        }
+        assert!(Config::default().capacity() >= 10);
+    }
+
+    #[test]
     fn every_problem_is_named() {
         assert_eq!(Config::default().problems("origin"), [""; 0]);
         let config = Config {
@@ -137,10 +175,11 @@ mod tests {
             segment_duration: Duration::from_millis(600),
             window: Duration::from_secs(1),
             max_streams: 0,
+            cpus: 5000,
             ..Config::default()
         };
         let problems = config.problems("origin");
-        assert_eq!(problems.len(), 4, "{problems:?}");
+        assert_eq!(problems.len(), 5, "{problems:?}");
         assert!(problems[0].starts_with("origin.window: 1s is outside 6s to 600s"), "{problems:?}");
     }
 }

@@ -48,6 +48,7 @@ pub mod window;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -138,6 +139,8 @@ struct Shared {
     mirrors: Mirrors,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// What the ladders that run cost, as an estimate.
+    milli_cpus: AtomicU64,
     /// Tells this process from others, and from itself before a restart.
     instance: u64,
     /// Grows whenever a stream begins, is interrupted, goes on or ends.
@@ -175,6 +178,7 @@ impl Origin {
             mirrors: Mirrors::new(deps.members),
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            milli_cpus: AtomicU64::new(0),
             instance: deps.instance,
             news: Arc::default(),
         });
@@ -223,6 +227,30 @@ impl Origin {
             mirror::run(shared.clone(), client_tls),
             sessions
         );
+    }
+}
+
+/// A ladder that runs, as part of its origin's load. Dropping it takes it off.
+struct Carried {
+    shared: Arc<Shared>,
+    milli_cpus: u64,
+}
+
+impl Carried {
+    fn new(shared: Arc<Shared>, milli_cpus: u64) -> Self {
+        shared.milli_cpus.fetch_add(milli_cpus, Ordering::Relaxed);
+        shared.counted(shared.streams().len());
+        Self { shared, milli_cpus }
+    }
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.shared.milli_cpus.fetch_sub(self.milli_cpus, Ordering::Relaxed);
+        // Whoever holds the streams just now counts anew soon.
+        if let Ok(streams) = self.shared.streams.try_lock() {
+            self.shared.counted(streams.len());
+        }
     }
 }
 
@@ -382,6 +410,6 @@ impl Shared {
 
     fn counted(&self, streams: usize) {
         self.metrics.streams.set(streams as i64);
-        self.store.set_load(streams);
+        self.store.set_load(self.config.load(streams, self.milli_cpus.load(Ordering::Relaxed)));
     }
 }

@@ -71,6 +71,8 @@ pub struct Writer {
     pub grant: Option<Grant>,
     /// The source's video is passed through, as far as is known: segments are as long as its keyframes are apart.
     pub(crate) passes: bool,
+    /// Rungs that the last run had shed: the next begins without them.
+    pub(crate) shed: usize,
 }
 
 /// How far a run came whose relay was lost.

@@ -101,6 +101,8 @@ struct Track {
     sequence: u32,
     /// The last sample's end.
     end: Option<Ticks>,
+    /// Nothing is encoded for it at present.
+    shed: bool,
 }
 
 /// How far a run came.
@@ -141,7 +143,13 @@ impl Packager {
             let segmenter = Segmenter::new(timescale, start, segment_duration, part_target, early, first);
             if plan.copied.is_some() { segmenter.with_given_cuts() } else { segmenter }
         };
-        let track = |id: &RenditionId, segmenter| Track { id: id.clone(), segmenter, sequence: 0, end: None };
+        let track = |id: &RenditionId, segmenter| Track {
+            id: id.clone(),
+            segmenter,
+            sequence: 0,
+            end: None,
+            shed: false,
+        };
         let video = plan.rungs.iter().map(|rung| track(&rung.id, segmenter(Timescale::VIDEO, 0))).collect();
         let audio = plan.audio.as_ref().map(|config| {
             let early = Ticks::from(config.frame_samples / 2);
@@ -247,11 +255,30 @@ impl Packager {
         }
     }
 
+    /// The encoders leave out the segment of a rung that begins at `pts`.
+    pub fn shed(&mut self, rung: usize, pts: Ticks) {
+        if let Some(track) = self.video.get_mut(rung).filter(|_| self.began) {
+            track.shed = true;
+            let index = track.segmenter.index_at(pts);
+            track.segmenter.skip_to(index);
+            publish(&self.plan, track);
+        }
+    }
+
+    /// How many rungs are shed at present.
+    pub fn rungs_shed(&self) -> usize {
+        self.video.iter().filter(|track| track.shed).count()
+    }
+
     /// An encoded frame.
     pub fn video(&mut self, rung: usize, sample: Sample) {
         if !self.began {
             self.waiting_video.push_back((rung, sample));
         } else if let Some(track) = self.video.get_mut(rung) {
+            if std::mem::take(&mut track.shed) {
+                let index = track.segmenter.index_at(sample.pts);
+                track.segmenter.skip_to(index);
+            }
             track.end = track.end.max(Some(sample.pts + sample.duration.max(1)));
             if rung > 0 || self.plan.copied.is_none() {
                 passed(&self.plan, Hop::Encoded, VIDEO, sample.pts, Timescale::VIDEO);
@@ -288,6 +315,9 @@ impl Packager {
     /// The run is over and all encoded frames have come: completes what is open.
     pub fn finish(&mut self) {
         for track in &mut self.video {
+            if track.shed {
+                track.segmenter.skip_to(self.video_index + 1);
+            }
             track.segmenter.finish();
             publish(&self.plan, track);
         }
@@ -331,7 +361,7 @@ impl Packager {
             pts,
             timescale,
         });
-        let end = match self.video.iter().map(|track| track.end).min() {
+        let end = match self.video.iter().filter(|track| !track.shed).map(|track| track.end).min() {
             Some(end) => end?,
             None => audio_end.map(|((_, end), timescale)| timescale.rescale(end, Timescale::VIDEO))?,
         };

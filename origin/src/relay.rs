@@ -36,7 +36,7 @@ use crate::metrics::{Kind, Reason};
 use crate::overlap::{Known, Setup};
 use crate::packager::{Packager, Plan, part_target};
 use crate::repair::{Repair, Repairs};
-use crate::run::{Answers, Copy, Encoder, Recoder, Run, Took, publish, publish_audio};
+use crate::run::{Answers, Copy, Encoder, Recoder, Run, Took, publish, publish_audio, with};
 use crate::succession::Heir;
 use crate::timeline::Anchor;
 use turn::{LOOK_ON, Waiting};
@@ -688,6 +688,8 @@ impl Session<'_> {
         let rungs = video
             .as_ref()
             .map_or_else(Vec::new, |video| transcode::ladder::with_passthrough(rules, video, copies));
+        let milli_cpus =
+            video.as_ref().map_or(0, |video| transcode::cost::milli_cpus(rules, video, &rungs, copies));
         let timescale = source.audio.as_ref().map(AudioConfig::timescale);
         let (audio, recoder) = match source.audio.clone() {
             None => (None, None),
@@ -738,7 +740,8 @@ impl Session<'_> {
             Some(source) if rungs.len() > first => {
                 let rungs = rungs[first..].to_vec();
                 let (start, given_cuts) = (place.start, copies);
-                let job = Job { source, rungs, start, segment_duration, longest_showing, given_cuts };
+                let shed = rules.shed.then(|| self.writer.as_ref().map_or(0, |writer| writer.shed));
+                let job = Job { source, rungs, start, segment_duration, longest_showing, given_cuts, shed };
                 let started = transcode::start(job, self.shared.transcode_metrics.clone());
                 let (input, output) = started.map_err(source_error)?;
                 let publisher = tokio::spawn(publish(output, first, packager.clone(), answers.clone()));
@@ -772,6 +775,7 @@ impl Session<'_> {
             repair,
             timescale,
             answers,
+            _carried: crate::Carried::new(self.shared.clone(), milli_cpus),
             audio_from_ms: audio_start.map(|start| near(start.source_ms)),
             fed: VecDeque::new(),
         });
@@ -806,6 +810,7 @@ impl Session<'_> {
     /// Publishes all that came of a run.
     async fn complete(&mut self, run: Run, writer: &mut Writer) -> Result<(), Error> {
         self.count_repairs(&run);
+        writer.shed = with(&run.packager, |packager| packager.rungs_shed());
         let finished = run.finish().await;
         self.shared.interrupted(self.live, false);
         writer.came = finished?;
@@ -815,6 +820,7 @@ impl Session<'_> {
     /// Publishes what came of a run without a hole; the rest comes again.
     async fn suspend(&mut self, run: Run, writer: &mut Writer) -> Result<(), Error> {
         self.count_repairs(&run);
+        writer.shed = with(&run.packager, |packager| packager.rungs_shed());
         let suspended = run.suspend().await;
         self.shared.interrupted(self.live, true);
         self.left = suspended?.or(self.left);
@@ -1004,6 +1010,7 @@ mod tests {
             )),
             tasks: tokio_util::task::TaskTracker::new(),
             shutdown: CancellationToken::new(),
+            milli_cpus: std::sync::atomic::AtomicU64::new(0),
             instance: 1,
             news: Arc::default(),
         })

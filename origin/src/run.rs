@@ -39,6 +39,8 @@ pub(crate) struct Run {
     /// Of the source's audio.
     pub(crate) timescale: Option<Timescale>,
     pub(crate) answers: Answers,
+    /// Its part of the origin's load.
+    pub(crate) _carried: crate::Carried,
     /// Audio before is published.
     pub(crate) audio_from_ms: Option<i64>,
     /// The latest frames of video (audio-only: of audio): place at 90 kHz, source milliseconds.
@@ -310,6 +312,13 @@ pub(crate) async fn publish(
             transcode::Event::Sample { rung, sample } => {
                 let published = with(&packager, |packager| {
                     packager.video(first + rung, sample);
+                    packager.poll_published()
+                });
+                answers.acknowledge(published);
+            }
+            transcode::Event::Shed { rung, pts } => {
+                let published = with(&packager, |packager| {
+                    packager.shed(first + rung, pts);
                     packager.poll_published()
                 });
                 answers.acknowledge(published);

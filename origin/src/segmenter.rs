@@ -150,6 +150,19 @@ impl Segmenter {
         self.given_up = Some(index);
     }
 
+    /// Nothing comes before segment `index`: completes the open one, and what is missing up to there is a gap. Unlike what
+    /// was given up, `index` itself may still come.
+    pub fn skip_to(&mut self, index: i64) {
+        let next = self.newest_index().map_or(0, |newest| newest + 1);
+        self.flush();
+        self.close();
+        self.index = None;
+        for missing in next..index {
+            self.events.push_back(Event::Gap { number: self.number(missing) });
+        }
+        self.given_up = Some(index.max(next) - 1);
+    }
+
     /// The segment, counted from the run's first, that a sample beginning at `pts` falls into by time alone.
     pub fn index_at(&self, pts: Ticks) -> i64 {
         let pts = pts + self.early;
@@ -407,6 +420,22 @@ mod tests {
         assert_eq!(drain(&mut cut), ["C", "G8"]);
         cut.finish();
         assert_eq!(drain(&mut cut), [""; 0]);
+    }
+
+    #[test]
+    fn segments_are_skipped_up_to_one_that_comes() {
+        let mut cut = Segmenter::new(Timescale::VIDEO, 0, 90_000, 18_000, 0, SegmentNumber(5));
+        cut.push(sample(0, 18_000, true), true);
+        cut.skip_to(1);
+        assert_eq!(drain(&mut cut), ["O5@0", "1*18000", "C"]);
+        cut.skip_to(2);
+        cut.skip_to(2);
+        assert_eq!(drain(&mut cut), ["G6"]);
+        cut.skip_to(3);
+        cut.push(sample(270_000, 18_000, true), true);
+        cut.finish();
+        assert_eq!(drain(&mut cut), ["G7", "O8@270000", "1*18000", "C"]);
+        assert_eq!(cut.late(), 0);
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct Config {
     pub passthrough: Passthrough,
     /// The codecs that are passed through: `h264`, `hevc`, `av1`. Default `h264`, which every player has.
     pub passthrough_codecs: Vec<String>,
+    /// Whether the largest rung is shed when the encoders of a stream fall behind. Default true; without it such a stream
+    /// falls behind until its POP's buffer is full.
+    pub shed: bool,
     /// A source whose keyframes are farther apart is encoded, since segments of video that is passed through begin with the
     /// source's keyframes. Default 4s, range 1s to 10s.
     #[serde(with = "humantime_serde")]
@@ -92,6 +95,7 @@ impl Default for Config {
             rate_buffer: Duration::from_secs(1),
             passthrough: Passthrough::Off,
             passthrough_codecs: vec!["h264".to_owned()],
+            shed: true,
             max_keyframe_interval: Duration::from_secs(4),
         }
     }

@@ -1,13 +1,16 @@
 //! The decoding thread: access units in, pictures with their times out to the largest rung.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
-use media::Sample;
+use media::{Sample, Ticks};
 use tokio::sync::mpsc::Receiver;
 
 use crate::job::{Event, Events, Pictures, Stop};
 use crate::libav::{Decoder, Failure, Picture};
+use crate::metrics::Metrics;
+use crate::shed::{Change, Shedding};
 use crate::timeline::{Step, Timeline};
 
 /// Largest access unit that is decoded: a 24-bit length, as FLV has it, cannot say more.
@@ -21,6 +24,78 @@ pub(crate) struct AccessUnit {
     pub(crate) record: Option<Bytes>,
     /// A segment begins with it, where the source says so.
     pub(crate) cut: bool,
+    /// When it began to wait.
+    pub(crate) sent: Instant,
+}
+
+/// Watches whether the encoders keep up, and says which rungs are shed.
+pub(crate) struct Pace {
+    live: bool,
+    shedding: Shedding,
+    began: Instant,
+    /// Of the rungs, largest first.
+    names: Vec<String>,
+    metrics: Metrics,
+    /// Rungs shed in the current segment. `None` before the first, which opens all encoders.
+    shed: Option<usize>,
+}
+
+impl Pace {
+    pub(crate) fn new(names: Vec<String>, shed: Option<usize>, metrics: Metrics) -> Self {
+        let shedding = Shedding::new(names.len(), shed.unwrap_or(0));
+        metrics.rungs_shed.inc_by(shedding.shed() as i64);
+        Self { live: shed.is_some(), shedding, began: Instant::now(), names, metrics, shed: None }
+    }
+
+    /// An access unit has been taken that waited since `sent`.
+    fn observe(&mut self, sent: Instant, dts: Ticks) {
+        if !self.live {
+            return;
+        }
+        let before = self.shedding.shed();
+        let change = self.shedding.observe(self.began.elapsed(), sent.elapsed(), dts);
+        let name = |index: usize| self.names.get(index).map_or("", String::as_str);
+        match change {
+            None => {}
+            Some(Change::Shed) => {
+                self.metrics.rungs_shed.inc();
+                self.metrics.sheds.inc();
+                let rung = name(before);
+                tracing::warn!(
+                    rung,
+                    "the encoders fall behind: the rung is not encoded until they have time for it"
+                );
+            }
+            Some(Change::Restored) => {
+                self.metrics.rungs_shed.dec();
+                tracing::info!(rung = name(before - 1), "the encoders have time: the rung is encoded again");
+            }
+            Some(Change::Exhausted) => {
+                self.metrics.exhausted.inc();
+                let rung = name(before);
+                tracing::error!(
+                    rung,
+                    "the machine is too slow for the smallest rung alone: the stream falls behind"
+                );
+            }
+        }
+    }
+
+    /// How many rungs are shed for a frame. Changes where segments begin.
+    fn shed(&mut self, begins: bool) -> usize {
+        match self.shed {
+            None => self.shed = Some(0),
+            Some(_) if begins => self.shed = Some(self.shedding.shed()),
+            Some(_) => {}
+        }
+        self.shed.unwrap_or(0)
+    }
+}
+
+impl Drop for Pace {
+    fn drop(&mut self) {
+        self.metrics.rungs_shed.dec_by(self.shedding.shed() as i64);
+    }
 }
 
 /// Decodes until the input ends or nobody wants the result. An input that ends because it was `abandoned` leaves what
@@ -28,16 +103,18 @@ pub(crate) struct AccessUnit {
 pub(crate) fn run(
     decoder: Decoder,
     timeline: Timeline,
+    pace: Pace,
     mut input: Receiver<AccessUnit>,
     abandoned: &AtomicBool,
     pictures: Pictures,
     events: Events,
 ) -> Result<(), Stop> {
-    let mut stage = Stage { decoder, timeline, pictures, events, record: None, last: None, damaged: 0 };
-    while let Some(AccessUnit { sample, record, cut }) = input.blocking_recv() {
+    let mut stage = Stage { decoder, timeline, pace, pictures, events, record: None, last: None, damaged: 0 };
+    while let Some(AccessUnit { sample, record, cut, sent }) = input.blocking_recv() {
         if stage.events.is_closed() {
             return Err(Stop::Closed);
         }
+        stage.pace.observe(sent, sample.dts);
         stage.record = record.or(stage.record);
         if cut {
             stage.timeline.cut(sample.pts);
@@ -53,6 +130,7 @@ pub(crate) fn run(
 struct Stage {
     decoder: Decoder,
     timeline: Timeline,
+    pace: Pace,
     pictures: Pictures,
     events: Events,
     /// New parameter sets, until an access unit takes them along.
@@ -133,7 +211,8 @@ impl Stage {
                 }
             };
             let picture = picture.expect("the timeline shows only after a picture was decoded");
-            self.pictures.send(picture.share()?, showing)?;
+            let shed = self.pace.shed(showing.key);
+            self.pictures.send(picture.share()?, showing, shed)?;
         }
         if current.is_some() {
             self.last = current;

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use bytes::Bytes;
 use media::codec::VideoCodec;
@@ -27,7 +28,7 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::config::MAX_RUNGS;
-use crate::decode::{self, AccessUnit};
+use crate::decode::{self, AccessUnit, Pace};
 use crate::error::{Closed, Error};
 use crate::ladder::Rung;
 use crate::libav::{self, Decoder, Failure, MAX_PIXELS, Picture};
@@ -81,6 +82,9 @@ pub struct Job {
     pub longest_showing: Ticks,
     /// Segments begin with the frames that are sent with [`Input::send_cut`], not by `segment_duration`.
     pub given_cuts: bool,
+    /// Whether rungs are shed when the encoders do not keep up with the clock, and how many of the largest are from the
+    /// second segment on. `None`: never, for work that is not live.
+    pub shed: Option<usize>,
 }
 
 /// What a job has to say.
@@ -104,6 +108,13 @@ pub enum Event {
         /// `pts` and `duration` are exactly the source frame's, `dts == pts`, `key` means IDR, and `data`
         /// is length-prefixed (4 bytes) without parameter sets and delimiters.
         sample: Sample,
+    },
+    /// A rung is shed: nothing of the segment that begins here is encoded for it.
+    Shed {
+        /// Index into [`Job::rungs`].
+        rung: usize,
+        /// Presentation time of the segment's first frame.
+        pts: Ticks,
     },
     /// The source was broken. The session goes on.
     Damaged {
@@ -142,15 +153,17 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
         threads.handles.push(thread);
     }
     let Some(first) = next else { unreachable!("a valid job has a rung") };
-    let outlet = Events { events: events.clone(), metrics };
+    let outlet = Events { events: events.clone(), metrics: metrics.clone() };
     let mut timeline = Timeline::new(job.start, job.segment_duration, job.longest_showing);
     if job.given_cuts {
         timeline = timeline.with_given_cuts();
     }
+    let names = job.rungs.iter().map(|rung| rung.id.to_string()).collect();
+    let pace = Pace::new(names, job.shed, metrics.clone());
     let abandoned = Arc::new(AtomicBool::new(false));
     let abandon = abandoned.clone();
     threads.handles.push(crew.spawn("tc-decode".to_owned(), events, move || {
-        decode::run(decoder, timeline, access_units, &abandoned, first, outlet)
+        decode::run(decoder, timeline, pace, access_units, &abandoned, first, outlet)
     })?);
     let threads = Arc::new(threads);
     Ok((
@@ -204,7 +217,7 @@ impl Input {
 
     async fn put(&mut self, sample: Sample, cut: bool) -> Result<(), Closed> {
         let permit = self.access_units.reserve().await.map_err(|_| Closed)?;
-        permit.send(AccessUnit { sample, record: self.record.take(), cut });
+        permit.send(AccessUnit { sample, record: self.record.take(), cut, sent: Instant::now() });
         Ok(())
     }
 
@@ -292,21 +305,24 @@ impl Events {
     }
 }
 
+/// A picture, when it is shown, and how many of the largest rungs are shed.
+pub(crate) type Shown = (Picture, Showing, usize);
+
 /// The way to the next rung.
 pub(crate) struct Pictures {
-    pictures: SyncSender<(Picture, Showing)>,
+    pictures: SyncSender<Shown>,
     metrics: Metrics,
 }
 
 impl Pictures {
-    fn channel(metrics: Metrics) -> (Self, Receiver<(Picture, Showing)>) {
+    fn channel(metrics: Metrics) -> (Self, Receiver<Shown>) {
         let (pictures, inlet) = sync_channel(PICTURE_QUEUE);
         (Self { pictures, metrics }, inlet)
     }
 
     /// Waits while the rung is behind.
-    pub(crate) fn send(&self, picture: Picture, showing: Showing) -> Result<(), Stop> {
-        match self.pictures.try_send((picture, showing)) {
+    pub(crate) fn send(&self, picture: Picture, showing: Showing, shed: usize) -> Result<(), Stop> {
+        match self.pictures.try_send((picture, showing, shed)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Disconnected(_)) => Err(Stop::Closed),
             Err(TrySendError::Full(item)) => {

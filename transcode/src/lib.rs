@@ -16,6 +16,7 @@ pub mod audio;
 pub mod cmaf;
 pub mod config;
 pub mod copy;
+pub mod cost;
 mod decode;
 pub mod error;
 mod job;
@@ -25,6 +26,7 @@ pub mod metrics;
 mod nal;
 pub mod remux;
 mod rung;
+pub mod shed;
 pub mod timeline;
 
 pub use config::{Config, Passthrough};

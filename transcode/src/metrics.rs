@@ -27,6 +27,12 @@ pub struct Metrics {
     pub audio_encoded: Counter,
     /// Audio packets that could not be decoded.
     pub audio_damaged: Counter,
+    /// Rungs that are shed at present, all jobs together.
+    pub rungs_shed: Gauge,
+    /// Times that a rung was shed because the encoders fell behind.
+    pub sheds: Counter,
+    /// Times that a job fell behind with all rungs but the smallest shed.
+    pub exhausted: Counter,
     /// Bytes that came out of the encoders, all rungs together.
     pub encoded_bytes: Counter,
     /// Times that a thread waited because the queue to the next one was full.
@@ -39,7 +45,15 @@ impl Metrics {
         let metrics = Self::default();
         let m = &metrics;
         registry.register("transcode_jobs", "Transcode jobs that are running", m.jobs.clone());
+        let help = "Rungs that are shed at present, all jobs together";
+        registry.register("transcode_rungs_shed", help, m.rungs_shed.clone());
         for (name, help, counter) in [
+            ("transcode_sheds", "Times that a rung was shed because the encoders fell behind", &m.sheds),
+            (
+                "transcode_exhausted",
+                "Times that a job fell behind with all rungs but the smallest shed",
+                &m.exhausted,
+            ),
             ("transcode_access_units", "Access units given to the decoder", &m.access_units),
             ("transcode_frames_decoded", "Pictures that came out of the decoder", &m.frames_decoded),
             ("transcode_frames_encoded", "Pictures encoded, all rungs together", &m.frames_encoded),

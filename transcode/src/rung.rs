@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use media::Sample;
 
 use crate::error::Error;
-use crate::job::{Event, Events, Pictures, Stop, VideoSource};
+use crate::job::{Event, Events, Pictures, Shown, Stop, VideoSource};
 use crate::ladder::{Rung, USUAL_FRAME_RATE};
 use crate::libav::{Encoder, Failure, Picture, Scaler, Settings};
 use crate::nal;
@@ -61,13 +61,19 @@ impl Stage {
     }
 
     /// Encodes until the pictures end or nobody wants the result.
-    pub(crate) fn run(mut self, pictures: Receiver<(Picture, Showing)>) -> Result<(), Stop> {
-        for (picture, showing) in pictures {
-            let picture = self.scaler.scale(&picture)?;
+    pub(crate) fn run(mut self, pictures: Receiver<Shown>) -> Result<(), Stop> {
+        for (picture, showing, shed) in pictures {
+            let is_shed = self.index < shed;
+            // The next rung scales for itself what this one has no use for.
+            let picture = if is_shed { picture } else { self.scaler.scale(&picture)? };
             if let Some(next) = &self.next {
-                next.send(picture.share()?, showing)?;
+                next.send(picture.share()?, showing, shed)?;
             }
-            self.encode(picture, showing)?;
+            if !is_shed {
+                self.encode(picture, showing)?;
+            } else if showing.key {
+                self.events.send(Event::Shed { rung: self.index, pts: showing.pts })?;
+            }
         }
         // The smaller rungs flush meanwhile.
         self.next = None;

@@ -44,8 +44,15 @@ async fn every_frame_comes_out(codec: VideoCodec, arguments: &[&str], from_keyfr
     let source = VideoSource { codec, record, width, height, sar, frame_rate: None };
     let rungs = ladder::derive(&Config::default(), &source);
     let start = track.frames.iter().map(|frame| frame.pts).min().unwrap();
-    let job =
-        Job { source, rungs, start, segment_duration: 90_000, longest_showing: 90_000, given_cuts: false };
+    let job = Job {
+        source,
+        rungs,
+        start,
+        segment_duration: 90_000,
+        longest_showing: 90_000,
+        given_cuts: false,
+        shed: None,
+    };
     let (mut input, mut output) = transcode::start(job, Metrics::default()).unwrap();
     let mut expected: Vec<Ticks> = track.frames.iter().map(|frame| frame.pts).collect();
     expected.sort_unstable();

@@ -91,6 +91,7 @@ impl Clip {
             segment_duration: SECOND,
             longest_showing: SECOND,
             given_cuts: false,
+            shed: None,
         }
     }
 }
@@ -100,6 +101,8 @@ struct Outcome {
     /// Per rung: its configuration and its samples.
     rungs: Vec<(Bytes, Vec<Sample>)>,
     damaged: u64,
+    /// Rungs that are not encoded, and the segments for which they are not.
+    shed: Vec<(usize, Ticks)>,
     ended: Result<(), Error>,
 }
 
@@ -119,7 +122,8 @@ async fn transcode(job: Job, samples: Vec<Sample>) -> Outcome {
 }
 
 async fn read(mut output: Output, rungs: &[Rung]) -> Outcome {
-    let mut outcome = Outcome { rungs: vec![Default::default(); rungs.len()], damaged: 0, ended: Ok(()) };
+    let mut outcome =
+        Outcome { rungs: vec![Default::default(); rungs.len()], damaged: 0, shed: Vec::new(), ended: Ok(()) };
     let mut ended = false;
     while let Some(event) = output.next().await {
         assert!(!ended, "{event:?} after the end");
@@ -133,6 +137,7 @@ async fn read(mut output: Output, rungs: &[Rung]) -> Outcome {
                 assert!(!outcome.rungs[rung].0.is_empty(), "a sample before its configuration");
                 outcome.rungs[rung].1.push(sample);
             }
+            Event::Shed { rung, pts } => outcome.shed.push((rung, pts)),
             Event::Damaged { frames } => outcome.damaged += frames,
             Event::Ended(result) => {
                 outcome.ended = result;
@@ -443,8 +448,15 @@ fn senseless_jobs_are_refused() {
     let (codec, record) = (VideoCodec::Avc, Bytes::from_static(&[1, 66, 0, 30, 0xff, 0xe0, 0]));
     let source = VideoSource { codec, record, width: 640, height: 360, sar: (1, 1), frame_rate: None };
     let rungs = ladder::derive(&Config::default(), &source);
-    let job =
-        Job { source, rungs, start: 0, segment_duration: SECOND, longest_showing: SECOND, given_cuts: false };
+    let job = Job {
+        source,
+        rungs,
+        start: 0,
+        segment_duration: SECOND,
+        longest_showing: SECOND,
+        given_cuts: false,
+        shed: None,
+    };
     let check = |change: fn(&mut Job), expected: &str| {
         let mut job = job.clone();
         change(&mut job);
@@ -462,4 +474,21 @@ fn senseless_jobs_are_refused() {
     check(|job| job.rungs[1].height = 0, "x0");
     check(|job| job.rungs[0].peak_bps = 1, "peak 1");
     check(|job| job.segment_duration = 0, "segment duration of 0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rung_that_is_shed_leaves_whole_segments_out_and_the_others_go_on() {
+    let rate = FrameRate { num: 25, den: 1 };
+    let Some(clip) = Clip::make("640x360", rate, 100, &[]) else { return };
+    let job = Job { shed: Some(1), ..clip.job() };
+    let shown = clip.shown();
+    let Outcome { rungs, shed, ended, .. } = transcode(job.clone(), clip.samples.clone()).await;
+    ended.unwrap();
+    assert_eq!(rungs.len(), 2);
+    // The first segment opens all encoders; what is shed begins with the second.
+    let times = |samples: &[Sample]| samples.iter().map(|s| (s.pts, s.duration)).collect::<Vec<_>>();
+    assert_eq!(times(&rungs[0].1), shown[..25]);
+    assert_eq!(times(&rungs[1].1), shown);
+    let begins = [25, 50, 75].map(|frame| (0, shown[frame].0));
+    assert_eq!(shed, begins);
 }

@@ -116,6 +116,8 @@ async fn play(passthrough: Passthrough, tags: Tags) -> Played {
         preset: "ultrafast".into(),
         rungs: vec![rung(2160, 5000), rung(180, 300), rung(90, 100)],
         passthrough,
+        // They are sent faster than a machine that has other work to do may encode them.
+        shed: false,
         passthrough_codecs: ["h264", "hevc", "av1"].map(str::to_owned).to_vec(),
         ..transcode::Config::default()
     };
@@ -183,7 +185,7 @@ impl Played {
     }
 
     /// All video renditions cut at the same instants, and what they hold tiles the time.
-    fn check_cuts(&self, name: &str) {
+    fn check_cuts(&self, name: &str, filled: bool) {
         let mut epochs: Vec<_> = self.video().map(|rendition| rendition.epoch).collect();
         epochs.sort_unstable();
         epochs.dedup();
@@ -195,7 +197,9 @@ impl Played {
                 assert_eq!(starts(rendition), starts(of_run[0]), "{name}: {}", rendition.id);
                 for pair in rendition.frames.windows(2) {
                     let off = pair[1].dts - (pair[0].dts + pair[0].duration);
-                    assert!((-1..=1).contains(&off), "{name} {}: {off} at {}", rendition.id, pair[1].dts);
+                    // Where frames are missing for less than a part, nothing is put in their place.
+                    let most = if filled { 18_000 } else { 1 };
+                    assert!((-1..=most).contains(&off), "{name} {}: {off} at {}", rendition.id, pair[1].dts);
                 }
                 for (at, _) in &rendition.segments {
                     let first = rendition.frames.iter().find(|frame| frame.dts == *at);
@@ -251,7 +255,7 @@ async fn check_case(case: &Case) {
     let blocks = ((last - first) * 48_000 / 90_000 / 1024) as u32;
     tags.audio(&[0x11, 0x90], 48_000, 900_000 + first, blocks);
     let played = play(Passthrough::Off, tags).await;
-    played.check_cuts(name);
+    played.check_cuts(name, filled);
     let ids: Vec<_> = played.video().map(|rendition| rendition.id.clone()).collect();
     assert!(ids.len() >= 2, "{name}: {ids:?}");
     for id in ids {
@@ -339,7 +343,7 @@ async fn every_kind_of_audio() {
         let frames = (7 * sample_rate - late as u32 / 90_000 * sample_rate) / 1024;
         tags.audio(config, sample_rate, 900_000 + times(&track)[0] + late, frames);
         let played = play(Passthrough::Off, tags).await;
-        played.check_cuts(name);
+        played.check_cuts(name, false);
         check_frames(name, "180p", &times(&track), &played.shown("180p"), false);
         let audio = played.renditions.iter().filter(|rendition| !rendition.video);
         let audio: Vec<_> = audio.flat_map(|rendition| &rendition.frames).collect();
@@ -372,7 +376,7 @@ async fn changes_in_mid_stream_begin_runs_and_lose_nothing() {
     tags.audio(&[0x12, 0x10], 44_100, 900_000 + first.frames[0].dts + 3 * 90_000, 129);
     tags.video(VideoCodec::Avc, &second, 900_000 + 3 * 90_000);
     let played = play(Passthrough::Off, tags).await;
-    played.check_cuts("changes");
+    played.check_cuts("changes", false);
     for (id, frames) in [("288p", 90), ("90p", 165)] {
         assert_eq!(played.shown(id).len(), frames, "{id}");
     }
@@ -391,7 +395,7 @@ async fn broken_frames_in_mid_stream_are_patched_over() {
     let mut tags = Tags::default();
     tags.video(VideoCodec::Avc, &track, 900_000);
     let played = play(Passthrough::Off, tags).await;
-    played.check_cuts("broken");
+    played.check_cuts("broken", false);
     check_frames("broken", "180p", &times(&track), &played.shown("180p"), false);
 }
 
@@ -447,7 +451,7 @@ async fn video_is_passed_through_beside_encoded_rungs() {
             tags.video(codec, &track, 900_000);
             tags.audio(&[0x11, 0x90], 48_000, 900_000 + times(&track).into_iter().min().unwrap(), 375);
             let played = play(passthrough, tags).await;
-            played.check_cuts(named);
+            played.check_cuts(named, false);
             let ids: Vec<_> = played.video().map(|rendition| rendition.id.as_str()).collect();
             let expected: &[&str] =
                 if passthrough == Passthrough::Top { &["180p", "90p"] } else { &["180p"] };
@@ -487,7 +491,7 @@ async fn where_keyframes_do_not_come_the_source_is_encoded_and_no_frame_is_lost(
         let audio = 460;
         tags.audio(&[0x11, 0x90], 48_000, 900_000 + times(&track).into_iter().min().unwrap(), audio);
         let played = play(Passthrough::Top, tags).await;
-        played.check_cuts(name);
+        played.check_cuts(name, false);
         for id in ["180p", "90p"] {
             check_frames(name, id, &times(&track), &played.shown(id), false);
         }
