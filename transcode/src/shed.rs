@@ -14,13 +14,13 @@ use media::Ticks;
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// An access unit waits this long in a window that is behind, every one of it. The queue holds about a second.
-const BEHIND: Duration = Duration::from_millis(150);
+const BEHIND: Duration = Duration::from_millis(300);
 
 /// None waits longer in a window that is at ease.
 const AT_EASE: Duration = Duration::from_millis(50);
 
 /// Windows behind, one after the other, before a rung is shed: a spike passes by itself.
-const SHED_AFTER: u32 = 2;
+const SHED_AFTER: u32 = 3;
 
 /// At ease for so long, a rung comes back.
 const RESTORE_AFTER: Duration = Duration::from_secs(30);
