@@ -161,7 +161,10 @@ impl Relay {
                     Action::Open { candidate, received_ms, next } => self.open(candidate, received_ms, next),
                     Action::Abandon { failed } => {
                         if let Some(link) = self.link.take().filter(|_| failed) {
-                            link.uplink.retire();
+                            // One that answers is sound, whatever it says.
+                            if !link.declined {
+                                link.uplink.retire();
+                            }
                             self.shared.passed_over().handle_failure(now(), &link.origin);
                             if self.lost.len() < MAX_LOST && !self.lost.contains(&link.origin) {
                                 self.lost.push(link.origin);
@@ -223,6 +226,7 @@ impl Relay {
             report = link.reports.recv() => match report {
                 Some(Report::Sent(body)) => link.body = Some(body),
                 Some(Report::Status { status, text, owner }) => {
+                    link.declined = status != 200;
                     if status == 200 {
                         self.shared.passed_over().handle_answer(&link.origin);
                         self.lost.clear();
@@ -322,6 +326,8 @@ struct Link {
     uplink: Arc<Uplink>,
     /// Once the request is sent, until its body has ended. Dropped before that it resets the request.
     body: Option<SendStream<Bytes>>,
+    /// The origin answered, and would not have the stream.
+    declined: bool,
     reports: mpsc::Receiver<Report>,
     /// Aborted when dropped.
     _task: JoinSet<()>,
@@ -361,7 +367,7 @@ impl Link {
             let reason = format!("{} ({}): {reason}", node.name, node.address);
             let _ = reporter.send(Report::Lost { reason, torn }).await;
         });
-        Link { origin, uplink, body: None, reports, _task: task }
+        Link { origin, uplink, body: None, declined: false, reports, _task: task }
     }
 }
 

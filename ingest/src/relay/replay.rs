@@ -15,6 +15,9 @@ use super::budget::Budget;
 /// allocation costs.
 const TAG_OVERHEAD_BYTES: usize = 128;
 
+/// What a few frames take.
+const OUT_BYTES: usize = 8 << 10;
+
 /// Audio alone (or after a camera was switched off for [`VIDEO_GAP_MS`]) can begin anywhere: once a second is fine enough
 /// to forget what is published.
 const AUDIO_POINT_MS: u32 = 1000;
@@ -58,6 +61,8 @@ pub struct Replay {
     cursor: usize,
     /// Tags of the body that is being sent.
     sent: u64,
+    /// Where pieces are written. Once they are sent its memory is used again.
+    out: BytesMut,
     /// What the receiver needs to be told before `entries[cursor]`.
     preamble: Preamble,
     /// Metadata and codec configuration in force where `entries` begins.
@@ -125,6 +130,7 @@ impl Replay {
             bytes: 0,
             cursor: 0,
             sent: 0,
+            out: BytesMut::with_capacity(OUT_BYTES),
             preamble: Preamble::default(),
             in_force: Preamble::default(),
             header_due: true,
@@ -191,13 +197,13 @@ impl Replay {
 
     /// The next piece of the body: whole tags, about `max_bytes` of them or one larger one. `None`: nothing waits.
     pub fn take(&mut self, max_bytes: usize) -> Option<Bytes> {
-        let mut out = BytesMut::new();
+        let out = &mut self.out;
         if std::mem::take(&mut self.header_due) {
             out.extend_from_slice(&flv::HEADER);
         }
         for tag in self.preamble.drain() {
             self.sent += 1;
-            tag.encode(&mut out);
+            tag.encode(out);
         }
         while let Some(entry) = self.entries.get_mut(self.cursor) {
             if !out.is_empty() && out.len() + entry.tag.data.len() > max_bytes {
@@ -213,9 +219,14 @@ impl Replay {
             }
             self.sent += 1;
             entry.sent = self.sent;
-            entry.tag.encode(&mut out);
+            entry.tag.encode(out);
         }
-        (!out.is_empty()).then(|| out.freeze())
+        let piece = (!out.is_empty()).then(|| out.split().freeze())?;
+        if piece.len() > max_bytes {
+            // One large tag: it does not come again so soon.
+            *out = BytesMut::with_capacity(OUT_BYTES);
+        }
+        Some(piece)
     }
 
     /// `segment` is published, `until` says with what. Forgets up to the last point at or before the segments that are

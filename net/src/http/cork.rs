@@ -16,6 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes held back at most: four full TLS records, as many as rustls takes in one write by default.
 const MAX_GATHERED: usize = 64 << 10;
 
+/// So that a few small writes are not moved about.
+const FIRST_BYTES: usize = 8 << 10;
+
 /// A stream whose writes are gathered, where that pays: over TLS. Without it they go straight through, since the kernel
 /// takes many pieces at once without a copy of ours. Clones are handles on the same stream: one for the connection, one to drive it.
 pub struct Corked<S>(Arc<Mutex<Inner<S>>>);
@@ -106,6 +109,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
             ready!(inner.poll_empty(cx))?;
         }
         let before = inner.gathered.len();
+        if before == 0 {
+            inner.gathered.reserve(FIRST_BYTES);
+        }
         for buf in bufs {
             let room = MAX_GATHERED - inner.gathered.len();
             inner.gathered.extend_from_slice(&buf[..buf.len().min(room)]);
