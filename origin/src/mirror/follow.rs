@@ -63,6 +63,12 @@ pub(crate) async fn run(shared: Arc<Shared>, tls: Arc<rustls::ClientConfig>) {
             changes.mark_unchanged();
             followed.retain(|_, task| !task.0.is_finished());
             for node in shared.mirrors.members().peers() {
+                for before in moved(followed.keys(), &node) {
+                    // Dropped before it finds out: it would say that the new one is lost.
+                    followed.remove(&before);
+                    shared.mirrors.listed(&shared, &node.name, None);
+                    shared.mirrors.lost(&shared, &node.name);
+                }
                 followed.entry((node.name.clone(), node.address.clone())).or_insert_with(|| {
                     let task = tokio::spawn(follow(shared.clone(), tls.clone(), node));
                     AbortOnDrop(task.abort_handle())
@@ -74,6 +80,11 @@ pub(crate) async fn run(shared: Arc<Shared>, tls: Arc<rustls::ClientConfig>) {
         }
     };
     shared.shutdown.run_until_cancelled(follow_all).await;
+}
+
+/// Where an origin was followed that has been started anew at another address.
+fn moved<'a>(followed: impl Iterator<Item = &'a (String, String)>, node: &Node) -> Vec<(String, String)> {
+    followed.filter(|(name, address)| *name == node.name && *address != node.address).cloned().collect()
 }
 
 /// Stays connected to an origin until it has left the fleet and is gone: one that only the store has lost goes on.
@@ -261,5 +272,20 @@ async fn next(body: &mut Incoming) -> Result<Bytes, Why> {
             Ok(None) => return Err("it ended the answer".into()),
             Err(_) => return Err(format!("silent for {SILENCE:?}").into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_followed_where_it_is_now() {
+        let at = |name: &str, address: &str| (name.to_owned(), address.to_owned());
+        let followed = [at("a", "a:1"), at("a", "a:2"), at("b", "b:1")];
+        let node = |name: &str, address: &str| Node { name: name.into(), address: address.into() };
+        assert_eq!(moved(followed.iter(), &node("a", "a:2")), [at("a", "a:1")]);
+        assert_eq!(moved(followed.iter(), &node("b", "b:1")), []);
+        assert_eq!(moved(followed.iter(), &node("c", "a:1")), []);
     }
 }
