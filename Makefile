@@ -9,7 +9,7 @@ MINUTES ?= 5
 # `make test-cluster ONLY=kill-origin,drain-origin` plays only these.
 ONLY ?= all
 
-.PHONY: run build web deps deps-test test test-cluster check fuzz bench soak clean
+.PHONY: run build web deps deps-test test test-cluster test-players check fuzz bench soak clean
 .NOTPARALLEL:
 
 run: build
@@ -30,6 +30,10 @@ deps-test:
 test: deps-test web
 	scripts/test.sh
 
+# Ten minutes of playlists and media under lints, five minutes of players.
+test-players: deps-test web
+	scripts/test-players.sh
+
 test-cluster: deps-test web
 	scripts/test-cluster.sh $(ONLY)
 
@@ -47,4 +51,4 @@ soak: deps web
 
 clean:
 	cargo clean
-	rm -rf web/node_modules tests/browser/node_modules tests/cache-tests/node_modules
+	rm -rf web/node_modules tests/browser/node_modules tests/cache-tests/node_modules tests/playlists/node_modules

@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if grep -nE '"resolved"|://' web/package-lock.json tests/browser/package-lock.json tests/cache-tests/package-lock.json; then
+if grep -nE '"resolved"|://' web/package-lock.json tests/browser/package-lock.json tests/cache-tests/package-lock.json \
+  tests/playlists/package-lock.json; then
   echo "a lock file records addresses: run scripts/lock.sh" >&2
   exit 1
 fi

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-for folder in web tests/browser tests/cache-tests; do
+for folder in web tests/browser tests/cache-tests tests/playlists; do
   rm -f "$folder/package-lock.json"
   (cd "$folder" && npm install --package-lock-only --ignore-scripts --no-audit --no-fund --loglevel=error)
   node -e '

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/web.sh tests/browser tests/cache-tests
+scripts/web.sh tests/browser tests/cache-tests tests/playlists
 CHROMIUM=$(scripts/chromium.sh) || { echo "no Chromium found: run scripts/deps.sh test" >&2; exit 1; }
 export CHROMIUM ROOFTOP_STRICT=1
 # Two thousand viewers, both ends in one process.

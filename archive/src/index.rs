@@ -25,6 +25,8 @@ pub struct Segment {
     pub duration: Ticks,
     /// Whether the timeline breaks before it.
     pub discontinuity: bool,
+    /// So many of its first bytes are a keyframe that can be shown alone; 0 if that is not known.
+    pub lead: u64,
     /// Its length.
     pub bytes: u64,
     /// Of its bytes.
@@ -250,7 +252,8 @@ impl Index {
         let segments = self.segments.entry(rendition.clone()).or_default();
         let known = segments.entry((segment.number, segment.epoch)).or_insert(segment);
         // Two origins may have kept one segment; if they do not agree, the one that saw more of it is right.
-        if (segment.duration, segment.bytes, segment.sha256) > (known.duration, known.bytes, known.sha256) {
+        let worth = |s: &Segment| (s.duration, s.bytes, s.sha256, s.lead);
+        if worth(&segment) > worth(known) {
             *known = segment;
         }
     }
@@ -414,6 +417,20 @@ impl Index {
         }
         let average = (bytes * 8 * u128::from(timescale.per_second())).checked_div(duration)?;
         Some((u64::try_from(peak).ok()?, u64::try_from(average).ok()?))
+    }
+
+    /// The most bits per second that a rendition's keyframes alone have, each for as long as its segment, as far as they are
+    /// played; `None` if none is known.
+    pub fn keyframes_bps(&self, rendition: &RenditionId) -> Option<u64> {
+        let timescale = self.renditions().iter().find(|r| r.id == *rendition)?.timescale;
+        let bps = |entry| match entry {
+            Entry::Segment(Segment { lead, duration, .. }) if *lead > 0 => {
+                let bits = u128::from(*lead) * 8 * u128::from(timescale.per_second());
+                u64::try_from(bits / u128::try_from(*duration).ok()?.max(1)).ok()
+            }
+            _ => None,
+        };
+        self.entries(rendition, SegmentNumber(0)).filter_map(bps).max()
     }
 
     /// Where the played part of a span lies on the timeline, 90 kHz.

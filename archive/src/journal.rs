@@ -45,6 +45,9 @@ struct Group {
     epoch: Epoch,
     rendition: RenditionId,
     list: Vec<(SegmentNumber, Ticks, Ticks, bool, u64, Digest)>,
+    /// Of each of them the bytes of its keyframe; none where all are unknown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    leads: Vec<u64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -61,10 +64,19 @@ pub(crate) fn encode(index: &Index) -> Vec<u8> {
     for (rendition, s) in index.objects() {
         let entry = (s.number, s.start, s.duration, s.discontinuity, s.bytes, s.sha256);
         match segments.last_mut().filter(|group| group.epoch == s.epoch && group.rendition == *rendition) {
-            Some(group) => group.list.push(entry),
-            None => {
-                segments.push(Group { epoch: s.epoch, rendition: rendition.clone(), list: vec![entry] });
+            Some(group) => {
+                group.list.push(entry);
+                group.leads.push(s.lead);
             }
+            None => {
+                let (list, leads) = (vec![entry], vec![s.lead]);
+                segments.push(Group { epoch: s.epoch, rendition: rendition.clone(), list, leads });
+            }
+        }
+    }
+    for group in &mut segments {
+        if group.leads.iter().all(|lead| *lead == 0) {
+            group.leads.clear();
         }
     }
     let holes = index.holes().map(|(rendition, epoch, hole)| HoleRecord {
@@ -104,9 +116,10 @@ pub(crate) fn decode(broadcast: &BroadcastId, bytes: &[u8]) -> Result<Index, Dam
     for run in record.runs {
         index.add_run(run);
     }
-    for Group { epoch, rendition, list } in record.segments {
-        for (number, start, duration, discontinuity, bytes, sha256) in list {
-            let segment = Segment { epoch, number, start, duration, discontinuity, bytes, sha256 };
+    for Group { epoch, rendition, list, leads } in record.segments {
+        let leads = leads.into_iter().chain(std::iter::repeat(0));
+        for ((number, start, duration, discontinuity, bytes, sha256), lead) in list.into_iter().zip(leads) {
+            let segment = Segment { epoch, number, start, duration, discontinuity, lead, bytes, sha256 };
             index.add_segment(&rendition, segment);
         }
     }

@@ -234,6 +234,7 @@ impl MediaName {
             start: self.start,
             duration: self.duration,
             discontinuity: self.discontinuity,
+            lead: 0,
             bytes,
             sha256,
         }
@@ -271,6 +272,7 @@ mod tests {
                 start: -5,
                 duration: 90_000,
                 discontinuity,
+                lead: 0,
                 bytes: 3,
                 sha256: Digest::of(b"abc"),
             };

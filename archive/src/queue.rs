@@ -54,6 +54,8 @@ pub struct NewSegment {
     pub duration: Ticks,
     /// Whether the timeline breaks before it.
     pub discontinuity: bool,
+    /// So many of its first bytes are a keyframe that can be shown alone; 0 if that is not known.
+    pub lead: u64,
     /// Its bytes, all there.
     pub object: Object,
 }
@@ -535,6 +537,7 @@ mod tests {
             start: 0,
             duration: 90_000,
             discontinuity: false,
+            lead: 0,
             object: Object::complete(bytes::Bytes::from_static(b"segment")),
         }
     }

@@ -171,6 +171,7 @@ fn segment(epoch: u64, rendition: &str, number: u64) -> NewSegment {
         start: second * number as i64,
         duration: second,
         discontinuity: false,
+        lead: number,
         object: Object::complete(Bytes::from(format!("{rendition} {number} of {epoch}").repeat(10))),
     }
 }
@@ -531,6 +532,7 @@ fn journals_are_merged_in_any_order() {
                             start,
                             duration,
                             discontinuity,
+                            lead: next() % 2,
                             bytes,
                             sha256,
                         };

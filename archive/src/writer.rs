@@ -321,7 +321,8 @@ impl Writer {
 }
 
 async fn put_media(store: &dyn ObjectStore, ticket: Ticket, segment: NewSegment) -> Outcome {
-    let NewSegment { broadcast, epoch, rendition, number, start, duration, discontinuity, object } = segment;
+    let NewSegment { broadcast, epoch, rendition, number, start, duration, discontinuity, lead, object } =
+        segment;
     // A megabyte takes a millisecond or two: not on the threads that serve viewers.
     let hashed = tokio::task::spawn_blocking(move || {
         let bytes = object.to_bytes().unwrap_or_default();
@@ -332,7 +333,7 @@ async fn put_media(store: &dyn ObjectStore, ticket: Ticket, segment: NewSegment)
         return Outcome::Failed(ticket, object_store::Error::Generic { store: "archive", source });
     };
     let bytes = body.len() as u64;
-    let written = Segment { epoch, number, start, duration, discontinuity, bytes, sha256 };
+    let written = Segment { epoch, number, start, duration, discontinuity, lead, bytes, sha256 };
     let path = media_path(&broadcast, &rendition, &written);
     match store.put(&path, PutPayload::from_bytes(body)).await {
         Ok(_) => Outcome::Written(ticket, Some(written), bytes),

@@ -148,6 +148,7 @@ async fn keep(config: &Config, folder: &Path) -> (Reader, BTreeMap<String, (Inde
                     start: second * number.0 as i64,
                     duration: second,
                     discontinuity: number.0 == 18 && epoch.0 == 6,
+                    lead: 0,
                     object: Object::complete(body(rendition.as_str(), number.0)),
                     rendition,
                 });

@@ -1,7 +1,7 @@
 //! A broadcast of a stream: its renditions with their windows, its runs as periods, and the rules by which they change.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use media::time::{Ticks, Timescale};
@@ -24,6 +24,9 @@ const ASKED_AHEAD: u64 = 3;
 
 /// Segments of the second `Period` of a run that is cut: a whole one, and what came of the last.
 const CUT_SEGMENTS: u64 = 2;
+
+/// Samples of an AAC frame, which are ticks of its track.
+const AAC_FRAME: Ticks = 1024;
 
 /// Periods kept: as init segments.
 pub(crate) const MAX_PERIODS: usize = 32;
@@ -198,6 +201,7 @@ impl Broadcast {
             return false;
         }
         for rendition in &mut self.renditions {
+            rendition.window.keep_parts_off(self.targets.parts_listed(rendition.window.timescale()));
             rendition.break_pending |= rendition.window.truncate(number);
             // Whoever reads what was open finds that the rest does not come.
             rendition.writer = None;
@@ -376,6 +380,34 @@ impl Broadcast {
         query: &str,
     ) -> Result<Found<String>, BadDirective> {
         let Some(rendition) = self.rendition(id) else { return Ok(Found::Never) };
+        self.listed(state, rendition, directives, past, query, |playlist| playlist.render(directives.skip))
+    }
+
+    /// The I-frame playlist of a video rendition. It has no parts: those that are asked for come with their segment.
+    pub(crate) fn iframes(
+        &self,
+        state: State,
+        id: &RenditionId,
+        directives: Directives,
+        past: Option<&Past>,
+        query: &str,
+    ) -> Result<Found<String>, BadDirective> {
+        let video = |rendition: &&Rendition| matches!(rendition.variant.kind, hls::Kind::Video { .. });
+        let Some(rendition) = self.rendition(id).filter(video) else { return Ok(Found::Never) };
+        let directives = Directives { part: None, ..directives };
+        self.listed(state, rendition, directives, past, query, |playlist| playlist.iframes(directives.skip))
+    }
+
+    fn listed(
+        &self,
+        state: State,
+        rendition: &Rendition,
+        directives: Directives,
+        past: Option<&Past>,
+        query: &str,
+        render: impl FnOnce(&Playlist<'_>) -> String,
+    ) -> Result<Found<String>, BadDirective> {
+        let id = &rendition.variant.id;
         let ended = state == State::Ended;
         // After EXT-X-ENDLIST the directives mean nothing (6.2.5.2).
         // A playlist without a whole segment is one that plain players give up on: they wait for it here.
@@ -396,7 +428,7 @@ impl Broadcast {
             ended,
             query,
         };
-        Ok(Found::Ready(playlist.render(directives.skip)))
+        Ok(Found::Ready(render(&playlist)))
     }
 
     /// What of a rendition is coming.
@@ -407,7 +439,22 @@ impl Broadcast {
         if state != State::Live || rendition.epoch != run.epoch {
             Hint::Nothing
         } else if last.epoch == run.epoch {
-            Hint::Part
+            // Until the next frame comes a segment is open that has all its parts: what is promised of it would never come.
+            let index = last.number.0.saturating_sub(run.first.0) as Ticks;
+            let boundary = run.start + (index + 1) * self.targets.segment_duration;
+            let boundary = Timescale::VIDEO.rescale(boundary, rendition.window.timescale());
+            let early = match rendition.variant.kind {
+                // Frames of audio are cut where they are nearest to the boundary.
+                hls::Kind::Audio { .. } => AAC_FRAME / 2,
+                // A rounding.
+                hls::Kind::Video { .. } => 1,
+            };
+            match rendition.window.open_segment() {
+                Some(open) if open.start + open.duration + early >= boundary => {
+                    Hint::Segment(open.number.next())
+                }
+                _ => Hint::Part,
+            }
         } else {
             Hint::Run(run.epoch, last.number.next().max(run.first))
         }
@@ -547,6 +594,18 @@ impl Broadcast {
         self.renditions.iter().filter(|r| r.epoch == self.epoch()).map(measured).collect()
     }
 
+    /// Renditions with an I-frame playlist, and its bits per second at most: until some were measured, as configured for
+    /// all pictures.
+    pub(crate) fn iframe_variants(&self) -> BTreeMap<RenditionId, u64> {
+        let current = self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch());
+        let video = current.filter(|rendition| matches!(rendition.variant.kind, hls::Kind::Video { .. }));
+        let bps = |rendition: &Rendition| match rendition.window.keyframes_bps() {
+            0 => rendition.variant.bitrate_bps,
+            measured => measured,
+        };
+        video.map(|rendition| (rendition.variant.id.clone(), bps(rendition))).collect()
+    }
+
     pub(crate) fn reports(&self, except: &RenditionId) -> Vec<Report> {
         let others = self.renditions.iter().filter(|r| r.variant.id != *except && r.epoch == self.epoch());
         let report = |rendition: &Rendition| {
@@ -555,6 +614,11 @@ impl Broadcast {
                 segment.parts.is_empty() && segment.object.is_some()
             });
             let newest = segments.next()?;
+            // The last part that is listed, though gaps may follow it (4.4.5.4).
+            let from = rendition.window.parts_from(self.targets.parts_listed(rendition.window.timescale()));
+            let mut with_parts =
+                rendition.window.segments().rev().take_while(|segment| segment.number >= from);
+            let newest = with_parts.find(|segment| !segment.parts.is_empty()).unwrap_or(newest);
             let part = (newest.parts.len() as u64).checked_sub(1);
             Some(Report { id: rendition.variant.id.clone(), msn: newest.number, part })
         };

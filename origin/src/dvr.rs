@@ -77,6 +77,8 @@ pub struct Earlier {
     pub gap: bool,
     /// Breaks of the broadcast up to the beginning of its run.
     pub breaks: u64,
+    /// Bytes up to the end of its first keyframe; 0 if unknown.
+    pub lead: u64,
 }
 
 /// One rendition as far as it is kept, from where a viewer wants to begin. Numbers are consecutive.
@@ -139,7 +141,7 @@ impl Past {
         }
         for number in begin..next.0 {
             let (number, start) = (SegmentNumber(number), place(number));
-            self.push(Earlier { number, start, duration, discontinuity: false, gap: true, ..last });
+            self.push(Earlier { number, start, duration, discontinuity: false, gap: true, lead: 0, ..last });
         }
     }
 
@@ -162,10 +164,18 @@ impl From<Entry<'_>> for Earlier {
                 discontinuity: segment.discontinuity,
                 gap: false,
                 breaks: 0,
+                lead: segment.lead,
             },
-            Entry::Missing { epoch, number, start, duration, .. } => {
-                Earlier { number, epoch, start, duration, discontinuity: false, gap: true, breaks: 0 }
-            }
+            Entry::Missing { epoch, number, start, duration, .. } => Earlier {
+                number,
+                epoch,
+                start,
+                duration,
+                discontinuity: false,
+                gap: true,
+                breaks: 0,
+                lead: 0,
+            },
         }
     }
 }

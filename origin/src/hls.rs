@@ -5,7 +5,7 @@
 mod media;
 mod multivariant;
 
-use ::media::time::{FrameRate, Ticks};
+use ::media::time::{FrameRate, Ticks, Timescale};
 use ::media::{RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,9 @@ use crate::window::{Bitrate, Window};
 
 pub use self::media::{Hint, Playlist};
 pub use self::multivariant::multivariant;
+
+/// Parts are listed for this many target durations from the end (4.4.4.9).
+const PARTS_LISTED: Ticks = 3;
 
 /// The skip boundary in target durations: the least that is allowed (4.4.3.8).
 const SKIP_BOUNDARY: Ticks = 6;
@@ -82,6 +85,11 @@ impl Targets {
     /// EXT-X-TARGETDURATION: segments are at most half a second longer than they should be.
     pub fn target_duration(self) -> i64 {
         (self.segment_duration + 45_000).div_euclid(90_000).max(1)
+    }
+
+    /// How far from the end of a playlist parts are listed (6.2.2).
+    pub(crate) fn parts_listed(self, timescale: Timescale) -> Ticks {
+        PARTS_LISTED * self.target_duration() * Ticks::from(timescale.per_second())
     }
 
     /// PART-TARGET in seconds, rounded up to milliseconds, so that no part is longer than announced.
@@ -198,10 +206,9 @@ impl Directives {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::collections::{BTreeMap, VecDeque};
 
     use ::media::Epoch;
-    use ::media::time::Timescale;
 
     use super::*;
     use crate::dvr::Earlier;
@@ -262,6 +269,7 @@ mod tests {
             discontinuity: false,
             gap: false,
             breaks: 1,
+            lead: 0,
         };
         let rendition = id("720p");
         for (epoch, breaks) in [(2, 1), (3, 0)] {
@@ -304,8 +312,9 @@ mod tests {
             video("360p", 640, 360, 800_000, Bitrate::default()),
             audio.clone(),
         ];
-        check(include_str!("../testdata/multivariant.m3u8"), &multivariant(&variants, ""));
-        check(include_str!("../testdata/audio_only.m3u8"), &multivariant(&[audio], ""));
+        let iframes = BTreeMap::from([(id("720p"), 900_000), (id("360p"), 300_000)]);
+        check(include_str!("../testdata/multivariant.m3u8"), &multivariant(&variants, &iframes, ""));
+        check(include_str!("../testdata/audio_only.m3u8"), &multivariant(&[audio], &BTreeMap::new(), ""));
     }
 
     /// As a player has it (6.2.5.1): the lines of the segments that were skipped, from the playlist before.
@@ -401,6 +410,32 @@ mod tests {
                    #EXT-X-RENDITION-REPORT:URI=\"audio.m3u8?start=-60\",LAST-MSN=9\n";
         let text = playlist.render(None);
         assert!(text.ends_with(end), "{text}");
+    }
+
+    #[test]
+    fn keyframes_are_listed_for_as_long_as_their_segments() {
+        let mut window = Window::new(Timescale::VIDEO, 10 * 90_000, 0);
+        // As short as boxes get: nothing before an empty `mdat`, and 992 bytes that follow.
+        let bytes = [0, 0, 0, 8, b'm', b'd', b'a', b't'];
+        for number in 10..13 {
+            window.open(segment(number, number as Ticks * 90_000), 90_000);
+            window.part(1000, 18_000, true);
+            window.begins_with(if number == 11 { b"else" } else { &bytes });
+            window.part(1000, 72_000, false);
+        }
+        let playlist = Playlist {
+            id: &id("720p"),
+            earlier: &VecDeque::new(),
+            window: &window,
+            targets: TARGETS,
+            anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: 10 * 90_000 },
+            reports: &[],
+            hint: Hint::Part,
+            ended: false,
+            query: "",
+        };
+        check(include_str!("../testdata/iframes.m3u8"), &playlist.iframes(None));
+        assert_eq!(window.keyframes_bps(), 64);
     }
 
     #[test]

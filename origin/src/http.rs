@@ -332,21 +332,25 @@ async fn object(
                 None => not_found("the stream has not begun"),
             }
         }
-        Target::Playlist(id) => {
+        Target::Playlist(ref id) | Target::IFrames(ref id) => {
             let directives = match Directives::parse(query) {
                 Ok(directives) => directives,
                 Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
             };
-            let mut found = wait(shared, live, || live.playlist(&id, directives, None)).await;
+            let ask = |directives, past| match target {
+                Target::IFrames(_) => live.iframes(id, directives, past),
+                _ => live.playlist(id, directives, past),
+            };
+            let mut found = wait(shared, live, || ask(directives, None)).await;
             if let (Ok(Found::Ready(_)), Some(start)) = (&found, start) {
                 // Read when the answer is due: what leaves the window while a request waits is in the archive by then.
-                let past = match recording::past(shared, live, &id, start).await {
+                let past = match recording::past(shared, live, id, start).await {
                     Ok(past) => past,
                     Err(unreadable) => return unreadable.answer(),
                 };
                 let query = format!("?start={start}");
                 let ready = Directives { msn: None, part: None, ..directives };
-                found = live.playlist(&id, ready, past.as_ref().map(|past| (past, query.as_str())));
+                found = ask(ready, past.as_ref().map(|past| (past, query.as_str())));
             }
             match found {
                 Ok(Found::Ready(playlist)) => {

@@ -340,6 +340,7 @@ impl Live {
         self.write(epoch, id, |broadcast, index| {
             let rendition = &mut broadcast.renditions[index];
             rendition.window.part(chunk.len() as u64, duration, independent);
+            rendition.window.begins_with(&chunk);
             if let Some(writer) = &mut rendition.writer {
                 writer.push(chunk);
             }
@@ -458,7 +459,24 @@ impl Live {
 
     /// The multivariant playlist; `query` is what the URIs of the media playlists end with.
     pub fn multivariant(&self, query: &str) -> Option<String> {
-        self.lock().broadcast.as_ref().map(|broadcast| hls::multivariant(&broadcast.variants(), query))
+        let inner = self.lock();
+        let broadcast = inner.broadcast.as_ref()?;
+        Some(hls::multivariant(&broadcast.variants(), &broadcast.iframe_variants(), query))
+    }
+
+    /// An I-frame playlist that satisfies the directives; the rest as [`Live::playlist`].
+    pub fn iframes(
+        &self,
+        id: &RenditionId,
+        directives: Directives,
+        past: Option<(&Past, &str)>,
+    ) -> Result<Found<String>, BadDirective> {
+        let (past, query) = past.map_or((None, ""), |(past, query)| (Some(past), query));
+        let inner = self.lock();
+        match &inner.broadcast {
+            Some(broadcast) => broadcast.iframes(inner.state, id, directives, past, query),
+            None => Ok(Found::Never),
+        }
     }
 
     /// A media playlist that satisfies the directives, with what is listed before the window and the query that says so,
@@ -632,6 +650,42 @@ mod tests {
         assert_eq!(audio.matches("#EXT-X-GAP").count(), 6, "{audio}");
         let mpd = mpd(&live);
         assert!(!mpd.contains("<Period id=\"1\"") && !mpd.contains("<Period id=\"2\""), "{mpd}");
+    }
+
+    #[test]
+    fn the_part_behind_the_last_of_a_segment_is_hinted_at_in_the_next() {
+        let live = Live::new("demo".parse().unwrap());
+        let place = begin(&live, 1, T0, &["360p", "audio"]);
+        let hints = [("360p", 18_000, 90_000), ("audio", 9 * 1024, 48_000)];
+        for (name, part, second) in hints {
+            let id = name.parse().unwrap();
+            let start = place.start * second / 90_000;
+            live.open(Epoch(1), &id, place.first, start);
+            live.part(Epoch(1), &id, Bytes::from_static(b"part"), second, true);
+            live.close(Epoch(1), &id);
+            let number = place.first.next();
+            live.open(Epoch(1), &id, number, start + second);
+            let mut come = 0;
+            while come < second {
+                // The last part of audio has what is left up to half a frame before or behind the boundary.
+                let duration =
+                    part.min((second - come + 511) / 1024 * 1024).max(if name == "audio" { 0 } else { part });
+                if duration == 0 {
+                    break;
+                }
+                live.part(Epoch(1), &id, Bytes::from_static(b"part"), duration, come == 0);
+                come += duration;
+                let whole = come + if name == "audio" { 512 } else { 0 } >= second;
+                let (number, at) = if whole {
+                    (number.next().0, 0)
+                } else {
+                    (number.0, (come as u64).div_ceil(part as u64) * 4)
+                };
+                let hint = format!("TYPE=PART,URI=\"1/{name}/{number}.m4s\",BYTERANGE-START={at}\n");
+                let listed = playlist(&live, name);
+                assert!(listed.contains(&hint), "{hint} after {come} in\n{listed}");
+            }
+        }
     }
 
     #[test]

@@ -496,7 +496,12 @@ fn publish(plan: &Plan, track: &mut Track) {
                 let kind = if track.id == audio_id() { AUDIO } else { VIDEO };
                 let first = part.samples.first().map_or(0, |sample| sample.pts);
                 let reference = plan.taken[kind].at(first, timescale).filter(|_| part.first);
-                let chunk = cmaf::chunk(track.sequence, &part.samples, part.first, reference);
+                let chunk = if part.first && part.independent && kind == VIDEO {
+                    track.sequence = track.sequence.wrapping_add(1);
+                    cmaf::lead_part(track.sequence.wrapping_sub(1), &part.samples, reference)
+                } else {
+                    cmaf::chunk(track.sequence, &part.samples, part.first, reference)
+                };
                 plan.metrics.parts.inc();
                 plan.metrics.published_bytes.inc_by(chunk.len() as u64);
                 plan.live.part(plan.epoch, &track.id, chunk, part.duration, part.independent);

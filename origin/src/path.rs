@@ -11,6 +11,8 @@ pub enum Target {
     Multivariant,
     /// `/live/{stream}/{rendition}.m3u8`
     Playlist(RenditionId),
+    /// `/live/{stream}/{rendition}/iframes.m3u8`
+    IFrames(RenditionId),
     /// `/live/{stream}/manifest.mpd`
     Mpd,
     /// `/live/{stream}/{epoch}/{rendition}/init.mp4`
@@ -37,6 +39,7 @@ fn target<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<Target> {
         ("index.m3u8", None, ..) => Target::Multivariant,
         ("manifest.mpd", None, ..) => Target::Mpd,
         (file, None, ..) => Target::Playlist(file.strip_suffix(".m3u8")?.parse().ok()?),
+        (rendition, Some("iframes.m3u8"), None, _) => Target::IFrames(rendition.parse().ok()?),
         (epoch, Some(rendition), Some(file), None) => {
             let (epoch, rendition) = (Epoch(number(epoch)?), rendition.parse().ok()?);
             match file {
@@ -59,6 +62,14 @@ pub fn init(epoch: Epoch, rendition: &RenditionId) -> String {
     format!("{epoch}/{rendition}/init.mp4")
 }
 
+/// An I-frame playlist, relative to the manifests.
+pub fn iframes(rendition: &RenditionId) -> String {
+    format!("{rendition}/iframes.m3u8")
+}
+
+/// What [`segment`] and [`init`] are relative to, seen from an I-frame playlist.
+pub const FROM_IFRAMES: &str = "../";
+
 /// A segment, relative to the manifests.
 pub fn segment(epoch: Epoch, rendition: &RenditionId, number: SegmentNumber) -> String {
     format!("{epoch}/{rendition}/{number}.m4s")
@@ -76,6 +87,7 @@ mod tests {
         assert_eq!(target("/live/demo/manifest.mpd"), Some(Target::Mpd));
         assert_eq!(target("/live/demo/720p.m3u8"), Some(Target::Playlist(rendition.clone())));
         let path = |relative: String| format!("/live/demo/{relative}");
+        assert_eq!(target(&path(iframes(&rendition))), Some(Target::IFrames(rendition.clone())));
         assert_eq!(
             target(&path(init(Epoch(5), &rendition))),
             Some(Target::Init(Epoch(5), rendition.clone()))
@@ -92,6 +104,9 @@ mod tests {
             "/live/../x/index.m3u8",
             "/live/demo/x.ts",
             "/live/demo/1/720p",
+            "/live/demo/720p/iframes.m3u8/",
+            "/live/demo/1/720p/iframes.m3u8",
+            "/live/demo//iframes.m3u8",
             "/live/demo/1/720p/01.m4s",
             "/live/demo/+1/720p/1.m4s",
             "/live/demo/1/720p/-1.m4s",

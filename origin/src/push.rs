@@ -357,6 +357,11 @@ fn reached(before: Option<Edge>, segments: &[SegmentView]) -> Vec<(u64, Option<u
         };
         if was_open && !segment.open {
             reached.push((number, None));
+            // A gap stands for its part 0.
+            if segment.parts == 0 {
+                reached.push((number, Some(0)));
+                reached.extend(past_the_last(&segments[..index]));
+            }
         }
         for part in (known_parts..segment.parts).rev() {
             reached.push((number, Some(part)));
@@ -371,16 +376,10 @@ fn reached(before: Option<Edge>, segments: &[SegmentView]) -> Vec<(u64, Option<u
     reached
 }
 
-/// What part 0 of the next segment is also called: the part past the last one of these segments, through gaps without any.
-fn past_the_last(segments: &[SegmentView]) -> Vec<(u64, Option<u64>)> {
-    let mut names = Vec::new();
-    for segment in segments.iter().rev() {
-        names.push((segment.number.0, Some(segment.parts)));
-        if segment.parts > 0 {
-            break;
-        }
-    }
-    names
+/// What part 0 of the next segment is also called: the part past the last one of these segments. Of a gap nothing is left.
+fn past_the_last(segments: &[SegmentView]) -> Option<(u64, Option<u64>)> {
+    let last = segments.last().filter(|last| last.parts > 0)?;
+    Some((last.number.0, Some(last.parts)))
 }
 
 /// Directives that the next part or two will satisfy.
@@ -388,7 +387,7 @@ fn next(segments: &[SegmentView]) -> Vec<(u64, Option<u64>)> {
     let Some(last) = segments.last() else { return Vec::new() };
     let (number, parts) = (last.number.0, last.parts);
     if !last.open {
-        let mut names = past_the_last(segments);
+        let mut names: Vec<_> = past_the_last(segments).into_iter().collect();
         names.extend([(number + 1, Some(0)), (number + 1, Some(1)), (number + 1, None)]);
         return names;
     }
@@ -639,7 +638,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_passed_through() {
+    fn a_gap_answers_those_who_wait_for_its_parts() {
         let segment = |number, parts, open| SegmentView {
             number: SegmentNumber(number),
             epoch: RUN,
@@ -649,12 +648,11 @@ mod tests {
         };
         let edge = |number, parts, open| Some(Edge { number: SegmentNumber(number), parts, open });
         let segments = [segment(1, 2, false), segment(2, 0, false), segment(3, 1, true)];
-        assert_eq!(
-            reached(edge(1, 2, true), &segments),
-            [(3, Some(0)), (2, Some(0)), (1, Some(2)), (2, None), (1, None)]
-        );
-        assert_eq!(reached(edge(2, 0, false), &segments), [(3, Some(0)), (2, Some(0)), (1, Some(2))]);
+        let gap = [(2, None), (2, Some(0)), (1, Some(2))];
+        assert_eq!(reached(edge(1, 2, true), &segments[..2]), [&gap[..], &[(1, None)]].concat());
+        assert_eq!(reached(edge(1, 2, false), &segments), [&[(3, Some(0))], &gap[..]].concat());
+        assert_eq!(reached(edge(2, 0, false), &segments), [(3, Some(0))]);
         assert_eq!(reached(edge(3, 1, true), &segments), []);
-        assert_eq!(next(&segments[..2]), [(2, Some(0)), (1, Some(2)), (3, Some(0)), (3, Some(1)), (3, None)]);
+        assert_eq!(next(&segments[..2]), [(3, Some(0)), (3, Some(1)), (3, None)]);
     }
 }

@@ -45,6 +45,7 @@ pub(crate) async fn object(
         }
         Target::Multivariant => vod::multivariant(&index).map(|text| (answers::HLS_TYPE, text)),
         Target::Playlist(id) => vod::playlist(&index, id).map(|text| (answers::HLS_TYPE, text)),
+        Target::IFrames(id) => vod::iframes(&index, id).map(|text| (answers::HLS_TYPE, text)),
         Target::Mpd => vod::mpd(&index).map(|text| (answers::DASH_TYPE, text)),
     };
     match manifest {
@@ -79,7 +80,9 @@ pub(crate) async fn media(
             let etag = answers::segment_etag(epoch, &id, number);
             (found.map(|media| media.map(|media| media.bytes)), etag, id)
         }
-        Target::Multivariant | Target::Playlist(_) | Target::Mpd => return answers::not_found("no media"),
+        Target::Multivariant | Target::Playlist(_) | Target::IFrames(_) | Target::Mpd => {
+            return answers::not_found("no media");
+        }
     };
     match found {
         Ok(Some(bytes)) => {

@@ -21,6 +21,8 @@ pub struct Part {
     pub duration: Ticks,
     /// Whether decoding can start with it.
     pub independent: bool,
+    /// Bytes up to the end of its first chunk, 0 if unknown: of a video segment's first part, its keyframe.
+    pub lead: u64,
 }
 
 /// A listed segment.
@@ -44,6 +46,13 @@ pub struct Segment {
     pub discontinuity: bool,
 }
 
+impl Segment {
+    /// Bytes up to the end of its first keyframe; 0 if it does not begin with one that stands alone.
+    pub fn lead(&self) -> u64 {
+        self.parts.first().filter(|part| part.independent).map_or(0, |part| part.lead)
+    }
+}
+
 /// The window of one rendition. Numbers in it are consecutive.
 #[derive(Debug)]
 pub struct Window {
@@ -60,6 +69,10 @@ pub struct Window {
     /// EXT-X-DISCONTINUITY-SEQUENCE: breaks that have left the list, or were before it.
     discontinuity_sequence: u64,
     bitrate: Bitrate,
+    /// Parts of segments before this one are not listed any more, though they would be now.
+    parts_from: SegmentNumber,
+    /// The most bits per second that keyframes alone had, each for as long as its segment.
+    keyframes_bps: u64,
 }
 
 /// Measured bits per second of whole segments.
@@ -85,6 +98,8 @@ impl Window {
             retired: VecDeque::new(),
             discontinuity_sequence: breaks,
             bitrate: Bitrate::default(),
+            parts_from: SegmentNumber(0),
+            keyframes_bps: 0,
         }
     }
 
@@ -130,9 +145,18 @@ impl Window {
     /// Adds a part to the open segment.
     pub fn part(&mut self, len: u64, duration: Ticks, independent: bool) {
         if let Some(segment) = self.segments.back_mut().filter(|_| self.open) {
-            segment.parts.push(Part { offset: segment.bytes, len, duration, independent });
+            segment.parts.push(Part { offset: segment.bytes, len, duration, independent, lead: 0 });
             segment.bytes += len;
             segment.duration += duration;
+        }
+    }
+
+    /// Looks at the bytes with which the newest part begins, for where its first chunk ends.
+    pub fn begins_with(&mut self, bytes: &[u8]) {
+        if let Some(part) = self.segments.back_mut().and_then(|segment| segment.parts.last_mut())
+            && let Some(lead) = transcode::cmaf::lead_len(bytes)
+        {
+            part.lead = lead.min(part.len);
         }
     }
 
@@ -143,6 +167,8 @@ impl Window {
         }
         if let Some(segment) = self.segments.back() {
             self.bitrate.add(segment, self.timescale);
+            let bps = bps(segment.lead(), segment.duration, self.timescale);
+            self.keyframes_bps = self.keyframes_bps.max(bps);
         }
         self.trim();
     }
@@ -174,6 +200,23 @@ impl Window {
             .find_map(|s| s.object.as_ref())
     }
 
+    /// The first segment whose parts are listed: it ends at most `reach` before the end.
+    pub fn parts_from(&self, reach: Ticks) -> SegmentNumber {
+        let mut after = 0;
+        let near = self.segments.iter().rev().take_while(|segment| {
+            let near = after <= reach;
+            after += segment.duration;
+            near
+        });
+        let oldest = near.last().map_or(SegmentNumber(0), |segment| segment.number);
+        oldest.max(self.parts_from)
+    }
+
+    /// From now on no parts are listed that are not listed now, also if the end comes nearer to them.
+    pub fn keep_parts_off(&mut self, reach: Ticks) {
+        self.parts_from = self.parts_from(reach);
+    }
+
     /// EXT-X-DISCONTINUITY-SEQUENCE.
     pub fn discontinuity_sequence(&self) -> u64 {
         self.discontinuity_sequence
@@ -189,8 +232,14 @@ impl Window {
         self.bitrate
     }
 
+    /// The most bits per second that keyframes alone had so far, each for as long as its segment.
+    pub fn keyframes_bps(&self) -> u64 {
+        self.keyframes_bps
+    }
+
     /// Segment `msn`, and if given its part, can be listed now (RFC 8216bis, 6.2.5.2). A part index past the last part of
-    /// a closed segment means part 0 of the next.
+    /// a closed segment means part 0 of the next. A gap has no parts: it is news to all who wait for one of it, or players
+    /// would hear nothing for as long as a broadcaster is away.
     pub fn has(&self, msn: SegmentNumber, part: Option<u64>) -> bool {
         let Some(last) = self.last() else {
             return false;
@@ -201,11 +250,11 @@ impl Window {
             Some(_) if msn < last => {
                 let parts =
                     self.segments.iter().find(|s| s.number == msn).map_or(u64::MAX, |s| s.parts.len() as u64);
-                part < Some(parts) || self.has(msn.next(), Some(0))
+                part < Some(parts) || parts == 0 || self.has(msn.next(), Some(0))
             }
             Some(part) if msn == last => {
                 let segment = &self.segments[self.segments.len() - 1];
-                part < segment.parts.len() as u64
+                part < segment.parts.len() as u64 || (segment.parts.is_empty() && !self.open)
             }
             Some(_) => false,
         }
@@ -245,14 +294,18 @@ impl Window {
     }
 }
 
+/// Bits per second of what takes `duration`.
+fn bps(bytes: u64, duration: Ticks, timescale: Timescale) -> u64 {
+    (i128::from(bytes) * 8 * i128::from(timescale.per_second()) / i128::from(duration.max(1))) as u64
+}
+
 impl Bitrate {
     fn add(&mut self, segment: &Segment, timescale: Timescale) {
         // Short segments at the end of a run say nothing about the rate.
         if segment.object.is_none() || segment.duration * 2 < Ticks::from(timescale.per_second()) {
             return;
         }
-        let bps = (i128::from(segment.bytes) * 8 * i128::from(timescale.per_second())
-            / i128::from(segment.duration)) as u64;
+        let bps = bps(segment.bytes, segment.duration, timescale);
         self.peak_bps = self.peak_bps.max(bps);
         self.average_bps = (self.average_bps * self.segments + bps) / (self.segments + 1);
         self.segments += 1;
@@ -323,6 +376,38 @@ pub(crate) mod tests {
         }
         window.close();
         assert!(window.has(SegmentNumber(11), None) && !window.has(SegmentNumber(11), Some(5)));
+    }
+
+    #[test]
+    fn parts_that_were_taken_off_the_list_do_not_come_back() {
+        let mut window = Window::new(Timescale::VIDEO, 10 * 90_000, 0);
+        for number in 10..14 {
+            fill(&mut window, number);
+        }
+        window.close();
+        assert_eq!(window.parts_from(2 * 90_000), SegmentNumber(11));
+        for number in 14..16 {
+            let gap = Segment { object: None, duration: 90_000, ..segment(number, number as Ticks * 90_000) };
+            window.away(gap);
+        }
+        assert_eq!(window.parts_from(2 * 90_000), SegmentNumber(13));
+        window.keep_parts_off(2 * 90_000);
+        window.truncate(SegmentNumber(14));
+        assert_eq!(window.parts_from(2 * 90_000), SegmentNumber(13));
+    }
+
+    #[test]
+    fn a_gap_is_news_to_those_who_wait_for_its_parts() {
+        let mut window = Window::new(Timescale::VIDEO, 3 * 90_000, 0);
+        fill(&mut window, 10);
+        window.close();
+        assert!(!window.has(SegmentNumber(11), Some(0)) && !window.has(SegmentNumber(10), Some(5)));
+        window.away(Segment { object: None, duration: 90_000, ..segment(11, 11 * 90_000) });
+        for (msn, part, has) in [(10, 5, true), (11, 0, true), (11, 3, true), (12, 0, false)] {
+            assert_eq!(window.has(SegmentNumber(msn), Some(part)), has, "{msn} {part}");
+        }
+        window.open(segment(12, 12 * 90_000), 90_000);
+        assert!(!window.has(SegmentNumber(12), Some(0)), "nothing of it has come");
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod api;
 mod archive;
 mod arrows;
 mod bad_input;
+#[path = "../kit/boxes.rs"]
+mod boxes;
 mod browser;
 mod cli;
 mod encoders;
@@ -22,15 +24,21 @@ mod frames;
 mod herd;
 mod keys;
 mod kit;
+#[path = "../kit/lint.rs"]
+mod lint;
+mod lints;
 mod mpd;
 #[path = "../kit/numbered.rs"]
 mod numbered;
 mod ownership;
 mod players;
+#[path = "../kit/playlists.rs"]
+mod playlists;
 mod policy;
 mod publisher;
 mod push;
 mod reconnect;
+mod shaka;
 mod soak;
 mod succession;
 mod takeover;

@@ -138,11 +138,51 @@ pub fn chunk(
     first_of_segment: bool,
     reference: Option<ReferenceTime>,
 ) -> Bytes {
-    let Some(first) = samples.first() else { return Bytes::new() };
     let payload: usize = samples.iter().map(|sample| sample.data.len()).sum();
     let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 192));
+    write_chunk(&mut w, sequence, samples, first_of_segment, reference);
+    w.0.freeze()
+}
+
+/// The first part of a video segment: as [`chunk`], but its keyframe is a chunk of its own, so that a range of the segment
+/// is a picture that can be shown alone ([`lead_len`]). Takes two numbers of `sequence`.
+pub fn lead_part(sequence: u32, samples: &[Sample], reference: Option<ReferenceTime>) -> Bytes {
+    let payload: usize = samples.iter().map(|sample| sample.data.len()).sum();
+    let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 288));
+    let (keyframe, others) = samples.split_at(samples.len().min(1));
+    write_chunk(&mut w, sequence, keyframe, true, reference);
+    write_chunk(&mut w, sequence.wrapping_add(1), others, false, None);
+    w.0.freeze()
+}
+
+/// Bytes of a segment, of which `bytes` are the first, up to the end of its first `mdat`; `None` if that does not begin in
+/// them.
+pub fn lead_len(bytes: &[u8]) -> Option<u64> {
+    let mut at = 0_usize;
+    loop {
+        let header = bytes.get(at..at.checked_add(8)?)?;
+        let size = u32::from_be_bytes(header[..4].try_into().ok()?) as usize;
+        if size < 8 {
+            return None;
+        }
+        at = at.checked_add(size)?;
+        if &header[4..] == b"mdat" {
+            return Some(at as u64);
+        }
+    }
+}
+
+/// Writes nothing without samples.
+fn write_chunk(
+    w: &mut Writer,
+    sequence: u32,
+    samples: &[Sample],
+    first_of_segment: bool,
+    reference: Option<ReferenceTime>,
+) {
+    let Some(first) = samples.first() else { return };
     if first_of_segment {
-        segment_type(&mut w);
+        segment_type(w);
     }
     if let Some(ReferenceTime { unix_us, media_time }) = reference {
         w.full_box(b"prft", 1, 0, |w| {
@@ -168,7 +208,6 @@ pub fn chunk(
             w.put_slice(&sample.data);
         }
     });
-    w.0.freeze()
 }
 
 /// A segment without a chunk: what stands where no media is.
@@ -474,6 +513,35 @@ mod tests {
 
     fn sample(dts: i64, pts: i64, duration: i64, key: bool, data: &'static [u8]) -> Sample {
         Sample { dts, pts, duration, key, data: Bytes::from_static(data) }
+    }
+
+    #[test]
+    fn a_segment_begins_with_its_keyframe_alone() {
+        let samples = [
+            sample(0, 0, 3000, true, b"key"),
+            sample(3000, 3000, 3000, false, b"de"),
+            sample(6000, 6000, 3000, false, b"f"),
+        ];
+        let reference = ReferenceTime { unix_us: 1_700_000_000_000_000, media_time: 0 };
+        let bytes = lead_part(7, &samples, Some(reference));
+        let lead = lead_len(&bytes).unwrap() as usize;
+        assert_eq!(lead_len(&bytes[..lead - 3]), Some(lead as u64), "its header says so");
+        for (bytes, sequence, time, paths) in [
+            (&bytes[..lead], 7, 0, ["/styp", "/prft", "/moof"].as_slice()),
+            (&bytes[lead..], 8, 3000, ["/moof"].as_slice()),
+        ] {
+            let boxes = boxes(bytes);
+            let found: Vec<_> = boxes.iter().map(|(path, _)| path.as_str()).take(paths.len()).collect();
+            assert_eq!(found, paths);
+            assert_eq!(u32_at(content(&boxes, "/moof/mfhd"), 4), sequence);
+            assert_eq!(content(&boxes, "/moof/traf/tfdt")[8..], [0, 0, (time >> 8) as u8, time as u8]);
+        }
+        assert!(bytes[..lead].ends_with(b"mdatkey") && bytes.ends_with(b"mdatdef"));
+        // A picture alone, no boxes, and what would be read for ever.
+        assert_eq!(lead_len(&lead_part(7, &samples[..1], None)), Some(lead as u64 - 32));
+        for bad in [b"part".as_slice(), b"", &[0, 0, 0, 7, b'm', b'o', b'o', b'f', 0], &bytes[..60]] {
+            assert_eq!(lead_len(bad), None, "{bad:?}");
+        }
     }
 
     #[test]

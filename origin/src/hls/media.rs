@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use media::time::{Ticks, Timescale};
+use media::time::Ticks;
 use media::{Epoch, RenditionId, SegmentNumber};
 
 use super::{Report, SKIP_BOUNDARY, Skip, Targets};
@@ -12,16 +12,15 @@ use crate::path;
 use crate::timeline::Anchor;
 use crate::window::{Part, Window};
 
-/// Parts are listed for this many target durations from the end (4.4.4.9).
-const PARTS_LISTED: Ticks = 3;
-
 /// What is coming and may be asked for before it is listed (4.4.5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hint {
     /// Nothing is known to come.
     Nothing,
-    /// The next part of the run that is listed.
+    /// The next part of the segment that is listed last, or of the one after it if that is whole.
     Part,
+    /// The first part of this segment: the one that grows has all that it will have.
+    Segment(SegmentNumber),
     /// The init segment and the first part of a run that has begun and has no media yet: its epoch, the first segment's
     /// number.
     Run(Epoch, SegmentNumber),
@@ -58,6 +57,7 @@ struct Line<'a> {
     duration: Ticks,
     discontinuity: bool,
     gap: bool,
+    lead: u64,
     /// Its init segment is named before it.
     mapped: bool,
     open: bool,
@@ -68,13 +68,12 @@ impl Playlist<'_> {
     /// The text; with `skip` a delta update (6.2.5.1), which is the whole where nothing may be skipped.
     pub fn render(&self, skip: Option<Skip>) -> String {
         let mut out = String::with_capacity(8 << 10);
-        let timescale = self.window.timescale();
         put!(out, "#EXTM3U\n#EXT-X-VERSION:9\n");
         out.push_str(&self.targets.control());
         // Rounded up, so that no part is longer than announced.
         put!(out, "#EXT-X-PART-INF:PART-TARGET={:.3}\n", self.targets.part_target_seconds());
         self.sequences(&mut out);
-        self.segments(&mut out, timescale, skip.filter(|_| !self.ended));
+        self.segments(&mut out, skip.filter(|_| !self.ended));
         if self.ended {
             out.push_str("#EXT-X-ENDLIST\n");
             return out;
@@ -96,6 +95,32 @@ impl Playlist<'_> {
         out
     }
 
+    /// The keyframes of whole segments, each for as long as its segment (4.4.3.6).
+    pub fn iframes(&self, skip: Option<Skip>) -> String {
+        let mut out = String::with_capacity(4 << 10);
+        put!(out, "#EXTM3U\n#EXT-X-VERSION:9\n{}#EXT-X-I-FRAMES-ONLY\n", self.targets.control());
+        self.sequences(&mut out);
+        let lines = || self.lines().filter(|line| !line.open);
+        self.list(
+            &mut out,
+            lines,
+            skip.filter(|_| !self.ended),
+            path::FROM_IFRAMES,
+            |out, line, uri, seconds| {
+                if line.gap || line.lead == 0 {
+                    out.push_str("#EXT-X-GAP\n");
+                } else {
+                    put!(out, "#EXT-X-BYTERANGE:{}@0\n", line.lead);
+                }
+                put!(out, "#EXTINF:{seconds:.5},\n{uri}\n");
+            },
+        );
+        if self.ended {
+            out.push_str("#EXT-X-ENDLIST\n");
+        }
+        out
+    }
+
     fn sequences(&self, out: &mut String) {
         let first = self.earlier.front().map(|segment| segment.number);
         let first = first.or(self.window.segments().next().map(|segment| segment.number));
@@ -107,18 +132,54 @@ impl Playlist<'_> {
         put!(out, "#EXT-X-DISCONTINUITY-SEQUENCE:{breaks}\n");
     }
 
-    fn segments(&self, out: &mut String, timescale: Timescale, skip: Option<Skip>) {
-        let seconds = |seconds: Ticks| seconds * Ticks::from(timescale.per_second());
-        let parts_listed = seconds(PARTS_LISTED * self.targets.target_duration());
-        let boundary = seconds(SKIP_BOUNDARY * self.targets.target_duration());
-        // Counted by durations, not by the timeline: it may have jumped.
-        let mut after: Ticks = self.lines().map(|line| line.duration).sum();
+    fn segments(&self, out: &mut String, skip: Option<Skip>) {
+        let timescale = self.window.timescale();
+        self.list(
+            out,
+            || self.lines(),
+            skip,
+            "",
+            |out, line, uri, seconds| {
+                for part in line.parts {
+                    put!(
+                        out,
+                        "#EXT-X-PART:DURATION={:.5},URI=\"{uri}\",BYTERANGE=\"{}@{}\"{}\n",
+                        timescale.seconds(part.duration),
+                        part.len,
+                        part.offset,
+                        if part.independent { ",INDEPENDENT=YES" } else { "" }
+                    );
+                }
+                if !line.open {
+                    if line.gap {
+                        out.push_str("#EXT-X-GAP\n");
+                    }
+                    put!(out, "#EXTINF:{seconds:.5},\n{uri}\n");
+                }
+            },
+        );
+    }
+
+    /// What stands before each of these lines that is not skipped, and by `write` the rest: given its parts as far as they
+    /// are listed, its URI and its seconds. `base` leads from the playlist to what URIs are relative to.
+    fn list<'a, I: Iterator<Item = Line<'a>>>(
+        &self,
+        out: &mut String,
+        lines: impl Fn() -> I,
+        skip: Option<Skip>,
+        base: &str,
+        write: impl Fn(&mut String, &Line<'_>, &str, f64),
+    ) {
+        let timescale = self.window.timescale();
         // What a broadcast ends with is its media, though an absence may be listed behind: hls.js ends at the last part, and
         // would wait for ever at a gap that comes last.
         let behind = if self.ended { self.last_gaps() } else { 0 };
-        let mut skipped = 0_u64;
-        let mut mapped = None;
-        for line in self.lines() {
+        let parts_from = self.window.parts_from(self.targets.parts_listed(timescale) + behind);
+        let boundary = SKIP_BOUNDARY * self.targets.target_duration() * Ticks::from(timescale.per_second());
+        // Counted by durations, not by the timeline: it may have jumped.
+        let mut after: Ticks = lines().map(|line| line.duration).sum();
+        let (mut skipped, mut mapped) = (0_u64, None);
+        for mut line in lines() {
             after -= line.duration;
             if skip.is_some() && after > boundary {
                 skipped += 1;
@@ -130,31 +191,19 @@ impl Playlist<'_> {
                 put!(out, "#EXT-X-SKIP:SKIPPED-SEGMENTS={skipped},RECENTLY-REMOVED-DATERANGES=\"\"\n");
                 skipped = 0;
             }
+            if line.number < parts_from {
+                line.parts = &[];
+            }
             if line.discontinuity {
                 out.push_str("#EXT-X-DISCONTINUITY\n");
             }
             if line.mapped && mapped != Some(line.epoch) {
                 mapped = Some(line.epoch);
-                put!(out, "#EXT-X-MAP:URI=\"{}\"\n", path::init(line.epoch, self.id));
+                put!(out, "#EXT-X-MAP:URI=\"{base}{}\"\n", path::init(line.epoch, self.id));
             }
             put!(out, "#EXT-X-PROGRAM-DATE-TIME:{}\n", self.anchor.wall(line.start, timescale));
-            let uri = path::segment(line.epoch, self.id, line.number);
-            for part in line.parts.iter().filter(|_| after <= parts_listed + behind) {
-                put!(
-                    out,
-                    "#EXT-X-PART:DURATION={:.5},URI=\"{uri}\",BYTERANGE=\"{}@{}\"{}\n",
-                    timescale.seconds(part.duration),
-                    part.len,
-                    part.offset,
-                    if part.independent { ",INDEPENDENT=YES" } else { "" }
-                );
-            }
-            if !line.open {
-                if line.gap {
-                    out.push_str("#EXT-X-GAP\n");
-                }
-                put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(line.duration));
-            }
+            let uri = format!("{base}{}", path::segment(line.epoch, self.id, line.number));
+            write(out, &line, &uri, timescale.seconds(line.duration));
         }
     }
 
@@ -173,6 +222,7 @@ impl Playlist<'_> {
             duration: segment.duration,
             discontinuity: segment.discontinuity,
             gap: segment.gap,
+            lead: segment.lead,
             // The archive may have nothing of a run that it has gaps of.
             mapped: !segment.gap,
             open: false,
@@ -191,6 +241,7 @@ impl Playlist<'_> {
             duration: segment.duration,
             discontinuity: std::mem::take(&mut breaks) || segment.discontinuity,
             gap: segment.object.is_none(),
+            lead: segment.lead(),
             mapped: true,
             open: open == Some(segment.number),
             parts: &segment.parts,
@@ -216,6 +267,7 @@ impl Playlist<'_> {
             (Hint::Nothing, _) => return,
             (Hint::Part, Some(open)) => (open.epoch, open.number, open.bytes),
             (Hint::Part, None) => (last.epoch, last.number.next(), 0),
+            (Hint::Segment(number), _) => (last.epoch, number, 0),
             (Hint::Run(epoch, number), _) => {
                 put!(out, "#EXT-X-PRELOAD-HINT:TYPE=MAP,URI=\"{}\"\n", path::init(epoch, self.id));
                 (epoch, number, 0)

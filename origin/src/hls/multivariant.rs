@@ -1,10 +1,16 @@
 //! The multivariant playlist.
 #![deny(clippy::disallowed_methods)]
 
-use super::{Kind, Variant};
+use std::collections::BTreeMap;
 
-/// The multivariant playlist; `query` is what the URIs of the media playlists end with.
-pub fn multivariant(variants: &[Variant], query: &str) -> String {
+use media::RenditionId;
+
+use super::{Kind, Variant};
+use crate::path;
+
+/// The multivariant playlist. `iframes` are the renditions that have an I-frame playlist, with the bits per second of it at
+/// most; `query` is what the URIs of the media playlists end with.
+pub fn multivariant(variants: &[Variant], iframes: &BTreeMap<RenditionId, u64>, query: &str) -> String {
     let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n");
     let audio = variants.iter().find(|variant| matches!(variant.kind, Kind::Audio { .. }));
     let video: Vec<_> =
@@ -34,6 +40,16 @@ pub fn multivariant(variants: &[Variant], query: &str) -> String {
             out.push_str(",AUDIO=\"audio\"");
         }
         put!(out, "\n{}.m3u8{query}\n", variant.id);
+    }
+    for variant in &video {
+        let Kind::Video { width, height, .. } = variant.kind else { continue };
+        let Some(bandwidth) = iframes.get(&variant.id) else { continue };
+        put!(
+            out,
+            "#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH={bandwidth},CODECS=\"{}\",RESOLUTION={width}x{height},URI=\"{}{query}\"\n",
+            variant.codec,
+            path::iframes(&variant.id)
+        );
     }
     if let (Some(audio), true) = (audio, video.is_empty()) {
         put!(

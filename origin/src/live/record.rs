@@ -75,6 +75,7 @@ impl Recorder {
                         start: segment.start,
                         duration: segment.duration,
                         discontinuity: segment.discontinuity,
+                        lead: segment.lead(),
                         object: object.clone(),
                     }),
                     None => self.sink.gap(&broadcast, epoch, &rendition, number),

@@ -359,6 +359,9 @@ fn put(
                 }
             }
             let chunk = rest.split_to(left.min(rest.len()));
+            if left == len as usize {
+                window.begins_with(&chunk);
+            }
             left -= chunk.len();
             if let Some(writer) = &mut rendition.writer {
                 writer.push(chunk);

@@ -10,6 +10,16 @@ use crate::timeline::Anchor;
 
 /// A rendition's media playlist, from the first segment to the last; `None` if the recording never had it.
 pub fn playlist(index: &Index, id: &RenditionId) -> Option<String> {
+    list(index, id, false)
+}
+
+/// A rendition's I-frame playlist (4.4.3.6): the keyframe of each segment. `None` if none is known.
+pub fn iframes(index: &Index, id: &RenditionId) -> Option<String> {
+    index.keyframes_bps(id)?;
+    list(index, id, true)
+}
+
+fn list(index: &Index, id: &RenditionId, iframes: bool) -> Option<String> {
     let timescale = index.renditions().iter().find(|rendition| rendition.id == *id)?.timescale;
     let spans = index.spans();
     let target = target_duration(index, id, &spans, timescale);
@@ -20,15 +30,20 @@ pub fn playlist(index: &Index, id: &RenditionId) -> Option<String> {
         "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:{target}\n#EXT-X-PLAYLIST-TYPE:VOD\n\
          #EXT-X-MEDIA-SEQUENCE:{first}\n"
     );
+    if iframes {
+        out.push_str("#EXT-X-I-FRAMES-ONLY\n");
+    }
+    let base = if iframes { path::FROM_IFRAMES } else { "" };
     let mut mapped = None;
     let mut played = None;
     // The date of each run, and again behind a gap: in between durations add up to it (4.4.4.6).
     let mut dated = false;
     for entry in index.entries(id, SegmentNumber(0)) {
-        let (epoch, number, start, duration, there) = match entry {
-            Entry::Segment(s) => (s.epoch, s.number, s.start, s.duration, true),
-            Entry::Missing { epoch, number, start, duration, .. } => (epoch, number, start, duration, false),
+        let (epoch, number, start, duration, lead) = match entry {
+            Entry::Segment(s) => (s.epoch, s.number, s.start, s.duration, Some(s.lead)),
+            Entry::Missing { epoch, number, start, duration, .. } => (epoch, number, start, duration, None),
         };
+        let there = lead.is_some_and(|lead| !iframes || lead > 0);
         if played != Some(epoch) {
             let span = spans.iter().find(|span| span.epoch == epoch);
             if span.zip(played).is_some_and(|(span, before)| breaks(index, before, *span)) {
@@ -38,7 +53,7 @@ pub fn playlist(index: &Index, id: &RenditionId) -> Option<String> {
         }
         if there && mapped != Some(epoch) {
             mapped = Some(epoch);
-            put!(out, "#EXT-X-MAP:URI=\"{}\"\n", path::init(epoch, id));
+            put!(out, "#EXT-X-MAP:URI=\"{base}{}\"\n", path::init(epoch, id));
         }
         if !dated {
             if let Some(anchor) = anchor(index, epoch) {
@@ -50,8 +65,11 @@ pub fn playlist(index: &Index, id: &RenditionId) -> Option<String> {
             out.push_str("#EXT-X-GAP\n");
             dated = false;
         }
+        if let Some(lead) = lead.filter(|_| iframes && there) {
+            put!(out, "#EXT-X-BYTERANGE:{lead}@0\n");
+        }
         let uri = path::segment(epoch, id, number);
-        put!(out, "#EXTINF:{:.5},\n{uri}\n", timescale.seconds(duration));
+        put!(out, "#EXTINF:{:.5},\n{base}{uri}\n", timescale.seconds(duration));
     }
     out.push_str("#EXT-X-ENDLIST\n");
     Some(out)

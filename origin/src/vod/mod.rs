@@ -15,14 +15,17 @@ use crate::hls::{Kind, Variant};
 use crate::window::Bitrate;
 
 pub use dash::mpd;
-pub use hls::playlist;
+pub use hls::{iframes, playlist};
 
 /// The multivariant playlist of all that the recording has; `None` if it has nothing.
 pub fn multivariant(index: &Index) -> Option<String> {
     let renditions = index.renditions();
     let variants: Vec<_> =
         renditions.into_iter().map(|rendition| variant(rendition, measured(index, rendition))).collect();
-    (!variants.is_empty()).then(|| crate::hls::multivariant(&variants, ""))
+    let iframes = variants.iter().filter(|variant| matches!(variant.kind, Kind::Video { .. }));
+    let iframes = iframes.filter_map(|variant| Some((variant.id.clone(), index.keyframes_bps(&variant.id)?)));
+    let iframes = iframes.collect();
+    (!variants.is_empty()).then(|| crate::hls::multivariant(&variants, &iframes, ""))
 }
 
 /// The bit rate over the whole recording.

@@ -56,6 +56,8 @@ async fn recorded(folder: &std::path::Path, said: bool) -> std::sync::Arc<Index>
             // The last one of a run is a short one.
             duration: ticks(if number == 13 { SECOND / 2 } else { SECOND }),
             discontinuity: break_before,
+            // An older version did not know of 11.
+            lead: if name == "audio" || number == 11 { 0 } else { 100 + number },
             object: Object::complete(Bytes::from(vec![0; 1000])),
         });
     };
@@ -120,9 +122,22 @@ fn check_recording(index: &Index) {
         audio.contains("#EXT-X-GAP\n#EXTINF:1.00000,\n1/audio/12.m4s\n#EXT-X-PROGRAM-DATE-TIME:"),
         "{audio}"
     );
-    assert_eq!(playlist(index, &id("720p")), None);
+    assert_eq!((playlist(index, &id("720p")), iframes(index, &id("audio"))), (None, None));
+    let pictures = iframes(index, &id("360p")).unwrap();
+    let expected = "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n\
+        #EXT-X-MEDIA-SEQUENCE:10\n#EXT-X-I-FRAMES-ONLY\n#EXT-X-MAP:URI=\"../1/360p/init.mp4\"\n\
+        #EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:20.000Z\n#EXT-X-BYTERANGE:110@0\n\
+        #EXTINF:1.00000,\n../1/360p/10.m4s\n#EXT-X-GAP\n#EXTINF:1.00000,\n../1/360p/11.m4s\n\
+        #EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:22.000Z\n#EXT-X-BYTERANGE:112@0\n\
+        #EXTINF:1.00000,\n../1/360p/12.m4s\n";
+    assert!(pictures.starts_with(expected), "{pictures}");
+    assert_eq!((tags(&pictures, "#EXTINF"), tags(&pictures, "#EXT-X-DISCONTINUITY")), (7, 1), "{pictures}");
     let all = multivariant(index).unwrap();
     assert!(all.contains("BANDWIDTH=") && all.contains("360p.m3u8\n") && all.contains("audio.m3u8"), "{all}");
+    // 113 bytes in half a second.
+    let pictures = "#EXT-X-I-FRAME-STREAM-INF:BANDWIDTH=1808,CODECS=\"codec-360p\",RESOLUTION=640x360,\
+        URI=\"360p/iframes.m3u8\"\n";
+    assert!(all.contains(pictures), "{all}");
 
     let mpd = mpd(index).unwrap();
     assert!(mpd.contains("mediaPresentationDuration=\"PT6.5S\""), "3.5 s and 3 s: {mpd}");

@@ -1,0 +1,99 @@
+//! Shaka beside hls.js in headless Chromium, low-latency and plain: through a broadcaster who drops for three seconds and comes
+//! back with another resolution. It stalls at every gap (its error 1011) and goes on by itself.
+//!
+//! `ROOFTOP_PLAYERS_SECONDS=300` makes it five minutes, with hls.js in both ways, too (`make test-players`).
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::kit::*;
+
+/// From the time when all play, unless it is said otherwise.
+const SECONDS: u64 = 24;
+
+/// Players in one page of a browser; killed when dropped.
+struct Players(Child);
+
+impl Players {
+    /// Opens the page, and waits until all of them play.
+    fn start(node: &Node, stream: &str, players: &str, seconds: u64) -> Players {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/hls.mjs");
+        let child = Command::new("node")
+            .args([script, "--url", &node.url(&format!("/live/{stream}/index.m3u8"))])
+            .args(["--players", players, "--seconds", &seconds.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut players = Players(child);
+        let mut said = Vec::new();
+        let lines = BufReader::new(players.0.stderr.take().unwrap()).lines();
+        for line in lines.map_while(Result::ok) {
+            if line == "event: playing" {
+                return players;
+            }
+            said.push(line);
+        }
+        panic!("the players did not start: {said:?}");
+    }
+
+    /// What they saw.
+    fn report(mut self) -> serde_json::Value {
+        let report = serde_json::from_reader(self.0.stdout.take().unwrap());
+        assert!(self.0.wait().unwrap().success(), "the players failed: {report:?}");
+        report.unwrap()
+    }
+}
+
+impl Drop for Players {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // The script ends its browser when it is told to end.
+            terminate(&self.0);
+            let _ = self.0.wait();
+        }
+    }
+}
+
+fn clip(name: &str, size: &'static str) -> Clip {
+    Clip::make(name, Recipe { size, rate: "30", seconds: 20, extra: &["-tune", "zerolatency"] })
+}
+
+#[test]
+fn shaka_plays_through_a_drop_and_a_change_of_resolution() {
+    let _turn = real_time();
+    let long = std::env::var("ROOFTOP_PLAYERS_SECONDS").ok().map(|text| text.parse::<u64>().unwrap());
+    let seconds = long.unwrap_or(SECONDS);
+    let players =
+        if long.is_some() { "shaka-low,shaka-plain,hls-low,hls-plain" } else { "shaka-low,shaka-plain" };
+    let folder = Folder::new("shaka");
+    let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let (large, small) = (clip("lint-360p", "640x360"), clip("lint-240p", "426x240"));
+    let url = node.publish_url("rtmps", "show");
+    let first = Broadcaster::send(&large, &url, -1);
+    live(&node, "show");
+    let playing = Players::start(&node, "show", players, seconds);
+    // The absence is what is tested, half way through what has been played without one.
+    std::thread::sleep(Duration::from_secs(seconds / 3));
+    first.kill();
+    std::thread::sleep(Duration::from_secs(3));
+    let _second = Broadcaster::send(&small, &url, -1);
+    let report = playing.report();
+    for (player, seen) in report.as_object().unwrap() {
+        println!(
+            "{player}: start {} ms, latency p50 {:.2} s, p95 {:.2} s, stalls (at, for ms) {}, {} of {} frames dropped",
+            seen["start_ms"],
+            seen["latency"]["p50"].as_f64().unwrap_or(f64::NAN),
+            seen["latency"]["p95"].as_f64().unwrap_or(f64::NAN),
+            seen["stalls"],
+            seen["dropped"],
+            seen["frames"]
+        );
+        let still = seen["still_ms"].as_u64().unwrap();
+        assert_eq!(still, 0, "{player} stands still: {report:#}");
+        let sizes = seen["sizes"].as_array().unwrap();
+        assert!(sizes.iter().any(|size| size == "426x240"), "{player} plays on what it had: {report:#}");
+    }
+}
