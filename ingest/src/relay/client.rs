@@ -262,21 +262,20 @@ impl Relay {
     /// The next piece of the body, or its end.
     fn send(&mut self, has_room: bool, complete: bool) {
         let Some(link) = &mut self.link else { return };
-        let piece = if complete { None } else { self.handover.take(PIECE_BYTES) };
-        let bytes = piece.as_ref().map_or(0, Bytes::len);
-        let sent = match (&mut link.body, has_room, piece) {
-            (Some(body), true, Some(piece)) => body.send_data(piece, false).is_ok(),
-            (Some(body), true, None) if complete => {
-                // Whether it could be said or not: the origin's answer tells the rest.
-                let _ = body.send_data(Bytes::new(), true);
-                false
-            }
-            (_, has_room, _) => has_room,
-        };
-        self.shared.metrics.relayed_bytes.inc_by(bytes as u64);
-        if !sent {
-            // Ended, or the request is gone: its report says why.
+        let Some(body) = link.body.as_mut().filter(|_| has_room) else {
+            // The request is gone: its report says why.
             link.body = None;
+            return;
+        };
+        if complete {
+            // Whether it could be said or not: the origin's answer tells the rest.
+            let _ = body.send_data(Bytes::new(), true);
+            link.body = None;
+        } else if let Some(piece) = self.handover.take(PIECE_BYTES) {
+            self.shared.metrics.relayed_bytes.inc_by(piece.len() as u64);
+            if body.send_data(piece, false).is_err() {
+                link.body = None;
+            }
         }
     }
 
