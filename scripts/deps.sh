@@ -71,8 +71,8 @@ if ((${#missing[@]})); then
 fi
 
 if [[ ${1:-} == test ]]; then
-  "$(dirname "$0")/moto.sh"
-  "$(dirname "$0")/parsers.sh"
+  "$(dirname "$0")/venv.sh" moto
+  "$(dirname "$0")/venv.sh" parsers
 fi
 
 version=$(node --version)

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Installs moto's S3 server, which the tests of the archive talk to, below target/; nothing is done where it is there.
+# venv.sh NAME: installs what tests/NAME/requirements.txt lists in target/tools/NAME; nothing is done where it is there.
+#   moto     S3's server, which the tests of the archive talk to
+#   parsers  of manifests, that are not ours
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-wanted=tests/moto/requirements.txt there=target/tools/moto
+wanted=tests/$1/requirements.txt there=target/tools/$1
 if ! cmp -s "$wanted" "$there/requirements.txt"; then
   rm -rf "$there"
   mkdir -p target/tools
