@@ -12,4 +12,6 @@ export CHROMIUM ROOFTOP_STRICT=1
 echo "== the watch page's rules, and the lint of MPDs"
 node --test web/test/*.test.mjs tests/browser/*.test.mjs
 echo "== the workspace"
+# Most of them wait for real time to pass. Those that keep the machine busy take turns (tests/e2e/kit.rs).
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((3 * $(nproc)))}
 cargo test --workspace --locked -- --show-output

@@ -220,7 +220,7 @@ fn config(folder: &Folder, receiver: SocketAddr) -> String {
 
 #[test]
 fn a_broadcast_lives_and_those_who_want_to_know_are_told() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let clip = Clip::make("api", TINY);
     let folder = Folder::new("api-life");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

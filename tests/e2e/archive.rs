@@ -82,7 +82,7 @@ fn check_frames(source: &[(String, Vec<Packet>)], video: &[Packet], audio: &[Pac
 
 #[test]
 fn a_whole_broadcast_is_exported_to_the_frame() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let clip = Clip::make("archive", SOURCE);
     let source = packets(clip.path.to_str().unwrap());
     let folder = Folder::new("archive-whole");
@@ -132,7 +132,7 @@ fn a_whole_broadcast_is_exported_to_the_frame() {
 
 #[test]
 fn what_was_journaled_before_a_kill_is_there_after_it() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Core);
     let clip = Clip::make("archive", SOURCE);
     let source = packets(clip.path.to_str().unwrap());
     let folder = Folder::new("archive-kill");
@@ -190,7 +190,7 @@ impl Drop for Small {
 
 #[test]
 fn a_full_disk_is_told_and_viewers_notice_nothing() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let clip = Clip::make("archive", SOURCE);
     let folder = Folder::new("archive-full");
     let disk = folder.path().join("disk");

@@ -10,7 +10,7 @@ const SMALL: Recipe = Recipe { size: "320x240", rate: "25", seconds: 12, extra: 
 
 #[test]
 fn bad_input_is_refused_in_words_and_costs_the_neighbour_nothing() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Core);
     let good = Clip::make("neighbour", Recipe { seconds: 25, ..SMALL });
     let folder = Folder::new("bad");
     let mut config = all_in_one(&folder.path().join("state"));

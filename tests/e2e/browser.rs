@@ -48,7 +48,7 @@ impl Drop for Player {
 
 #[test]
 fn both_players_play_without_a_stall_within_three_seconds_of_live() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Machine);
     let clip = Clip::make("browser", SOURCE);
     let folder = Folder::new("browser");
     let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));

@@ -64,7 +64,7 @@ fn check_rate(what: &str, frames: &[Packet], fps: f64) {
 
 #[test]
 fn codecs_with_a_fourcc_and_without_reach_viewers() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let folder = Folder::new("fourcc");
     let node = node(&folder);
     let x265 = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "bframes=2:log-level=error"];
@@ -131,7 +131,7 @@ fn ffmpeg_publishes(url: &str, arguments: &[&str]) -> Child {
 
 #[test]
 fn frame_rates_are_kept_to_the_tick() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let folder = Folder::new("rates");
     let node = node(&folder);
     for (stream, rate, fps, frames) in [
@@ -153,7 +153,7 @@ fn frame_rates_are_kept_to_the_tick() {
 
 #[test]
 fn frames_at_any_time_stay_where_they_are() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let folder = Folder::new("vfr");
     let node = node(&folder);
     // Three of ten frames are missing, and times begin just below 2^31 ms, where ffmpeg's clock wraps.
@@ -175,7 +175,7 @@ fn frames_at_any_time_stay_where_they_are() {
 
 #[test]
 fn gstreamer_and_librtmp_publish() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let element = |name: &str| {
         let found = Command::new("gst-inspect-1.0").args(["--exists", name]).status();
         found.is_ok_and(|status| status.success())

@@ -110,19 +110,19 @@ fn nothing_is_lost(mut fleet: Fleet, lose: impl FnOnce(&mut Fleet)) {
 
 #[test]
 fn every_frame_once_when_an_origin_is_killed() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     nothing_is_lost(Fleet::start("killed", |addr| addr), |fleet| fleet.owner.take().unwrap().kill());
 }
 
 #[test]
 fn every_frame_once_when_an_origin_freezes() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     nothing_is_lost(Fleet::start("frozen", |addr| addr), |fleet| fleet.owner.as_ref().unwrap().freeze());
 }
 
 #[test]
 fn every_frame_once_when_an_origin_drains() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     nothing_is_lost(Fleet::start("drained", |addr| addr), |fleet| {
         let (status, _) = fleet.owner.take().unwrap().stop();
         assert!(status.success());
@@ -168,7 +168,7 @@ impl Cutter {
 
 #[test]
 fn every_frame_once_when_the_connection_to_an_origin_breaks() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let cutters = RefCell::new(Vec::new());
     let fleet = Fleet::start("cut", |addr| {
         cutters.borrow_mut().push(Cutter::new(addr));

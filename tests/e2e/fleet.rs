@@ -23,7 +23,7 @@ fn member(name: &str, addr: SocketAddr) -> String {
 
 #[test]
 fn streams_spread_over_two_origins_and_are_found_again() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Machine);
     let extra = &["-preset", "ultrafast", "-tune", "zerolatency", "-g", "20", "-b:v", "50k"];
     let folder = Folder::new("fleet");
     let nowhere: SocketAddr = "127.0.0.1:0".parse().unwrap();

@@ -7,7 +7,7 @@ const SECONDS: u32 = 32;
 
 #[test]
 fn every_frame_reaches_every_rendition() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Machine);
     // B-frames and a GOP that does not divide segments evenly: what encoders send by default.
     let extra = &["-bf", "2", "-g", "75"];
     let clip = Clip::make("720p30", Recipe { size: "1280x720", rate: "30", seconds: SECONDS, extra });

@@ -4,7 +4,7 @@ use crate::kit::*;
 
 #[test]
 fn five_hundred_viewers_are_one_request_to_the_origin() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Machine);
     let clip = Clip::make(
         "360p",
         Recipe { size: "640x360", rate: "30", seconds: 10, extra: &["-tune", "zerolatency"] },

@@ -20,7 +20,7 @@ fn text(path: &Path) -> &str {
 
 #[test]
 fn keys_are_exchanged_while_a_broadcast_runs() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let clip = Clip::make("keys", TINY);
     let folder = Folder::new("keys");
     let pair = |name: &str| -> (PathBuf, PathBuf) {

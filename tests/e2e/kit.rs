@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Empty};
@@ -17,10 +17,47 @@ use hyper_util::rt::TokioExecutor;
 /// Longest wait for anything that should take a second or two: generous, because test machines stall.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Held by stories that must keep up with real time.
-pub fn real_time() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a story that must keep up with real time takes of the machine while it lasts, at its busiest.
+#[derive(Clone, Copy)]
+pub enum Share {
+    /// A broadcast of few lines, and readers: less than half a core.
+    Half = 1,
+    /// Players in a browser as well, or several renditions: a core.
+    Core = 2,
+    /// Counts or measures what many do at once: nothing else runs beside it.
+    Machine,
+}
+
+/// Half cores that no story has taken, once the first has asked; told when there are more.
+static FREE: (Mutex<Option<usize>>, Condvar) = (Mutex::new(None), Condvar::new());
+
+/// The turn of a story that must keep up with real time; over when it is dropped, which prints what it took.
+pub struct Turn {
+    halves: usize,
+    began: Instant,
+}
+
+/// Waits until stories that must keep up with real time leave so much of the machine.
+pub fn real_time(share: Share) -> Turn {
+    let machine = 2 * std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+    let halves = if matches!(share, Share::Machine) { machine } else { share as usize };
+    let (free, more) = &FREE;
+    let mut free = free.lock().unwrap_or_else(PoisonError::into_inner);
+    while *free.get_or_insert(machine) < halves {
+        free = more.wait(free).unwrap_or_else(PoisonError::into_inner);
+    }
+    *free = free.map(|free| free - halves);
+    Turn { halves, began: Instant::now() }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let (free, more) = &FREE;
+        let mut free = free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = free.map(|free| free + self.halves);
+        more.notify_all();
+        println!("took {:.1} s", self.began.elapsed().as_secs_f64());
+    }
 }
 
 /// A folder that goes when it is dropped.

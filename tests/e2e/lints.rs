@@ -32,7 +32,7 @@ struct Followed {
 
 #[test]
 fn every_version_of_every_playlist_keeps_to_the_rules() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let seconds = std::env::var("ROOFTOP_LINT_SECONDS").map_or(SECONDS, |text| text.parse().unwrap());
     let folder = Folder::new("lints");
     let mut config = all_in_one(&folder.path().join("state"));

@@ -1,6 +1,6 @@
 //! The whole system with real peers: ffmpeg broadcasts, ffprobe, curl-like clients and headless Chromium watch.
-//! One binary, a module per story. Stories that need real time take turns: two at once would starve one another on a
-//! small machine.
+//! One binary, a module per story. Stories that need real time share the machine by turns, or they would starve one another
+//! (`kit::real_time`).
 
 #![expect(unreachable_pub, reason = "the modules of one test binary share their items plainly")]
 

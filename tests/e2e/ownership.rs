@@ -33,7 +33,7 @@ fn newest_epoch(edge: &Node) -> Option<u64> {
 #[test]
 fn a_stream_outlives_its_origin_and_etcd() {
     let Some(etcd) = Etcd::start() else { return };
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let folder = Folder::new("cluster");
     let node = |name: &str, roles: &str, keys: &str| {
         let config = format!(

@@ -11,7 +11,7 @@ const SEGMENTS: usize = 6;
 
 #[test]
 fn players_at_the_live_edge_cause_no_requests_upstream() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let clip = Clip::make(
         "360p",
         Recipe { size: "640x360", rate: "30", seconds: 10, extra: &["-tune", "zerolatency"] },

@@ -32,7 +32,7 @@ const KEPT: u64 = 24;
 
 #[test]
 fn a_thousand_players_leave_nothing_behind() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Machine);
     let number = |name: &str, default: u64| {
         std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
     };

@@ -167,7 +167,7 @@ impl Pace {
 /// The first POP drains while it carries two broadcasts: one goes to the other POP when it is asked to, with the next
 /// keyframe, and on the old connection goes on until then, or for a group of pictures more; the other understands nothing.
 fn moves_to_another_pop(name: &str, overlaps: bool, restarts: bool) {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let Fleet { origin, pops: [first_pop, second_pop], edge, folder } = Fleet::start(name, "2s", "6s");
     let encoder = Encoder::new();
     let (done, pace) = (AtomicBool::new(false), Pace(Instant::now()));
@@ -274,7 +274,7 @@ struct Away {
 
 #[test]
 fn a_broadcaster_who_was_away_goes_on_with_the_same_broadcast() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Core);
     // Ten seconds are nearly all of the grace that there is.
     let fleet = Fleet::start("away", "12s", "0s");
     let encoder = Encoder::new();

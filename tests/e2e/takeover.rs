@@ -173,7 +173,7 @@ fn attribute<'a>(mpd: &'a str, name: &str) -> &'a str {
 /// The POP lives: what it had not heard of it sends again, and viewers find no border at all.
 #[test]
 fn a_killed_owner_is_taken_over_without_a_border() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let mut fleet = Fleet::start("takeover", "5s");
     let clip = numbered();
     let source = packets(clip.path.to_str().unwrap());
@@ -246,7 +246,7 @@ fn a_killed_owner_is_taken_over_without_a_border() {
 
 /// What became of hls.js in a browser, and of the list, when the owner and perhaps the POP are killed.
 fn hls_js_goes_on(name: &str, fresh: bool) -> (serde_json::Value, Seen) {
-    let _turn = real_time();
+    let _turn = real_time(Share::Core);
     let mut fleet = Fleet::start(name, "20s");
     let clip = Clip::make("browser", SOURCE);
     let mut broadcasters = vec![Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), -1)];
@@ -325,7 +325,7 @@ fn media_then_gaps(playlist: &str) -> Vec<&str> {
 /// Owner, POP and broadcaster are gone: for the grace the mirror answers alone, then the broadcast is over.
 #[test]
 fn the_mirror_answers_while_nobody_owns_the_stream() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let mut fleet = Fleet::start("orphan", "10s");
     let clip = Clip::make("browser", SOURCE);
     let broadcaster = Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), -1);
@@ -372,7 +372,7 @@ fn the_mirror_answers_while_nobody_owns_the_stream() {
 /// An owner that was frozen wakes up when another has the stream: it learns so and lets go.
 #[test]
 fn an_owner_that_thaws_lets_go() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let fleet = Fleet::start("thaw", "20s");
     let clip = Clip::make("browser", SOURCE);
     let _broadcaster = Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), -1);

@@ -30,7 +30,7 @@ fn token(node: &Node, arguments: &[&str]) -> String {
 
 #[test]
 fn tokens_limit_are_revoked_and_the_newest_session_wins() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let clip = Clip::make("tokens", TINY);
     let folder = Folder::new("tokens");
     let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));

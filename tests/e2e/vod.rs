@@ -134,7 +134,7 @@ fn fetched(node: &Node, base: &str, mpd: &str, rendition: &str, folder: &Path) -
 
 #[test]
 fn a_recording_is_played_whole_without_the_pause() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Core);
     let folder = Folder::new("vod-whole");
     let clip = clip(&folder);
     let node = node(&folder, "reconnect_grace = \"10s\"\n");
@@ -238,7 +238,7 @@ fn agree(one: &Listed, other: &Listed) {
 
 #[test]
 fn a_live_stream_is_played_from_further_back_than_memory() {
-    let _turn = real_time();
+    let _turn = real_time(Share::Half);
     let folder = Folder::new("vod-dvr");
     let clip = clip(&folder);
     let node = node(&folder, "reconnect_grace = \"10s\"\nwindow = \"6s\"\n");
