@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
+use media::captions::Service;
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,9 @@ pub struct Run {
     pub breaks: u64,
     /// Largest first, audio last.
     pub renditions: Vec<Rendition>,
+    /// Closed captions in the video, as far as they were known when that was written last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub captions: Vec<Service>,
 }
 
 /// A rendition of a run.
@@ -245,6 +249,12 @@ impl Index {
                 known.renditions.push(rendition);
             }
         }
+        for service in run.captions {
+            if !known.captions.contains(&service) {
+                known.captions.push(service);
+            }
+        }
+        known.captions.sort_by(|a, b| (a.channel, &a.language).cmp(&(b.channel, &b.language)));
         known.renditions.sort_by(|a, b| (a.order(), &a.id).cmp(&(b.order(), &b.id)));
     }
 

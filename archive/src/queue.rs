@@ -201,14 +201,18 @@ impl Queue {
         }
         let entry = self.broadcasts.entry(broadcast.clone());
         let state = entry.or_insert_with(|| Broadcast::new(broadcast.clone(), now));
-        if state.runs.contains_key(&run.epoch) {
+        let known = state.runs.contains_key(&run.epoch);
+        // Captions may have been found since it was said.
+        if known && run.captions.is_empty() {
             return Offered::Known;
         }
         if state.unsaid.runs().count() >= MAX_WAITING_RUNS {
             return Offered::Overflow;
         }
-        (state.over, state.end) = (false, None);
-        state.runs.insert(run.epoch, RunState::default());
+        if !known {
+            (state.over, state.end) = (false, None);
+            state.runs.insert(run.epoch, RunState::default());
+        }
         state.unsaid.add_run(run);
         // Runs that are long over are only looked up for what is still on its way.
         while state.runs.len() > 2 * MAX_WAITING_RUNS {
@@ -524,6 +528,7 @@ mod tests {
             segment_duration: 90_000,
             part_target: 18_000,
             breaks: 0,
+            captions: Vec::new(),
             renditions: Vec::new(),
         }
     }
@@ -549,6 +554,21 @@ mod tests {
     /// Whoever polls until there is nothing and then waits for the timeout never turns in circles.
     fn check_timeout(queue: &Queue, now: Instant) {
         assert!(queue.poll_timeout().is_none_or(|at| at > now), "it would wake for nothing");
+    }
+
+    #[test]
+    fn captions_that_are_found_later_are_said_with_their_run() {
+        let now = Instant::now();
+        let mut queue = Queue::new(1000, 2, 7);
+        let id: BroadcastId = "demo-1".parse().unwrap();
+        queue.run(now, &id, run(1));
+        let captions = vec!["CC1:en".parse().unwrap()];
+        assert!(matches!(queue.run(now, &id, run(1)), Offered::Known));
+        let found = Run { captions: captions.clone(), ..run(1) };
+        assert!(matches!(queue.run(now, &id, found), Offered::Queued));
+        let work = drain(&mut queue, now);
+        let [Work::Journal(_, _, index)] = work.as_slice() else { panic!("{work:?}") };
+        assert_eq!(index.run(Epoch(1)).map(|run| &run.captions), Some(&captions));
     }
 
     #[test]

@@ -152,6 +152,7 @@ fn run(epoch: u64, first: u64) -> Run {
         segment_duration: 90_000,
         part_target: 18_000,
         breaks: 0,
+        captions: Vec::new(),
         renditions: vec![
             rendition("360p", Timescale::VIDEO, Kind::Video { width: 640, height: 360, frame_rate: None }),
             rendition("audio", Timescale::OPUS, Kind::Audio { channels: 2, sample_rate: 48_000 }),

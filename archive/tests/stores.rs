@@ -105,6 +105,7 @@ fn run(epoch: u64, first: u64) -> Run {
         segment_duration: 90_000,
         part_target: 18_000,
         breaks: 0,
+        captions: Vec::new(),
         renditions: vec![
             rendition("360p", Timescale::VIDEO, video),
             rendition("audio", Timescale::OPUS, audio),

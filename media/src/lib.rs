@@ -6,6 +6,7 @@
 //!
 //! Read [`object`] first, then [`flv`] and [`time`].
 
+pub mod captions;
 pub mod codec;
 pub mod flv;
 pub mod name;

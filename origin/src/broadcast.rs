@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use media::captions::Service;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, object};
 
@@ -109,8 +110,24 @@ pub struct SegmentView {
     pub object: Option<Object>,
 }
 
+/// Adds the services on channels that `known` does not have.
+pub(crate) fn join(known: &mut Vec<Service>, services: &[Service]) {
+    for service in services {
+        if !known.iter().any(|known| known.channel == service.channel) {
+            known.push(service.clone());
+        }
+    }
+}
+
 impl Broadcast {
-    pub(crate) fn begin(&mut self, epoch: Epoch, place: Place, renditions: Vec<NewRendition>, fresh: bool) {
+    pub(crate) fn begin(
+        &mut self,
+        epoch: Epoch,
+        place: Place,
+        renditions: Vec<NewRendition>,
+        mut captions: Vec<Service>,
+        fresh: bool,
+    ) {
         // The same renditions under the same init segments; if no frame is missing between, players notice nothing.
         let alike = renditions.len() == self.renditions.iter().filter(|r| r.epoch == self.epoch()).count()
             && renditions.iter().all(|new| self.goes_on_as(new));
@@ -123,6 +140,8 @@ impl Broadcast {
             before.end.get_or_insert(place.start);
             connected = joined.then_some(before.epoch);
             resumes = alike.then_some(before.epoch);
+            // What was there may be there again: it stays on the menu.
+            join(&mut captions, &before.captions_found);
         }
         // What an MPD says of a rendition never changes within a period (5.4): what was measured of it before, if anything.
         let variant = |new: &NewRendition| Variant {
@@ -142,6 +161,8 @@ impl Broadcast {
             connected,
             resumes,
             cut: None,
+            captions: captions.clone(),
+            captions_found: captions,
         });
         for NewRendition { variant, timescale, init } in renditions {
             let index =
@@ -174,6 +195,18 @@ impl Broadcast {
             hls::Kind::Video { height, .. } => (0, u32::MAX - height),
             hls::Kind::Audio { .. } => (1, 0),
         });
+    }
+
+    /// Captions were found in the newest run.
+    pub(crate) fn found(&mut self, captions: &[Service]) {
+        if let Some(run) = self.periods.last_mut() {
+            join(&mut run.captions_found, captions);
+        }
+    }
+
+    /// Captions that players who begin now are told of.
+    pub(crate) fn captions(&self) -> &[Service] {
+        self.periods.last().map_or(&[], |run| &run.captions_found)
     }
 
     /// Whether a rendition of the newest run has this name and the same header.

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use media::captions::Service;
 use serde::{Deserialize, Serialize};
 
 /// The origin role.
@@ -51,6 +52,10 @@ pub struct Config {
     /// 0s: not beyond the window.
     #[serde(with = "humantime_serde")]
     pub dvr: Duration,
+    /// What closed captions in the video (CEA-608, CEA-708) are called, of sources that carry any: channels with languages such
+    /// as `CC1:en`, `CC3:es`, `SERVICE1:en`, 16 at most. Default none: players are told of those that are seen, without a
+    /// language.
+    pub captions: Vec<Service>,
     /// URL of the clock that DASH players synchronise to, as players reach it. Default `/time`, which every Rooftop edge
     /// answers; give the full URL where players load the manifest from another host than their page.
     pub time_url: String,
@@ -75,6 +80,7 @@ impl Default for Config {
             mirrored_streams: 64,
             retention: Duration::from_secs(60),
             dvr: Duration::from_secs(4 * 3600),
+            captions: Vec::new(),
             time_url: "/time".into(),
             drain: Duration::from_secs(5),
         }
@@ -83,6 +89,9 @@ impl Default for Config {
 
 /// More than any machine has.
 const MAX_CPUS: usize = 1024;
+
+/// Captions in more languages are no use to anybody.
+const MAX_CAPTIONS: usize = 16;
 
 impl Config {
     /// What this origin carries, in tenths of a CPU.
@@ -139,6 +148,17 @@ impl Config {
         }
         if self.cpus > MAX_CPUS {
             problems.push(format!("{path}.cpus: {} is outside 0 to {MAX_CPUS}", self.cpus));
+        }
+        if self.captions.len() > MAX_CAPTIONS {
+            problems.push(format!(
+                "{path}.captions: {} services are more than {MAX_CAPTIONS}",
+                self.captions.len()
+            ));
+        }
+        for (index, service) in self.captions.iter().enumerate() {
+            if self.captions[..index].iter().any(|before| before.channel == service.channel) {
+                problems.push(format!("{path}.captions: {} is there twice", service.channel));
+            }
         }
         if self.mirrored_streams > 10_000 {
             problems

@@ -2,6 +2,7 @@
 //! segments are numbered on through all of them, so that both manifests name the same objects.
 #![deny(clippy::disallowed_methods)]
 
+use media::captions::{Channel, Service};
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, SegmentNumber};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,12 @@ pub struct Period {
     /// A segment in the middle from which on it is told as a `Period` of its own.
     #[serde(default)]
     pub cut: Option<SegmentNumber>,
+    /// Closed captions that the MPD tells of: those known when it began. It must not change within a period.
+    #[serde(default)]
+    pub captions: Vec<Service>,
+    /// All that are known now.
+    #[serde(default)]
+    pub captions_found: Vec<Service>,
 }
 
 /// One `Period` element: what is listed of a run, or of one side of its cut.
@@ -224,11 +231,11 @@ impl Mpd<'_> {
         // Where players can go on in the middle of what they read: each audio frame stands alone, so each chunk can be
         // decoded from its beginning; of video a chunk's boxes can be read from there, its pictures from the segment on.
         let sap = u32::from(id == AUDIO_SET);
-        put!(
-            out,
-            "      <Resync type=\"{sap}\" dT=\"{}\"/>\n      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"main\"/>\n",
-            ticks(part_target)
-        );
+        put!(out, "      <Resync type=\"{sap}\" dT=\"{}\"/>\n", ticks(part_target));
+        if id == VIDEO_SET {
+            accessibility(out, &stretch.run.captions);
+        }
+        out.push_str("      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"main\"/>\n");
         put!(
             out,
             "      <SegmentTemplate timescale=\"{}\" duration=\"{}\" startNumber=\"{}\" presentationTimeOffset=\"{start}\"",
@@ -312,6 +319,28 @@ fn most(variants: &[&Variant]) -> String {
     out
 }
 
+/// Closed captions in the video (ANSI/SCTE 214-1, 7.2.5): channels of CEA-608 in one descriptor, services of CEA-708 in another.
+pub(crate) fn accessibility(out: &mut String, captions: &[Service]) {
+    let language = |service: &Service| service.language.as_deref().unwrap_or("und").to_owned();
+    let line21 = captions.iter().filter_map(|service| match service.channel {
+        Channel::Line21(_) => Some(format!("{}={}", service.channel, language(service))),
+        Channel::Digital(_) => None,
+    });
+    let digital = captions.iter().filter_map(|service| match service.channel {
+        Channel::Line21(_) => None,
+        Channel::Digital(number) => Some(format!("{number}=lang:{}", language(service))),
+    });
+    for (scheme, values) in [("608", line21.collect::<Vec<_>>()), ("708", digital.collect())] {
+        if !values.is_empty() {
+            put!(
+                out,
+                "      <Accessibility schemeIdUri=\"urn:scte:dash:cc:cea-{scheme}:2015\" value=\"{}\"/>\n",
+                values.join(";")
+            );
+        }
+    }
+}
+
 /// ChannelConfiguration (ISO/IEC 23091-3, 6.1) of AAC's layouts: the number of channels, but that of eight is 7.
 pub(crate) fn channel_configuration(channels: u32) -> u32 {
     channels.min(7)
@@ -360,6 +389,8 @@ mod tests {
             connected: None,
             resumes: None,
             cut: None,
+            captions: Vec::new(),
+            captions_found: Vec::new(),
         };
         let periods = [
             period(5, start, Some(start + 12 * 90_000 + 45_000), 1000, &[&video, &audio]),
@@ -415,6 +446,27 @@ mod tests {
         assert!(away.contains("<Period id=\"6\" start=\"PT21S\" duration=\"PT5S\">"), "{away}");
         let ended = Mpd { ended: Some(SegmentNumber(1015)), periods: &gone, ..mpd }.render();
         assert!(!ended.contains("<Period id=\"5\""), "nothing of it is left\n{ended}");
+    }
+
+    #[test]
+    fn captions_have_a_descriptor_for_each_kind() {
+        let check = |services: &[&str], expected: &[(&str, &str)]| {
+            let services: Vec<Service> = services.iter().map(|text| text.parse().unwrap()).collect();
+            let mut out = String::new();
+            accessibility(&mut out, &services);
+            let expected = expected.iter().map(|(scheme, value)| {
+                format!(
+                    "      <Accessibility schemeIdUri=\"urn:scte:dash:cc:cea-{scheme}:2015\" value=\"{value}\"/>\n"
+                )
+            });
+            assert_eq!(out, expected.collect::<String>());
+        };
+        check(&[], &[]);
+        check(&["CC1"], &[("608", "CC1=und")]);
+        check(
+            &["CC1:en", "CC3:es", "SERVICE1:en", "SERVICE2"],
+            &[("608", "CC1=en;CC3=es"), ("708", "1=lang:en;2=lang:und")],
+        );
     }
 
     #[test]

@@ -217,6 +217,8 @@ impl PastRuns {
                 connected: None,
                 resumes: None,
                 cut: None,
+                captions: run.captions.clone(),
+                captions_found: run.captions.clone(),
             });
         }
         past

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
+use media::captions::Captions;
 use media::codec::{AudioCodec, AudioConfig, VideoCodec, VideoConfig};
 use media::flv::{Audio, Tag, TagKind, Video};
 use media::time::FrameRate;
@@ -62,6 +63,8 @@ pub struct Source {
     pub frame_rate: Option<FrameRate>,
     /// Presentation time of the first keyframe (audio-only: of the first frame), in unwrapped milliseconds.
     pub first_ms: i64,
+    /// Closed captions in the video frames that came before it is known what the run is made of.
+    pub captions: Captions,
     /// From the first keyframe to the second, if that was waited for and came.
     pub keyframe_interval_ms: Option<i64>,
     /// Time of the first frame that came, whether it could be used or not, in unwrapped milliseconds.
@@ -453,7 +456,14 @@ impl Feed {
     }
 
     fn source(&self, first_ms: i64, came_ms: i64, keyframe_interval_ms: Option<i64>) -> Source {
+        // Those of a run that goes on with other audio are in its group of pictures.
+        let held = self.held.iter().filter(|(kind, _)| *kind == TagKind::Video).map(|(_, frame)| frame);
+        let captions = self.video.as_ref().map(|video| {
+            let seen = held.chain(&self.gop).map(|frame| Captions::seen_in(video.codec, &frame.data));
+            seen.reduce(Captions::union).unwrap_or_default()
+        });
         Source {
+            captions: captions.unwrap_or_default(),
             video: self.video.clone(),
             audio: self.audio.clone(),
             frame_rate: self.video.as_ref().and_then(|config| config.frame_rate.or(self.meta_rate)),

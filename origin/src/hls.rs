@@ -209,6 +209,7 @@ mod tests {
     use std::collections::{BTreeMap, VecDeque};
 
     use ::media::Epoch;
+    use ::media::captions::Service;
 
     use super::*;
     use crate::dvr::Earlier;
@@ -313,8 +314,22 @@ mod tests {
             audio.clone(),
         ];
         let iframes = BTreeMap::from([(id("720p"), 900_000), (id("360p"), 300_000)]);
-        check(include_str!("../testdata/multivariant.m3u8"), &multivariant(&variants, &iframes, ""));
-        check(include_str!("../testdata/audio_only.m3u8"), &multivariant(&[audio], &BTreeMap::new(), ""));
+        let golden = include_str!("../testdata/multivariant.m3u8");
+        check(golden, &multivariant(&variants, &iframes, None, ""));
+        let none = multivariant(&variants, &iframes, Some(&[]), "");
+        let said = |group: &str| {
+            golden.replace("AUDIO=\"audio\"", &format!("AUDIO=\"audio\",CLOSED-CAPTIONS={group}"))
+        };
+        check(&said("NONE"), &none);
+        let services: Vec<Service> = ["CC1:en", "SERVICE2"].map(|text| text.parse().unwrap()).to_vec();
+        let media = "#EXT-X-MEDIA:TYPE=CLOSED-CAPTIONS,GROUP-ID=\"cc\",NAME=\"CC1\",LANGUAGE=\"en\",AUTOSELECT=YES,\
+                     INSTREAM-ID=\"CC1\"\n#EXT-X-MEDIA:TYPE=CLOSED-CAPTIONS,GROUP-ID=\"cc\",NAME=\"SERVICE2\",\
+                     AUTOSELECT=YES,INSTREAM-ID=\"SERVICE2\"\n#EXT-X-STREAM-INF";
+        let expected =
+            said("\"cc\"").replacen("#EXT-X-STREAM-INF", media, 1).replace("VERSION:6", "VERSION:7");
+        check(&expected, &multivariant(&variants, &iframes, Some(&services), ""));
+        let alone = multivariant(&[audio], &BTreeMap::new(), Some(&[]), "");
+        check(include_str!("../testdata/audio_only.m3u8"), &alone);
     }
 
     /// As a player has it (6.2.5.1): the lines of the segments that were skipped, from the playlist before.

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use archive::BroadcastId;
 use bytes::Bytes;
 use cluster::lease::Grant;
+use media::captions::Service;
 use media::time::Ticks;
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 use tokio::sync::watch;
@@ -306,6 +307,7 @@ impl Live {
         listed: Ticks,
         unix_ms: i64,
         renditions: Vec<NewRendition>,
+        captions: Vec<Service>,
     ) {
         self.change(|inner| {
             if inner.state == State::Ended || place.handed.is_some() {
@@ -326,7 +328,17 @@ impl Live {
                 away: None,
             });
             (inner.state, inner.copies) = (State::Live, false);
-            broadcast.begin(epoch, place, renditions, fresh);
+            broadcast.begin(epoch, place, renditions, captions, fresh);
+        });
+    }
+
+    /// Captions were found in the run. Ignored unless `epoch` is the run that is being written.
+    pub fn captions(&self, epoch: Epoch, captions: &[Service]) {
+        self.change(|inner| {
+            let run = inner.broadcast.as_mut().filter(|broadcast| broadcast.epoch() == epoch);
+            if let Some(broadcast) = run {
+                broadcast.found(captions);
+            }
         });
     }
 
@@ -461,7 +473,8 @@ impl Live {
     pub fn multivariant(&self, query: &str) -> Option<String> {
         let inner = self.lock();
         let broadcast = inner.broadcast.as_ref()?;
-        Some(hls::multivariant(&broadcast.variants(), &broadcast.iframe_variants(), query))
+        let captions = Some(broadcast.captions());
+        Some(hls::multivariant(&broadcast.variants(), &broadcast.iframe_variants(), captions, query))
     }
 
     /// An I-frame playlist that satisfies the directives; the rest as [`Live::playlist`].
@@ -604,7 +617,7 @@ mod tests {
     pub(super) fn begin(live: &Live, epoch: u64, unix_ms: i64, names: &[&str]) -> Place {
         let place = live.place(unix_ms, Follow::Clock, TARGETS);
         let renditions = names.iter().map(|name| rendition(name)).collect();
-        live.begin(Epoch(epoch), place, 6 * 90_000, unix_ms, renditions);
+        live.begin(Epoch(epoch), place, 6 * 90_000, unix_ms, renditions, Vec::new());
         place
     }
 
@@ -747,7 +760,7 @@ mod tests {
         let by_clock = T0 as u64 / 1000;
         let place = live.place(T0, Follow::Handed(continuation(by_clock)), TARGETS);
         assert_eq!((place.start, place.first.0), (5 * 90_000, by_clock));
-        live.begin(Epoch(2), place, 6 * 90_000, T0, vec![rendition("360p")]);
+        live.begin(Epoch(2), place, 6 * 90_000, T0, vec![rendition("360p")], Vec::new());
         let id = "360p".parse().unwrap();
         live.open(Epoch(2), &id, place.first, place.start);
         live.part(Epoch(2), &id, Bytes::from_static(b"part"), 90_000, true);

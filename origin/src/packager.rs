@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use media::captions::{Captions, Service};
 use media::codec::VideoConfig;
 use media::codec::aac::AacConfig;
 use media::codec::avc::AvcConfig;
@@ -55,6 +56,10 @@ pub struct Plan {
     pub copied: Option<VideoConfig>,
     /// The audio track, copied.
     pub audio: Option<AacConfig>,
+    /// Closed captions that were seen in the video so far.
+    pub captions: Captions,
+    /// What they are called, if operators say so.
+    pub caption_services: Vec<Service>,
     /// Audio goes on behind what is published, also where that begins before the video does.
     pub audio_continues: bool,
     /// This process.
@@ -255,6 +260,14 @@ impl Packager {
         }
     }
 
+    /// Captions were seen in a frame.
+    pub fn source_captions(&mut self, seen: Captions) {
+        let all = self.plan.captions.union(seen);
+        if all != std::mem::replace(&mut self.plan.captions, all) && self.began {
+            self.plan.live.captions(self.plan.epoch, &all.services(&self.plan.caption_services));
+        }
+    }
+
     /// The encoders leave out the segment of a rung that begins at `pts`.
     pub fn shed(&mut self, rung: usize, pts: Ticks) {
         if let Some(track) = self.video.get_mut(rung).filter(|_| self.began) {
@@ -411,8 +424,9 @@ impl Packager {
         }
         let mut renditions: Vec<_> = self.configured.iter().flatten().cloned().collect();
         renditions.extend(self.plan.audio.as_ref().map(audio_rendition));
-        let Plan { live, epoch, place, listed, unix_ms, .. } = &self.plan;
-        live.begin(*epoch, *place, *listed, *unix_ms, renditions);
+        let Plan { live, epoch, place, listed, unix_ms, captions, caption_services, .. } = &self.plan;
+        let captions = captions.services(caption_services);
+        live.begin(*epoch, *place, *listed, *unix_ms, renditions, captions);
         self.began = true;
         while let Some((rung, sample)) = self.waiting_video.pop_front() {
             self.video(rung, sample);

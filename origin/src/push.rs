@@ -476,7 +476,7 @@ mod tests {
         };
         let init = Bytes::from_static(b"init");
         let new = NewRendition { variant, timescale: Timescale::VIDEO, init };
-        live.begin(epoch, place, 6 * 90_000, 1000, vec![new]);
+        live.begin(epoch, place, 6 * 90_000, 1000, vec![new], Vec::new());
         place.first.0
     }
 

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use media::captions::Captions;
 use media::codec::VideoCodec;
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, Sample};
@@ -30,6 +31,8 @@ pub(crate) struct Run {
     pub(crate) epoch: Epoch,
     pub(crate) packager: Arc<Mutex<Packager>>,
     pub(crate) encoder: Option<Encoder>,
+    /// Of the source's video.
+    pub(crate) codec: Option<VideoCodec>,
     /// The source's video as a rendition of its own.
     pub(crate) copy: Option<Copy>,
     /// Its video could be passed through, if the run had begun with a keyframe.
@@ -113,7 +116,9 @@ impl Run {
             }
         }
         remember(&mut self.fed, pts, pts_ms);
+        let captions = self.codec.map(|codec| Captions::seen_in(codec, &frame.data)).unwrap_or_default();
         let published = with(&self.packager, |packager| {
+            packager.source_captions(captions);
             packager.source_video(pts, pts_ms, unix_us(), begins);
             let sample = copied?;
             packager.video(0, sample);

@@ -193,16 +193,16 @@ impl Stage {
     /// Does what the timeline decided, with `current` as the picture that was just decoded.
     fn carry_out(&mut self, current: Option<Picture>) -> Result<(), Stop> {
         while let Some(step) = self.timeline.poll() {
-            let (picture, showing) = match step {
-                Step::Show(showing) => (current.as_ref(), showing),
+            let (picture, showing, again) = match step {
+                Step::Show(showing) => (current.as_ref(), showing, false),
                 Step::Repeat(showing) => {
                     self.events.metrics.frames_repeated.inc();
                     self.damaged += 1;
-                    (self.last.as_ref().or(current.as_ref()), showing)
+                    (self.last.as_ref().or(current.as_ref()), showing, true)
                 }
                 Step::Fill(showing) => {
                     self.events.metrics.frames_filled.inc();
-                    (self.last.as_ref(), showing)
+                    (self.last.as_ref(), showing, true)
                 }
                 Step::Lost => {
                     self.events.metrics.frames_lost.inc();
@@ -212,7 +212,8 @@ impl Stage {
             };
             let picture = picture.expect("the timeline shows only after a picture was decoded");
             let shed = self.pace.shed(showing.key);
-            self.pictures.send(picture.share()?, showing, shed)?;
+            let picture = if again { picture.share_without_captions() } else { picture.share() };
+            self.pictures.send(picture?, showing, shed)?;
         }
         if current.is_some() {
             self.last = current;

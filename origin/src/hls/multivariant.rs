@@ -4,14 +4,23 @@
 use std::collections::BTreeMap;
 
 use media::RenditionId;
+use media::captions::{Channel, Service};
 
 use super::{Kind, Variant};
 use crate::path;
 
 /// The multivariant playlist. `iframes` are the renditions that have an I-frame playlist, with the bits per second of it at
-/// most; `query` is what the URIs of the media playlists end with.
-pub fn multivariant(variants: &[Variant], iframes: &BTreeMap<RenditionId, u64>, query: &str) -> String {
-    let mut out = String::from("#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n");
+/// most; `captions` those in the video, `None` where nobody knows; `query` is what the URIs of the media playlists end with.
+pub fn multivariant(
+    variants: &[Variant],
+    iframes: &BTreeMap<RenditionId, u64>,
+    captions: Option<&[Service]>,
+    query: &str,
+) -> String {
+    // Services of CEA-708 are of a later version (8).
+    let digital = |service: &Service| matches!(service.channel, Channel::Digital(_));
+    let version = if captions.is_some_and(|captions| captions.iter().any(digital)) { 7 } else { 6 };
+    let mut out = format!("#EXTM3U\n#EXT-X-VERSION:{version}\n#EXT-X-INDEPENDENT-SEGMENTS\n");
     let audio = variants.iter().find(|variant| matches!(variant.kind, Kind::Audio { .. }));
     let video: Vec<_> =
         variants.iter().filter(|variant| matches!(variant.kind, Kind::Video { .. })).collect();
@@ -22,6 +31,23 @@ pub fn multivariant(variants: &[Variant], iframes: &BTreeMap<RenditionId, u64>, 
             out,
             "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"{id}\",DEFAULT=YES,AUTOSELECT=YES,CHANNELS=\"{channels}\",URI=\"{id}.m3u8{query}\"\n"
         );
+    }
+    // Where there are none all variants say so, or players offer what they guess (4.4.6.2).
+    let mut group = match captions {
+        Some([]) => ",CLOSED-CAPTIONS=NONE",
+        Some(_) => ",CLOSED-CAPTIONS=\"cc\"",
+        None => "",
+    };
+    if video.is_empty() {
+        group = "";
+    } else {
+        for Service { channel, language } in captions.unwrap_or_default() {
+            put!(out, "#EXT-X-MEDIA:TYPE=CLOSED-CAPTIONS,GROUP-ID=\"cc\",NAME=\"{channel}\"");
+            if let Some(language) = language {
+                put!(out, ",LANGUAGE=\"{language}\"");
+            }
+            put!(out, ",AUTOSELECT=YES,INSTREAM-ID=\"{channel}\"\n");
+        }
     }
     for variant in &video {
         let Kind::Video { width, height, frame_rate } = variant.kind else { continue };
@@ -39,7 +65,7 @@ pub fn multivariant(variants: &[Variant], iframes: &BTreeMap<RenditionId, u64>, 
         if audio.is_some() {
             out.push_str(",AUDIO=\"audio\"");
         }
-        put!(out, "\n{}.m3u8{query}\n", variant.id);
+        put!(out, "{group}\n{}.m3u8{query}\n", variant.id);
     }
     for variant in &video {
         let Kind::Video { width, height, .. } = variant.kind else { continue };

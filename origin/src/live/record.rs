@@ -25,6 +25,8 @@ struct Current {
     /// Of those that are still listed as periods.
     runs: BTreeSet<Epoch>,
     newest: BTreeMap<RenditionId, (Epoch, SegmentNumber)>,
+    /// Captions of the newest run.
+    captions: usize,
     ended: bool,
 }
 
@@ -41,11 +43,17 @@ impl Recorder {
         if !known {
             let id = BroadcastId::new(stream.clone(), unix_ms);
             let (runs, newest) = (BTreeSet::new(), BTreeMap::new());
-            self.current = Some(Current { id, runs, newest, ended: false });
+            self.current = Some(Current { id, runs, newest, captions: 0, ended: false });
         }
         let Some(current) = &mut self.current else { return };
         for (index, period) in broadcast.periods.iter().enumerate() {
-            if current.runs.insert(period.epoch) {
+            // Said once more where captions were found later.
+            let newest = index + 1 == broadcast.periods.len();
+            let found = newest && current.captions != period.captions_found.len();
+            if newest {
+                current.captions = period.captions_found.len();
+            }
+            if current.runs.insert(period.epoch) || found {
                 let later = &broadcast.periods[index + 1..];
                 let later_breaks = later.iter().filter(|period| period.connected.is_none()).count();
                 let breaks = broadcast.breaks.saturating_sub(later_breaks as u64);
@@ -115,5 +123,6 @@ fn run(broadcast: &Broadcast, period: &Period, breaks: u64) -> Run {
         part_target: broadcast.targets.part_target,
         breaks,
         renditions: period.variants.iter().filter_map(rendition).collect(),
+        captions: period.captions_found.clone(),
     }
 }

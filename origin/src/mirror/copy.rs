@@ -21,6 +21,9 @@ use crate::window::{Segment, Window};
 /// Renditions of a stream that is mirrored: the ladder has fewer than ten.
 const MAX_RENDITIONS: usize = 32;
 
+/// Caption services of a run: there are no more channels and services.
+const MAX_CAPTIONS: usize = 2 * (4 + 63);
+
 /// Media that a mirror holds of one stream, in bytes; a ten minutes' window of a 5 Mbit/s ladder has 400 MB. Beyond it the
 /// stream is not mirrored.
 pub const MAX_STREAM_BYTES: u64 = 1 << 30;
@@ -111,6 +114,7 @@ impl Snapshot {
                 && period.first.0 < MAX_NUMBER
                 && period.cut.is_none_or(|cut| cut.0.abs_diff(period.first.0) < MAX_SEGMENTS)
                 && period.variants.len() <= MAX_RENDITIONS
+                && period.captions.len().max(period.captions_found.len()) <= MAX_CAPTIONS
                 && period.variants.iter().all(variant)
         };
         let rendition = |rendition: &RenditionSnapshot| {
@@ -406,7 +410,7 @@ mod tests {
     fn begin(live: &Live, epoch: u64, follow: Follow, unix_ms: i64, init: &'static [u8]) -> SegmentNumber {
         let place = live.place(unix_ms, follow, TARGETS);
         let renditions = NAMES.iter().map(|name| rendition(name, init)).collect();
-        live.begin(Epoch(epoch), place, 6 * 90_000, unix_ms, renditions);
+        live.begin(Epoch(epoch), place, 6 * 90_000, unix_ms, renditions, Vec::new());
         place.first
     }
 

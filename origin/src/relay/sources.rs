@@ -1,6 +1,7 @@
 //! Sources as they come, made by ffmpeg, through a whole session: every frame is shown once at its time, in every rendition,
 //! and all renditions cut at the same instants.
 
+mod captions;
 #[path = "../../../tests/kit/fragments.rs"]
 mod fragments;
 

@@ -9,7 +9,7 @@ use media::time::{Ticks, Timescale};
 use media::{RenditionId, SegmentNumber};
 
 use super::{measured, variant};
-use crate::dash::{channel_configuration, seconds};
+use crate::dash::{accessibility, channel_configuration, seconds};
 use crate::hls;
 use crate::window::Bitrate;
 
@@ -143,6 +143,9 @@ impl<'a> Stretch<'a> {
                 "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\" \
                  segmentAlignment=\"true\" startWithSAP=\"1\">\n"
             );
+            if content == "video" {
+                accessibility(out, &self.run.captions);
+            }
             for track in tracks {
                 self.representation(out, rates, track);
             }

@@ -10,7 +10,9 @@ mod hls;
 mod tests;
 
 use archive::index::{self, Index, Rendition};
+use media::captions::Service;
 
+use crate::broadcast::join;
 use crate::hls::{Kind, Variant};
 use crate::window::Bitrate;
 
@@ -25,7 +27,11 @@ pub fn multivariant(index: &Index) -> Option<String> {
     let iframes = variants.iter().filter(|variant| matches!(variant.kind, Kind::Video { .. }));
     let iframes = iframes.filter_map(|variant| Some((variant.id.clone(), index.keyframes_bps(&variant.id)?)));
     let iframes = iframes.collect();
-    (!variants.is_empty()).then(|| crate::hls::multivariant(&variants, &iframes, ""))
+    let mut captions: Vec<Service> = Vec::new();
+    index.runs().for_each(|run| join(&mut captions, &run.captions));
+    // Recordings of before do not say whether they have any.
+    let captions = Some(&captions[..]).filter(|captions| !captions.is_empty());
+    (!variants.is_empty()).then(|| crate::hls::multivariant(&variants, &iframes, captions, ""))
 }
 
 /// The bit rate over the whole recording.

@@ -32,6 +32,7 @@ fn run(epoch: u64, first: u64, start: i64, breaks: u64, names: &[&str]) -> Run {
         segment_duration: SECOND,
         part_target: SECOND / 5,
         breaks,
+        captions: Vec::new(),
         renditions: names.iter().map(rendition).collect(),
     }
 }

@@ -171,6 +171,8 @@ fn options(settings: &Settings) -> Result<Options, Failure> {
     options.set(c"sc_threshold", "0")?;
     options.set(c"rc-lookahead", "0")?;
     options.set(c"mbtree", "0")?;
+    // Captions of the source stay with their pictures.
+    options.set(c"a53cc", "1")?;
     // A constant rate assumed, a picture need not wait for the next one to know how long it lasts.
     options.set(c"x264-params", "sync-lookahead=0:force-cfr=1:sliced-threads=0:open-gop=0")?;
     Ok(options)

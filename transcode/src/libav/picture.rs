@@ -36,6 +36,15 @@ impl Picture {
         Ok(copy)
     }
 
+    /// As [`Picture::share`], without the closed captions: they are said once, by the picture that they came with.
+    pub(crate) fn share_without_captions(&self) -> Result<Self, Failure> {
+        let copy = self.share()?;
+        let kind = ffi::AVFrameSideDataType::AV_FRAME_DATA_A53_CC;
+        // SAFETY: a valid frame that owns its list of side data, the data itself is counted.
+        unsafe { ffi::av_frame_remove_side_data(copy.as_ptr(), kind) };
+        Ok(copy)
+    }
+
     pub(super) fn as_ptr(&self) -> *mut ffi::AVFrame {
         self.0.as_ptr()
     }

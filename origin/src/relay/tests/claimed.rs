@@ -67,6 +67,7 @@ async fn what_another_origin_has_claimed_is_no_more_archived_here() {
             segment_duration: 90_000,
             part_target: 18_000,
             breaks: 0,
+            captions: Vec::new(),
             renditions: Vec::new(),
         };
         shared.archive.run(&live.broadcast_id().unwrap(), run);
