@@ -50,6 +50,15 @@ pub(crate) const LIVE: Recipe = Recipe {
         -b:v 800k -maxrate 800k -bufsize 800k",
 };
 
+/// The same of what has a whole ladder below it, in pictures that take some coding.
+pub(crate) const LIVE_720: Recipe = Recipe {
+    name: "live-texture-720p30",
+    pictures: TEXTURE.pictures,
+    seconds: 20,
+    encoder: "-preset superfast -tune zerolatency -profile:v high -g 60 -keyint_min 60 -sc_threshold 0 \
+        -b:v 4500k -maxrate 4500k -bufsize 4500k",
+};
+
 /// What the broadcasters of the ingest scenario send: 800 kbit/s with its sound, as OBS would code it.
 pub(crate) const BROADCAST: Recipe = Recipe {
     name: "broadcast-360p30",

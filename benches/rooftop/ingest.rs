@@ -13,7 +13,7 @@ use rustls::ClientConfig;
 use crate::clip::BROADCAST;
 use crate::node::Node;
 use crate::process::{Confined, cpu_seconds, memory_bytes, two_cpus};
-use crate::publishers::{Clip, Publishers};
+use crate::publishers::{Clip, Ending, Publishers};
 use crate::report::{Better, Report};
 use crate::sink::{Heard, Sink};
 use crate::{Folders, idle, nginx_rtmp};
@@ -87,7 +87,8 @@ pub(crate) fn run(
                 let keys: Vec<String> = (0..streams).map(|index| format!("bench{index}")).collect();
                 let app = nginx_rtmp::APP;
                 let before = memory_bytes(server.pid());
-                let mut load = Publishers::connect(&clip, server.addr, None, app, &keys, SPREAD)?;
+                let mut load =
+                    Publishers::connect(&clip, server.addr, None, app, &keys, Ending::Moment, SPREAD)?;
                 load.run(WARM_UP)?;
                 let grown = memory_bytes(server.pid()).saturating_sub(before) as f64;
                 let cpu_ms = cpu_ms(&mut load, &clip, server.pid())?;
@@ -143,7 +144,7 @@ fn row(name: &str, streams: usize, figures: &Figures) -> Vec<String> {
 
 /// CPU time of the process for a second of one stream. What counts are the frames that were sent: on a machine that is
 /// too busy some come later than they are due.
-fn cpu_ms(load: &mut Publishers<'_>, clip: &Clip, pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn cpu_ms(load: &mut Publishers<'_>, clip: &Clip, pid: u32) -> anyhow::Result<f64> {
     let (frames, before) = (load.frames, cpu_seconds(pid));
     load.run(MEASURED)?;
     let stream_seconds = (load.frames - frames) as f64 / clip.frames_per_s();
@@ -172,7 +173,8 @@ fn rooftop(
     };
     let addr = node.addr(if secure { "rtmps" } else { "rtmp" })?;
     let before = memory_bytes(node.pid());
-    let mut load = Publishers::connect(clip, addr, stranger.as_ref(), "live", &keys.made[..streams], SPREAD)?;
+    let (tls, keys) = (stranger.as_ref(), &keys.made[..streams]);
+    let mut load = Publishers::connect(clip, addr, tls, "live", keys, Ending::Moment, SPREAD)?;
     load.run(WARM_UP)?;
     let admin = node.addr("admin")?;
     let grown = memory_bytes(node.pid()).saturating_sub(before) as f64;
@@ -229,7 +231,8 @@ fn broadcaster_tls(tls_folder: &Path) -> anyhow::Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-async fn metric(admin: std::net::SocketAddr, name: &str) -> anyhow::Result<f64> {
+/// The value of a metric without labels.
+pub(crate) async fn metric(admin: std::net::SocketAddr, name: &str) -> anyhow::Result<f64> {
     let got = crate::crowd::get(admin, "/metrics").await?;
     let text = String::from_utf8_lossy(&got.body).into_owned();
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());

@@ -17,10 +17,10 @@ use media::time::FrameRate;
 use media::{Sample, Ticks, Timescale};
 use transcode::{Closed, Config, Event, Job, Metrics, Rung, VideoSource, cmaf};
 
-use crate::Folders;
 use crate::clip::{self, Recipe};
 use crate::process::{Cost, Running};
 use crate::report::{Better, Report, median};
+use crate::{Folders, quality};
 
 /// First argument of this binary that makes it transcode the clip in the second to the folder in the third.
 pub(crate) const MODE: &str = "--ladder";
@@ -63,7 +63,8 @@ pub(crate) fn run(folders: &Folders, _: &tokio::runtime::Handle, report: &mut Re
                 let usual = folder("ffmpeg-usual")?;
                 let command = ffmpeg(&clip, &usual, &rungs, Layout::Usual);
                 costs[2].push(measure("ffmpeg ladder", &command, &usual.join("log"))?);
-                compare_outputs(what, &recipe, &rungs, &ours, &theirs, report)?;
+                compare_outputs(&recipe, &rungs, &ours, &theirs)?;
+                quality::compare(what, &clip, &rungs, recipe.seconds, [&ours, &theirs], SAME, report)?;
             }
         }
         let figure = |of: fn(&Cost) -> f64| {
@@ -94,31 +95,16 @@ fn measure(name: &str, command: &[OsString], log: &Path) -> anyhow::Result<Cost>
     Running::start(name, &mut command)?.cost(LIMIT).with_context(|| format!("see {}", log.display()))
 }
 
-/// Both must have made every frame of every rendition, and about as many bytes.
-fn compare_outputs(
-    what: &str,
-    recipe: &Recipe,
-    rungs: &[Rung],
-    ours: &Path,
-    theirs: &Path,
-    report: &Report,
-) -> anyhow::Result<()> {
-    let mut sizes = Vec::new();
-    for name in rungs.iter().map(|rung| rung.id.as_str()).chain(["audio"]) {
-        let mut kilobytes = [0; 2];
-        for (folder, size) in [ours, theirs].iter().zip(&mut kilobytes) {
-            let file = folder.join(format!("{name}.mp4"));
-            *size = std::fs::metadata(&file).with_context(|| file.display().to_string())?.len() / 1000;
-            if name != "audio" {
-                let frames = count_frames(&file)?;
-                let expected = recipe.seconds * Recipe::FPS;
-                ensure!(frames == expected, "{}: {frames} frames instead of {expected}", file.display());
-            }
+/// Both must have made every frame of every rendition.
+fn compare_outputs(recipe: &Recipe, rungs: &[Rung], ours: &Path, theirs: &Path) -> anyhow::Result<()> {
+    let expected = recipe.seconds * Recipe::FPS;
+    for rung in rungs {
+        for folder in [ours, theirs] {
+            let file = folder.join(format!("{}.mp4", rung.id));
+            let frames = count_frames(&file)?;
+            ensure!(frames == expected, "{}: {frames} frames instead of {expected}", file.display());
         }
-        sizes.push(format!("{name} {}/{}", kilobytes[0], kilobytes[1]));
     }
-    report
-        .note(&format!("{what}: every frame in every rendition; kB (Rooftop/ffmpeg): {}", sizes.join(", ")));
     Ok(())
 }
 

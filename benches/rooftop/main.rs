@@ -10,6 +10,7 @@ mod clip;
 mod crowd;
 mod edge_hits;
 mod fill;
+mod glass;
 mod h2o;
 mod herd;
 mod hop;
@@ -17,13 +18,16 @@ mod idle;
 mod ingest;
 mod ladder;
 mod latency;
+mod live;
 mod load;
 mod nginx;
 mod nginx_rtmp;
 mod node;
 mod origin;
+mod packaging;
 mod process;
 mod publishers;
+mod quality;
 mod report;
 mod server;
 mod sink;
@@ -56,9 +60,11 @@ impl Drop for Folders {
 
 type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 8] = [
+const SCENARIOS: [(&str, Scenario); 10] = [
     ("ladder", ladder::run),
+    ("packaging", packaging::run),
     ("latency", latency::run),
+    ("glass", glass::run),
     ("ingest", ingest::run),
     ("edge_hits", edge_hits::run),
     ("idle", idle::run),

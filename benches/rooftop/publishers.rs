@@ -1,5 +1,5 @@
 //! Many broadcasters in one thread: RTMP over plain TCP or TLS, a clip in real time on each connection, every frame written
-//! when it is due. Each frame ends with the moment of its writing, for whoever receives it at the far end.
+//! when it is due. Each frame may end with the moment of its writing, for whoever receives it at the far end.
 //!
 //! Adobe RTMP 1.0; commands as librtmp sends them.
 
@@ -75,9 +75,19 @@ impl Clip {
     }
 }
 
+/// What is behind each frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Nothing: the frame can be decoded.
+    AsItIs,
+    /// The moment of its writing.
+    Moment,
+}
+
 /// Broadcasters that have been told that they may send.
 pub(crate) struct Publishers<'a> {
     clip: &'a Clip,
+    ending: Ending,
     links: Vec<Link>,
     /// Frame number and broadcaster, by when they are due.
     due: BinaryHeap<Reverse<(Instant, usize, usize)>>,
@@ -98,6 +108,7 @@ impl<'a> Publishers<'a> {
         tls: Option<&Arc<ClientConfig>>,
         app: &str,
         keys: &[String],
+        ending: Ending,
         spread: Duration,
     ) -> anyhow::Result<Publishers<'a>> {
         let mut scratch = Vec::new();
@@ -116,7 +127,7 @@ impl<'a> Publishers<'a> {
         let began: Vec<Instant> =
             (0..keys.len()).map(|index| begin + spread * index as u32 / keys.len() as u32).collect();
         let due = began.iter().enumerate().map(|(link, &at)| Reverse((at, 0, link))).collect();
-        Ok(Publishers { clip, links, due, began, scratch, frames: 0, latest: Duration::ZERO })
+        Ok(Publishers { clip, ending, links, due, began, scratch, frames: 0, latest: Duration::ZERO })
     }
 
     /// Sends what is due, for so long.
@@ -137,7 +148,9 @@ impl<'a> Publishers<'a> {
             let round = (number / self.clip.frames.len()) as u32;
             let tag = &self.clip.frames[number % self.clip.frames.len()];
             self.scratch.clear();
-            message(&mut self.scratch, tag, round * self.clip.length_ms, &unix_nanos().to_be_bytes());
+            let moment = unix_nanos().to_be_bytes();
+            let tail = if self.ending == Ending::Moment { &moment[..] } else { &[] };
+            message(&mut self.scratch, tag, round * self.clip.length_ms, tail);
             self.links[index].write_all(&self.scratch).context("a broadcaster was cut off")?;
             self.frames += 1;
             let number = number + 1;
