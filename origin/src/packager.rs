@@ -50,7 +50,7 @@ pub struct Plan {
     pub listed: Ticks,
     /// The rungs, none for audio only.
     pub rungs: Vec<Rung>,
-    /// Their frame rate.
+    /// The source's frame rate.
     pub frame_rate: Option<FrameRate>,
     /// The source's own video, if it is passed through: the first of `rungs` is it, and segments begin with its keyframes.
     pub copied: Option<VideoConfig>,
@@ -220,7 +220,7 @@ impl Packager {
                 codec,
                 bitrate_bps: u64::from(rung.bitrate_bps),
                 measured: Bitrate::default(),
-                kind: Kind::Video { width, height, frame_rate: self.plan.frame_rate },
+                kind: Kind::Video { width, height, frame_rate: rung.frame_rate },
             },
             timescale: Timescale::VIDEO,
             init: cmaf::video_init(Timescale::VIDEO, width, height, avcc),

@@ -655,10 +655,11 @@ impl Session<'_> {
             copying::segment_duration(interval, ticks(config.segment_duration), most)
         });
         let segment_duration = measured.flatten().unwrap_or(ticks(config.segment_duration));
-        let wanted = Targets {
-            segment_duration,
-            part_target: part_target(ticks(config.part_target), source.frame_rate).min(segment_duration),
-        };
+        // Parts are whole frames of every rung.
+        let part = ticks(config.part_target);
+        let common = source.frame_rate.map(|rate| transcode::ladder::common_frame_rate(rules, rate, part));
+        let wanted =
+            Targets { segment_duration, part_target: part_target(part, common).min(segment_duration) };
         let place = self.live.place(unix_ms, follow, wanted);
         self.live.publishes(self.request.claims.jti.clone());
         let followed = match follow {
@@ -690,8 +691,7 @@ impl Session<'_> {
         let rungs = video
             .as_ref()
             .map_or_else(Vec::new, |video| transcode::ladder::with_passthrough(rules, video, copies));
-        let milli_cpus =
-            video.as_ref().map_or(0, |video| transcode::cost::milli_cpus(rules, video, &rungs, copies));
+        let milli_cpus = video.as_ref().map_or(0, |video| transcode::cost::milli_cpus(video, &rungs, copies));
         let timescale = source.audio.as_ref().map(AudioConfig::timescale);
         let (audio, recoder) = match source.audio.clone() {
             None => (None, None),

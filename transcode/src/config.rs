@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use media::RenditionId;
 use media::codec::VideoCodec;
 use serde::{Deserialize, Serialize};
+
+use crate::ladder::default_name;
 
 /// The presets of x264 that keep up with live video, fastest first.
 pub const PRESETS: [&str; 7] = ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"];
@@ -65,14 +68,57 @@ pub struct Config {
     pub max_keyframe_interval: Duration,
 }
 
+/// Names that the paths of a stream have for other things than rungs.
+const TAKEN_NAMES: [&str; 5] = ["audio", "index", "manifest", "thumbnails", "thumbs"];
+
 /// One row of the rung table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RungConfig {
+    /// Its rendition's name in playlists and paths: 1 to 64 of `A-Z a-z 0-9 - _ .`, not starting with `.` or `-`. Default
+    /// its lines and a `p`, such as `720p`. Two rungs of one height have different names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Lines (of a portrait picture: columns); even, 16 to 2304.
     pub height: u32,
     /// Average bit rate at up to 40 frames per second, in kilobits per second, 50 to 100000.
     pub bitrate_kbps: u32,
+    /// Its own preset instead of [`Config::preset`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// Most frames per second, 5 to 120, to a tenth: of a source with more every second frame is encoded, or every third,
+    /// and so on. Default: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_fps: Option<u32>,
+}
+
+impl RungConfig {
+    /// A rung with defaults for all else.
+    pub fn new(height: u32, bitrate_kbps: u32) -> Self {
+        Self { name: None, height, bitrate_kbps, preset: None, max_fps: None }
+    }
+
+    /// Its own name, or that of its height.
+    pub(crate) fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| default_name(self.height))
+    }
+
+    /// What is wrong with its name.
+    fn name_problem(&self, before: &[RungConfig]) -> Option<String> {
+        let name = self.name();
+        // A source between two rungs gets one that is named by its own height.
+        let lines = name.strip_suffix('p').filter(|lines| lines.bytes().all(|byte| byte.is_ascii_digit()));
+        if let Err(error) = name.parse::<RenditionId>() {
+            Some(error.to_string())
+        } else if TAKEN_NAMES.contains(&name.as_str()) {
+            Some(format!("{name:?} is taken; neither of {} can be a rung", TAKEN_NAMES.join(", ")))
+        } else if lines.is_some() && name != default_name(self.height) {
+            Some(format!("{name:?} is what a rung of another height is called"))
+        } else {
+            let twice = before.iter().position(|other| other.name() == name)?;
+            Some(format!("{name:?} is the name of rungs[{twice}] too; give one of them another"))
+        }
+    }
 }
 
 impl Default for Config {
@@ -88,7 +134,7 @@ impl Default for Config {
         ];
         Self {
             preset: "superfast".to_owned(),
-            rungs: table.map(|(height, bitrate_kbps)| RungConfig { height, bitrate_kbps }).to_vec(),
+            rungs: table.map(|(height, bitrate_kbps)| RungConfig::new(height, bitrate_kbps)).to_vec(),
             step_percent: 90,
             high_frame_rate_percent: 150,
             peak_percent: 120,
@@ -125,12 +171,16 @@ impl Config {
                 problems.push(format!("{path}.{key}: {text}"));
             }
         };
-        let preset = &self.preset;
-        check(
-            PRESETS.contains(&preset.as_str()),
-            "preset",
-            format!("{preset:?} is not one of {}", PRESETS.join(", ")),
-        );
+        let presets = self.rungs.iter().enumerate();
+        let presets = presets
+            .filter_map(|(index, rung)| Some((format!("rungs[{index}].preset"), rung.preset.as_ref()?)));
+        for (key, preset) in std::iter::once(("preset".to_owned(), &self.preset)).chain(presets) {
+            check(
+                PRESETS.contains(&preset.as_str()),
+                &key,
+                format!("{preset:?} is not one of {}", PRESETS.join(", ")),
+            );
+        }
         let count = self.rungs.len();
         check(
             (1..=MAX_RUNGS).contains(&count),
@@ -138,26 +188,33 @@ impl Config {
             format!("{count} rungs; 1 to {MAX_RUNGS} are allowed"),
         );
         for (index, rung) in self.rungs.iter().enumerate() {
-            let RungConfig { height, bitrate_kbps } = *rung;
+            let RungConfig { height, bitrate_kbps, max_fps, .. } = *rung;
+            let at = |key| format!("rungs[{index}].{key}");
             check(
                 (16..=2304).contains(&height) && height % 2 == 0,
-                &format!("rungs[{index}].height"),
+                &at("height"),
                 format!("{height} is not an even number from 16 to 2304"),
             );
             check(
                 (50..=100_000).contains(&bitrate_kbps),
-                &format!("rungs[{index}].bitrate_kbps"),
+                &at("bitrate_kbps"),
                 format!("{bitrate_kbps} is outside 50 to 100000"),
             );
-            if let Some(above) = index.checked_sub(1).map(|above| self.rungs[above]) {
+            if let Some(fps) = max_fps {
+                check((5..=120).contains(&fps), &at("max_fps"), format!("{fps} is outside 5 to 120"));
+            }
+            if let Some(problem) = rung.name_problem(&self.rungs[..index]) {
+                check(false, &at("name"), problem);
+            }
+            if let Some(above) = index.checked_sub(1).map(|above| &self.rungs[above]) {
                 check(
-                    height < above.height,
-                    &format!("rungs[{index}].height"),
-                    format!("{height} must be below the {} of the rung before it", above.height),
+                    height <= above.height,
+                    &at("height"),
+                    format!("{height} must not be above the {} of the rung before it", above.height),
                 );
                 check(
                     bitrate_kbps < above.bitrate_kbps,
-                    &format!("rungs[{index}].bitrate_kbps"),
+                    &at("bitrate_kbps"),
                     format!("{bitrate_kbps} must be below the {} of the rung before it", above.bitrate_kbps),
                 );
             }
@@ -203,10 +260,22 @@ mod tests {
 
     #[test]
     fn every_problem_is_named_with_its_key() {
-        let rung = |height, bitrate_kbps| RungConfig { height, bitrate_kbps };
+        let named = |name: &str, height, kbps| RungConfig {
+            name: Some(name.into()),
+            ..RungConfig::new(height, kbps)
+        };
         let config = Config {
             preset: "placebo".into(),
-            rungs: vec![rung(361, 10), rung(480, 20)],
+            rungs: vec![
+                RungConfig { preset: Some("warp".into()), ..RungConfig::new(361, 10) },
+                RungConfig { max_fps: Some(4), ..RungConfig::new(480, 20) },
+                RungConfig::new(480, 19),
+                named("../x", 480, 18),
+                named("index", 480, 17),
+                named("720p", 480, 16),
+                named("low", 480, 15),
+                named("low", 240, 14),
+            ],
             step_percent: 101,
             high_frame_rate_percent: 99,
             peak_percent: 0,
@@ -220,7 +289,14 @@ mod tests {
             "t.preset: \"placebo\"",
             "t.rungs[0].height: 361",
             "t.rungs[0].bitrate_kbps: 10",
-            "t.rungs[1].height: 480 must be below the 361",
+            "t.rungs[0].preset: \"warp\"",
+            "t.rungs[1].height: 480 must not be above the 361",
+            "t.rungs[1].max_fps: 4",
+            "t.rungs[2].name: \"480p\" is the name of rungs[1] too",
+            "t.rungs[3].name: name \"../x\"",
+            "t.rungs[4].name: \"index\" is taken",
+            "t.rungs[5].name: \"720p\" is what a rung of another height is called",
+            "t.rungs[7].name: \"low\" is the name of rungs[6] too",
             "t.rungs[1].bitrate_kbps: 20 must be below the 10",
             "t.step_percent: 101",
             "t.high_frame_rate_percent: 99",
@@ -231,6 +307,8 @@ mod tests {
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key} in {problems:#?}");
         }
+        let rungs = vec![named("720p", 720, 3000), named("720p30", 720, 2000), named("4g", 360, 700)];
+        assert_eq!(Config { rungs, ..Config::default() }.problems("t"), Vec::<String>::new());
         let none = Config { rungs: Vec::new(), ..Config::default() };
         assert!(none.problems("t")[0].starts_with("t.rungs: 0 rungs"));
     }

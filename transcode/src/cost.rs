@@ -1,8 +1,10 @@
 //! What a ladder costs, before it runs: an estimate by which streams are spread over origins.
 #![deny(clippy::disallowed_methods)]
 
+use media::time::FrameRate;
+
 use crate::VideoSource;
-use crate::config::{Config, PRESETS};
+use crate::config::PRESETS;
 use crate::ladder::{Rung, USUAL_FRAME_RATE};
 
 /// Thousandths of a CPU for a stream that is only packaged.
@@ -17,28 +19,30 @@ const ENCODED: u64 = 15;
 const PRESET_PERCENT: [u64; 7] = [65, 100, 150, 220, 290, 360, 600];
 
 /// Thousandths of a CPU that a source takes whose rungs these are; the first of them is not encoded if it is `copied`.
-pub fn milli_cpus(config: &Config, source: &VideoSource, rungs: &[Rung], copied: bool) -> u64 {
+pub fn milli_cpus(source: &VideoSource, rungs: &[Rung], copied: bool) -> u64 {
     let encoded = &rungs[usize::from(copied).min(rungs.len())..];
     if encoded.is_empty() {
         return PACKAGING;
     }
-    let rate = source.frame_rate.unwrap_or(USUAL_FRAME_RATE);
     // In units of a pixel and a second; rates are at most 240.
-    let pixels = |width: u32, height: u32| {
+    let pixels = |width: u32, height: u32, rate: Option<FrameRate>| {
+        let rate = rate.unwrap_or(USUAL_FRAME_RATE);
         u64::from(width) * u64::from(height) * u64::from(rate.num) / u64::from(rate.den.max(1))
     };
-    let preset = PRESETS.iter().position(|preset| *preset == config.preset);
-    let percent = preset.and_then(|preset| PRESET_PERCENT.get(preset)).copied().unwrap_or(100);
-    let all: u64 = encoded.iter().map(|rung| pixels(rung.width, rung.height)).sum();
-    let decoding = pixels(source.width, source.height) * DECODED;
-    PACKAGING + (decoding + all * ENCODED * percent / 100) / 1_000_000
+    let encoding = encoded.iter().map(|rung| {
+        let preset = PRESETS.iter().position(|preset| *preset == rung.preset);
+        let percent = preset.and_then(|preset| PRESET_PERCENT.get(preset)).copied().unwrap_or(100);
+        pixels(rung.width, rung.height, rung.frame_rate) * ENCODED * percent / 100
+    });
+    let decoding = pixels(source.width, source.height, source.frame_rate) * DECODED;
+    PACKAGING + (decoding + encoding.sum::<u64>()) / 1_000_000
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::ladder::derive;
-    use media::time::FrameRate;
 
     #[test]
     fn ladders_cost_what_their_pixels_do() {
@@ -56,7 +60,7 @@ mod tests {
             if copied == 2 {
                 rungs.truncate(1);
             }
-            milli_cpus(&config, &source, &rungs, copied > 0)
+            milli_cpus(&source, &rungs, copied > 0)
         };
         // Measured: 0.55 on patterns, 1.1 on real pictures.
         assert_eq!(cost(720, 30, "superfast", 0), 924);

@@ -101,11 +101,12 @@ pub enum Event {
         /// Height in pixels.
         height: u32,
     },
-    /// One coded frame: one per source frame and rung, each rung in order.
+    /// One coded frame: one per source frame and rung, each rung in order. Of a rung with [`Rung::max_fps`], every so
+    /// manieth, and each that begins a segment.
     Sample {
         /// Index into [`Job::rungs`].
         rung: usize,
-        /// `pts` and `duration` are exactly the source frame's, `dts == pts`, `key` means IDR, and `data`
+        /// `pts` is exactly the source frame's, `duration` too, with that of frames left out behind it; `dts == pts`, `key` means IDR, and `data`
         /// is length-prefixed (4 bytes) without parameter sets and delimiters.
         sample: Sample,
     },
@@ -148,7 +149,7 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     for (index, rung) in job.rungs.iter().enumerate().rev() {
         let (pictures, inlet) = Pictures::channel(metrics.clone());
         let outlet = Events { events: events.clone(), metrics: metrics.clone() };
-        let stage = Stage::new(index, rung, &job.source, next.replace(pictures), outlet)?;
+        let stage = Stage::new(index, &job.rungs, &job.source, next.replace(pictures), outlet)?;
         let thread = crew.spawn(format!("tc-{}", rung.id), events.clone(), move || stage.run(inlet))?;
         threads.handles.push(thread);
     }

@@ -2,10 +2,11 @@
 #![deny(clippy::disallowed_methods)]
 
 use media::RenditionId;
-use media::time::FrameRate;
+use media::time::{FrameRate, Ticks, Timescale};
 
 use crate::VideoSource;
 use crate::config::{Config, Passthrough, RungConfig};
+use crate::thinning::{every, thinned};
 
 /// One configured target. Derived by [`derive()`]; sizes are even.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct Rung {
     pub buffer_bits: u32,
     /// x264 preset.
     pub preset: String,
+    /// Nominal frame rate, where the source's is known.
+    pub frame_rate: Option<FrameRate>,
+    /// Most frames per second, to a tenth: of a source with more, every second one is encoded, or every third, and so on.
+    pub max_fps: Option<u32>,
 }
 
 /// Frame rates above this count as high, in frames per second: between 30 and 48.
@@ -38,33 +43,34 @@ const MIN_BITRATE_KBPS: u64 = 50;
 /// that is not in the table gets a rung of its own size on top, named by its lines, unless it is larger
 /// than the whole table.
 pub fn derive(config: &Config, source: &VideoSource) -> Vec<Rung> {
-    let own = (even_floor(source.width.min(source.height)), own_kbps(config, source));
-    let mut wanted: Vec<(u32, u64)> = Vec::new();
-    let largest = config.rungs.first().map_or(0, |rung| rung.height);
-    if own.0 <= largest || largest == 0 {
-        wanted.push(own);
+    let lines = lines(source);
+    let mut wanted: Vec<Wanted<'_>> = Vec::new();
+    let fits = |rung: &RungConfig| rung.height <= lines;
+    let has_own = config.rungs.iter().any(|rung| rung.height == lines);
+    if !has_own && (config.rungs.is_empty() || config.rungs.iter().any(|rung| !fits(rung))) {
+        wanted.push(own(config, source));
     }
-    for &RungConfig { height, bitrate_kbps } in &config.rungs {
-        let fits = match wanted.last() {
-            None => true,
-            Some(&(above, _)) => {
-                height < above && u64::from(height) * 100 <= u64::from(above) * u64::from(config.step_percent)
-            }
+    for rung in config.rungs.iter().filter(|rung| fits(rung)) {
+        let smaller = |above: &Wanted<'_>| {
+            // Rungs of one height come together.
+            let same =
+                above.like.is_some_and(|like| like.height == above.lines) && rung.height == above.lines;
+            same || u64::from(rung.height) * 100 <= u64::from(above.lines) * u64::from(config.step_percent)
         };
-        if fits {
-            wanted.push((height, bitrate_kbps.into()));
+        if wanted.last().is_none_or(smaller) {
+            wanted.push(Wanted { lines: rung.height, kbps: rung.bitrate_kbps.into(), like: Some(rung) });
         }
     }
-    wanted.into_iter().map(|(lines, kbps)| rung(config, source, lines, kbps)).collect()
+    wanted.iter().map(|wanted| wanted.rung(config, source)).collect()
 }
 
 /// The rungs where the source's video may be passed through. If it `passes`, the first is the source itself, under the name
 /// that a rung of its size would have.
 pub fn with_passthrough(config: &Config, source: &VideoSource, passes: bool) -> Vec<Rung> {
-    let lines = even_floor(source.width.min(source.height));
-    let own = rung(config, source, lines, own_kbps(config, source));
+    let lines = lines(source);
+    let own = || own(config, source).rung(config, source);
     match (config.passthrough, passes) {
-        (Passthrough::Only, _) => vec![own],
+        (Passthrough::Only, _) => vec![own()],
         (Passthrough::Off, _) | (Passthrough::Top, false) => derive(config, source),
         (Passthrough::Top, true) => {
             let mut rungs = derive(config, source);
@@ -72,30 +78,82 @@ pub fn with_passthrough(config: &Config, source: &VideoSource, passes: bool) -> 
                 let below = u64::from(rung.width.min(rung.height));
                 below * 100 <= u64::from(lines) * u64::from(config.step_percent)
             });
-            rungs.insert(0, own);
+            rungs.insert(0, own());
             rungs
         }
     }
 }
 
-fn rung(config: &Config, source: &VideoSource, lines: u32, kbps: u64) -> Rung {
-    let (width, height) = scaled(source, lines);
-    let percent = match source.frame_rate.is_some_and(|rate| rate.fps() > HIGH_FRAME_RATE) {
-        true => config.high_frame_rate_percent,
-        false => 100,
-    };
-    let bitrate = kbps * 10 * u64::from(percent);
-    let peak = bitrate * u64::from(config.peak_percent) / 100;
-    let buffer = peak.saturating_mul(config.rate_buffer.as_millis() as u64) / 1000;
-    Rung {
-        id: format!("{lines}p").parse().expect("digits and a letter are a valid name"),
-        width,
-        height,
-        bitrate_bps: clamp_u32(bitrate),
-        peak_bps: clamp_u32(peak),
-        buffer_bits: clamp_u32(buffer),
-        preset: config.preset.clone(),
+/// The frames that all rungs of the table have of a source, as a rate: a whole number of them makes a part of about `part`
+/// (90 kHz). Where that is too short for one of them, those of the slowest rung.
+pub fn common_frame_rate(config: &Config, source: FrameRate, part: Ticks) -> FrameRate {
+    let every = |rung: &RungConfig| rung.max_fps.map_or(1, |max_fps| every(source, max_fps));
+    // Each is at most 240.
+    let multiple =
+        |a: u32, b: u32| (1..=b).map(|times| a * times).find(|all| all.is_multiple_of(b)).unwrap_or(a);
+    let fits = |frames: &u32| source.frame_start(i64::from(*frames), Timescale::VIDEO) <= part;
+    let slowest = config.rungs.iter().map(every).max().unwrap_or(1);
+    let all =
+        config.rungs.iter().map(every).try_fold(1, |all, every| Some(multiple(all, every)).filter(fits));
+    thinned(source, all.unwrap_or(slowest))
+}
+
+/// A rung of the table, or one of the source's own size.
+struct Wanted<'a> {
+    lines: u32,
+    kbps: u64,
+    /// The rung of the table that it is, or that it takes after. `None` without a table.
+    like: Option<&'a RungConfig>,
+}
+
+impl Wanted<'_> {
+    fn rung(&self, config: &Config, source: &VideoSource) -> Rung {
+        let Wanted { lines, kbps, like } = *self;
+        let (width, height) = scaled(source, lines);
+        let max_fps = like.and_then(|like| like.max_fps);
+        let frame_rate = source.frame_rate.map(|rate| match max_fps {
+            Some(max_fps) => thinned(rate, every(rate, max_fps)),
+            None => rate,
+        });
+        let percent = match frame_rate.is_some_and(|rate| rate.fps() > HIGH_FRAME_RATE) {
+            true => config.high_frame_rate_percent,
+            false => 100,
+        };
+        let bitrate = kbps * 10 * u64::from(percent);
+        let peak = bitrate * u64::from(config.peak_percent) / 100;
+        let buffer = peak.saturating_mul(config.rate_buffer.as_millis() as u64) / 1000;
+        let id = like.filter(|like| like.height == lines).map(RungConfig::name);
+        Rung {
+            id: id
+                .unwrap_or_else(|| default_name(lines))
+                .parse()
+                .expect("a table without problems has valid names"),
+            width,
+            height,
+            bitrate_bps: clamp_u32(bitrate),
+            peak_bps: clamp_u32(peak),
+            buffer_bits: clamp_u32(buffer),
+            preset: like.and_then(|like| like.preset.as_ref()).unwrap_or(&config.preset).clone(),
+            frame_rate,
+            max_fps,
+        }
     }
+}
+
+/// What a rung is called that has no name of its own.
+pub(crate) fn default_name(lines: u32) -> String {
+    format!("{lines}p")
+}
+
+fn lines(source: &VideoSource) -> u32 {
+    even_floor(source.width.min(source.height))
+}
+
+/// A rung of the source's own size. It takes after the next larger rung of the table.
+fn own<'a>(config: &'a Config, source: &VideoSource) -> Wanted<'a> {
+    let lines = lines(source);
+    let above = config.rungs.iter().filter(|rung| rung.height >= lines).min_by_key(|rung| rung.height);
+    Wanted { lines, kbps: own_kbps(config, source), like: above.or(config.rungs.first()) }
 }
 
 /// The source's size with a shorter side of `lines`, the other side to the nearest even number.
@@ -116,9 +174,9 @@ fn scaled(source: &VideoSource, lines: u32) -> (u32, u32) {
 /// The bit rate for the source's own size: that of the table where it is there, else in proportion to the
 /// lines between its neighbours, and below the table in proportion to the area.
 fn own_kbps(config: &Config, source: &VideoSource) -> u64 {
-    let lines = u64::from(even_floor(source.width.min(source.height)));
+    let lines = u64::from(lines(source));
     let table = || config.rungs.iter().map(|rung| (u64::from(rung.height), u64::from(rung.bitrate_kbps)));
-    let above = table().rfind(|&(height, _)| height >= lines);
+    let above = table().filter(|&(height, _)| height >= lines).min_by_key(|&(height, _)| height);
     let below = table().find(|&(height, _)| height < lines);
     match (above, below) {
         (Some((high, high_kbps)), Some((low, low_kbps))) => {
@@ -213,6 +271,55 @@ mod tests {
         // Larger than the table: it can be passed through, and is never encoded at its size.
         check(Passthrough::Top, 2304, true, "2304p 1440p 1080p 720p 480p 360p 240p");
         check(Passthrough::Top, 2304, false, "2160p 1440p 1080p 720p 480p 360p 240p");
+    }
+
+    #[test]
+    fn rungs_have_what_the_table_says() {
+        let named = |name: &str, height, kbps, max_fps| RungConfig {
+            name: Some(name.into()),
+            preset: (height < 480).then(|| "fast".into()),
+            max_fps,
+            ..RungConfig::new(height, kbps)
+        };
+        let rungs = vec![
+            named("720p60", 720, 4000, None),
+            named("720p30", 720, 3000, Some(30)),
+            RungConfig::new(480, 1200),
+            named("small", 240, 400, Some(15)),
+        ];
+        let config = Config { rungs, ..Config::default() };
+        let check = |height: u32, fps: u32, expected: &str| {
+            let rungs = derive(&config, &source(height * 16 / 9, height, fps));
+            let text = rungs.iter().map(|rung| {
+                let fps = rung.frame_rate.unwrap().fps();
+                format!("{}:{}@{}/{fps}/{}", rung.id, rung.height, rung.bitrate_bps / 1000, rung.preset)
+            });
+            assert_eq!(text.collect::<Vec<_>>().join(" "), expected);
+        };
+        // Bit rates are for the frames that a rung has.
+        check(
+            720,
+            60,
+            "720p60:720@6000/60/superfast 720p30:720@3000/30/superfast 480p:480@1800/60/superfast small:240@400/15/fast",
+        );
+        check(
+            1080,
+            25,
+            "720p60:720@4000/25/superfast 720p30:720@3000/25/superfast 480p:480@1200/25/superfast small:240@400/12.5/fast",
+        );
+        // What is between takes after the rung above, but for its name.
+        check(576, 50, "576p:576@3480/50/superfast 480p:480@1800/50/superfast small:240@400/12.5/fast");
+        check(360, 50, "360p:360@1200/50/superfast small:240@400/12.5/fast");
+        check(120, 60, "120p:120@100/15/fast");
+        let fps = |fps, rungs: &[RungConfig]| {
+            let config = Config { rungs: rungs.to_vec(), ..Config::default() };
+            common_frame_rate(&config, FrameRate { num: fps, den: 1 }, 18_000).fps()
+        };
+        assert_eq!(fps(60, &config.rungs), 15.0);
+        assert_eq!(fps(60, &[]), 60.0);
+        let capped = |max_fps| named("x", 720, 3000, Some(max_fps));
+        assert_eq!(fps(60, &[capped(30), capped(20)]), 10.0);
+        assert_eq!(fps(30, &[capped(5), capped(7), capped(12)]), 5.0, "those of the slowest");
     }
 
     #[test]

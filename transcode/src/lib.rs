@@ -3,8 +3,8 @@
 //! out.
 //!
 //! It refuses to know about sockets, URLs, keys and manifests. It never drops a frame on its own account:
-//! every source frame leaves every rung exactly once, a frame that cannot be decoded is stood in for by its
-//! neighbour and counted, and a consumer that is too slow makes the sender wait.
+//! every source frame leaves every rung exactly once (of a rung with a lower frame rate, every so manieth), a frame that
+//! cannot be decoded is stood in for by its neighbour and counted, and a consumer that is too slow makes the sender wait.
 //!
 //! Audio is copied by whoever packages it, but for Opus, which [`audio`] turns into AAC. So is video that is passed through:
 //! [`copy`] says what of it goes into a file.
@@ -27,6 +27,7 @@ mod nal;
 pub mod remux;
 mod rung;
 pub mod shed;
+mod thinning;
 pub mod timeline;
 
 pub use config::{Config, Passthrough};

@@ -10,6 +10,7 @@ use crate::job::{Event, Events, Pictures, Shown, Stop, VideoSource};
 use crate::ladder::{Rung, USUAL_FRAME_RATE};
 use crate::libav::{Encoder, Failure, Picture, Scaler, Settings};
 use crate::nal;
+use crate::thinning::Thinning;
 use crate::timeline::Showing;
 
 /// Pictures inside the encoder at once: it is set to give each back at once, so more than a few mean that
@@ -27,21 +28,29 @@ pub(crate) struct Stage {
     encoder: Option<Encoder>,
     /// What the encoder holds, oldest first.
     inside: VecDeque<Showing>,
+    thinning: Thinning,
+    /// A smaller rung has frames that this one leaves out.
+    feeds: bool,
+    /// Coded frames, until it is known how long they last.
+    coded: VecDeque<Sample>,
 }
 
 impl Stage {
-    /// `next` is the way to the next smaller rung.
+    /// Of rung `index`; `next` is the way to the next smaller one.
     pub(crate) fn new(
         index: usize,
-        rung: &Rung,
+        rungs: &[Rung],
         source: &VideoSource,
         next: Option<Pictures>,
         events: Events,
     ) -> Result<Self, Failure> {
+        let rung = &rungs[index];
+        let more_often =
+            |below: &Rung| below.max_fps.is_none_or(|fps| rung.max_fps.is_some_and(|own| own < fps));
         let settings = Settings {
             width: rung.width,
             height: rung.height,
-            frame_rate: source.frame_rate.unwrap_or(USUAL_FRAME_RATE),
+            frame_rate: rung.frame_rate.unwrap_or(USUAL_FRAME_RATE),
             bitrate_bps: rung.bitrate_bps,
             peak_bps: rung.peak_bps,
             buffer_bits: rung.buffer_bits,
@@ -57,6 +66,9 @@ impl Stage {
             events,
             encoder: None,
             inside: VecDeque::new(),
+            thinning: Thinning::new(rung.max_fps),
+            feeds: rungs[index + 1..].iter().any(more_often),
+            coded: VecDeque::new(),
         })
     }
 
@@ -64,14 +76,20 @@ impl Stage {
     pub(crate) fn run(mut self, pictures: Receiver<Shown>) -> Result<(), Stop> {
         for (picture, showing, shed) in pictures {
             let is_shed = self.index < shed;
-            // The next rung scales for itself what this one has no use for.
-            let picture = if is_shed { picture } else { self.scaler.scale(&picture)? };
+            let takes = !is_shed && self.thinning.takes(showing);
+            // The next rung scales for itself what this one has no use for. But not by turns: a scaler is for one size.
+            let scales = takes || (self.feeds && !is_shed);
+            let picture = if scales { self.scaler.scale(&picture)? } else { picture };
             if let Some(next) = &self.next {
                 next.send(picture.share()?, showing, shed)?;
             }
-            if !is_shed {
+            if takes {
                 self.encode(picture, showing)?;
-            } else if showing.key {
+            } else if is_shed {
+                self.thinning.end();
+            }
+            self.deliver()?;
+            if is_shed && showing.key {
                 self.events.send(Event::Shed { rung: self.index, pts: showing.pts })?;
             }
         }
@@ -97,10 +115,12 @@ impl Stage {
     }
 
     fn finish(&mut self) -> Result<(), Stop> {
+        self.thinning.end();
         if let Some(encoder) = &mut self.encoder {
             encoder.finish()?;
             self.drain()?;
         }
+        self.deliver()?;
         match self.inside.front() {
             Some(missing) => Err(self.wrong("kept a picture", missing.pts)),
             None => Ok(()),
@@ -133,7 +153,17 @@ impl Stage {
             let metrics = &self.events.metrics;
             metrics.frames_encoded.inc();
             metrics.encoded_bytes.inc_by(data.len() as u64);
-            let sample = Sample { dts: pts, pts, duration: showing.duration, key, data };
+            self.coded.push_back(Sample { dts: pts, pts, duration: showing.duration, key, data });
+        }
+        Ok(())
+    }
+
+    /// Sends what is coded and has its duration.
+    fn deliver(&mut self) -> Result<(), Stop> {
+        while self.thinning.is_known()
+            && let Some(mut sample) = self.coded.pop_front()
+        {
+            sample.duration = self.thinning.duration().unwrap_or(sample.duration);
             self.events.send(Event::Sample { rung: self.index, sample })?;
         }
         Ok(())

@@ -107,21 +107,29 @@ struct Rendition {
 
 struct Played {
     renditions: Vec<Rendition>,
+    /// What is announced.
+    kinds: Vec<(String, Kind)>,
     shared: Arc<Shared>,
 }
 
 /// Broadcasts to the end and says what was published.
 async fn play(passthrough: Passthrough, tags: Tags) -> Played {
-    let rung = |height, bitrate_kbps| RungConfig { height, bitrate_kbps };
-    let rules = transcode::Config {
+    play_as(rules(passthrough), tags).await
+}
+
+fn rules(passthrough: Passthrough) -> transcode::Config {
+    transcode::Config {
         preset: "ultrafast".into(),
-        rungs: vec![rung(2160, 5000), rung(180, 300), rung(90, 100)],
+        rungs: vec![RungConfig::new(2160, 5000), RungConfig::new(180, 300), RungConfig::new(90, 100)],
         passthrough,
         // They are sent faster than a machine that has other work to do may encode them.
         shed: false,
         passthrough_codecs: ["h264", "hevc", "av1"].map(str::to_owned).to_vec(),
         ..transcode::Config::default()
-    };
+    }
+}
+
+async fn play_as(rules: transcode::Config, tags: Tags) -> Played {
     let shared = shared_of(cluster::Member::default(), crate::Config::default(), rules);
     let live: Arc<Live> = shared.stream_for_publishing(&"demo".parse().unwrap()).unwrap();
     let right = Right::Claimed(shared.store.claim("demo", "s1", Vec::new()).await.unwrap());
@@ -137,6 +145,10 @@ async fn play(passthrough: Passthrough, tags: Tags) -> Played {
     session(shared.clone(), live.clone(), right, request("s1"), body, lines, shared.shutdown.clone()).await;
     let told = told.await.unwrap();
     assert!(told.ends_with("{\"end\":true}\n"), "{told}");
+    let kinds = live.read(|_, broadcast| {
+        let variants = broadcast.expect("something was published").renditions.iter().map(|of| &of.variant);
+        variants.map(|variant| (variant.id.to_string(), variant.kind)).collect()
+    });
     let renditions = live.read(|_, broadcast| {
         let broadcast = broadcast.expect("something was published");
         let epochs: Vec<_> = broadcast.periods.iter().map(|period| period.epoch).collect();
@@ -169,7 +181,7 @@ async fn play(passthrough: Passthrough, tags: Tags) -> Played {
         }
         renditions
     });
-    Played { renditions, shared }
+    Played { renditions, kinds, shared }
 }
 
 impl Played {
@@ -292,6 +304,56 @@ async fn every_frame_rate() {
         Case { filled: true, ..case("0.5", "testsrc2=s=320x180:r=1/2:d=12", &["-g", "2"]) },
     ] {
         check_case(&case).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rungs_with_fewer_frames_are_cut_with_the_others() {
+    for (name, rate, arguments, passthrough, there) in [
+        ("60", "60", &["-bf", "2"][..], Passthrough::Off, 120),
+        ("59.94", "60000/1001", &["-bf", "2"], Passthrough::Off, 120),
+        ("50", "50", &["-bf", "2"], Passthrough::Off, 100),
+        ("30", "30", &[], Passthrough::Off, 120),
+        (
+            "beside the source",
+            "60",
+            &["-x264-params", "keyint=60:min-keyint=60:scenecut=0"],
+            Passthrough::Top,
+            120,
+        ),
+    ] {
+        let Some(track) = made(&format!("testsrc2=s=320x180:r={rate}:d=4"), arguments) else { return };
+        let mut tags = Tags::default();
+        tags.video(VideoCodec::Avc, &track, 900_000);
+        let mut rules = rules(passthrough);
+        rules.rungs[2].max_fps = Some(30);
+        let thin = RungConfig { name: Some("thin".into()), max_fps: Some(10), ..RungConfig::new(60, 90) };
+        rules.rungs.extend([thin, RungConfig::new(40, 80)]);
+        let played = play_as(rules, tags).await;
+        played.check_cuts(name, false);
+        let source = times(&track);
+        for id in ["180p", "40p"] {
+            check_frames(name, id, &source, &played.shown(id), false);
+        }
+        let (full, half, thin) = (played.shown("180p"), played.shown("90p"), played.shown("thin"));
+        assert_eq!(half.len(), there, "{name}");
+        // Those of the source, in order, none twice; a frame that is left out is shown as the one before.
+        for shown in [&half, &thin] {
+            assert!(shown.iter().all(|(pts, _)| full.iter().any(|(at, _)| at == pts)), "{name}");
+            let end = |shown: &[(Ticks, Ticks)]| shown.last().map(|(pts, duration)| pts + duration);
+            assert_eq!(end(shown), end(&full), "{name}");
+        }
+        let fps = |id: &str| {
+            let found = played.kinds.iter().find(|(of, _)| of == id);
+            match found.map(|(_, kind)| *kind) {
+                Some(Kind::Video { frame_rate: Some(rate), .. }) => rate.fps(),
+                other => panic!("{name} {id}: {other:?}"),
+            }
+        };
+        let most = fps("180p");
+        assert_eq!(fps("90p"), if most > 33.0 { most / 2.0 } else { most }, "{name}");
+        assert!((9.0..11.0).contains(&fps("thin")) && fps("40p") == most, "{name}: {}", fps("thin"));
+        assert_eq!(played.shared.metrics.runs.get(), 1, "{name}");
     }
 }
 
