@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Broadcast(args) => rooftop::cli::broadcast::run(args),
         Command::Stream(args) => rooftop::cli::stream::run(args),
         Command::Latency(args) => rooftop::cli::latency::run(args),
+        Command::Simulate(args) => rooftop::cli::simulate::run(args),
         Command::Policy(args) => rooftop::cli::admin::policy(args),
         Command::Purge(args) => rooftop::cli::admin::purge(args),
         Command::Archive(args) => rooftop::cli::archive::run(args),

@@ -30,6 +30,7 @@ mod publishers;
 mod quality;
 mod report;
 mod server;
+mod simulate;
 mod sink;
 mod store;
 mod varnish;
@@ -60,7 +61,7 @@ impl Drop for Folders {
 
 type Scenario = fn(&Folders, &tokio::runtime::Handle, &mut Report) -> anyhow::Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 10] = [
+const SCENARIOS: [(&str, Scenario); 11] = [
     ("ladder", ladder::run),
     ("packaging", packaging::run),
     ("latency", latency::run),
@@ -70,6 +71,7 @@ const SCENARIOS: [(&str, Scenario); 10] = [
     ("idle", idle::run),
     ("fill", fill::run),
     ("herd", herd::run),
+    ("simulate", simulate::run),
     ("store", store::run),
 ];
 

@@ -13,6 +13,7 @@ use crate::budget::{self, Budget, Charge, Full, Growing};
 use crate::encoding;
 use crate::form::Forms;
 use crate::freshness::Freshness;
+pub(crate) use crate::freshness::State;
 use crate::handover::{self, Table};
 use crate::metrics::ClassMetrics;
 use crate::push::Lease;
@@ -63,39 +64,12 @@ pub(crate) enum Content {
     Growing { object: Object, length: Option<u64> },
 }
 
-/// What may be done with an entry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    /// Serve it.
-    Fresh,
-    /// Serve it; the upstream is left alone for now.
-    Grace,
-    /// Serve it, and fetch it anew meanwhile.
-    Revalidate,
-    /// Fetch it; it will do if that fails.
-    IfError,
-    /// Fetch it.
-    Gone,
-}
-
 impl Entry {
     pub(crate) fn state(&self, now: Instant) -> State {
         if self.is_leased() {
             return State::Fresh;
         }
-        let past = now.saturating_duration_since(self.received + self.freshness.fresh);
-        let is_past = now >= self.received + self.freshness.fresh;
-        if !is_past {
-            State::Fresh
-        } else if self.grace_until.is_some_and(|until| now < until) {
-            State::Grace
-        } else if past < self.freshness.while_revalidate {
-            State::Revalidate
-        } else if past < self.freshness.if_error {
-            State::IfError
-        } else {
-            State::Gone
-        }
+        self.freshness.state(self.received, self.grace_until, now)
     }
 
     pub(crate) fn is_leased(&self) -> bool {

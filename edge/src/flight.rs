@@ -322,6 +322,7 @@ impl Shell {
                 self.tier.metrics.fetched(&self.job.counts, outcome);
                 let first = self.first.as_ref() == Some(&by.node.name);
                 self.tier.took(&self.job.class, now - by.began);
+                self.job.counts.took(now - by.began);
                 self.tier.upstreams().handle_answer(now, &self.hash_key, &by.node.name, first);
                 match &answer {
                     Answer::Whole(response) => {

@@ -10,7 +10,7 @@
 //! every answer with a `max-age` of a second stale on arrival.
 #![deny(clippy::disallowed_methods)]
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
 
@@ -38,10 +38,42 @@ pub struct Freshness {
     pub confirm: Duration,
 }
 
+/// What may be done with an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Serve it.
+    Fresh,
+    /// Serve it; the upstream is left alone for now.
+    Grace,
+    /// Serve it, and fetch it anew meanwhile.
+    Revalidate,
+    /// Fetch it; it will do if that fails.
+    IfError,
+    /// Fetch it.
+    Gone,
+}
+
 impl Freshness {
     /// How long it is worth keeping.
     pub fn keep(&self) -> Duration {
         self.fresh + self.while_revalidate.max(self.if_error).max(self.confirm)
+    }
+
+    /// What may be done at `now` with what came at `received`. `grace_until`: the upstream has failed, and is not asked
+    /// again before that.
+    pub fn state(&self, received: Instant, grace_until: Option<Instant>, now: Instant) -> State {
+        let past = now.saturating_duration_since(received + self.fresh);
+        if now < received + self.fresh {
+            State::Fresh
+        } else if grace_until.is_some_and(|until| now < until) {
+            State::Grace
+        } else if past < self.while_revalidate {
+            State::Revalidate
+        } else if past < self.if_error {
+            State::IfError
+        } else {
+            State::Gone
+        }
     }
 }
 

@@ -29,6 +29,7 @@ mod protection;
 pub mod push;
 pub mod resume;
 pub mod shelf;
+pub mod simulate;
 mod tier;
 pub mod upstream;
 

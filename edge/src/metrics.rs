@@ -21,7 +21,7 @@ const MAX_CLASS_LABELS: usize = 256;
 /// The label of the classes that have none of their own.
 const MORE: &str = "(more)";
 
-/// Upper bounds of the times that requests wait, in seconds: a hop, a part, segments, the give-up times.
+/// Upper bounds of the times that requests wait and fetches take, in seconds: a hop, a part, segments, the give-up times.
 const WAIT_BUCKETS: [f64; 12] = [0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0];
 
 /// Upper bounds of the numbers of fetches that a name needed.
@@ -115,6 +115,8 @@ pub struct Metrics {
     class_requests: Family<ClassRequest, Counter>,
     /// How long requests waited that had to.
     wait_seconds: Family<Class, Histogram, fn() -> Histogram>,
+    /// How long upstreams took.
+    fetch_seconds: Family<Class, Histogram, fn() -> Histogram>,
     /// Fetches that a name needed, by names fetched.
     fetches_per_name: Family<Tier, Histogram, fn() -> Histogram>,
     /// Requests that met a bound, by which.
@@ -141,6 +143,7 @@ impl Default for Metrics {
             unkept_objects: Family::default(),
             class_requests: Family::default(),
             wait_seconds: Family::new_with_constructor(|| Histogram::new(WAIT_BUCKETS)),
+            fetch_seconds: Family::new_with_constructor(|| Histogram::new(WAIT_BUCKETS)),
             fetches_per_name: Family::new_with_constructor(|| Histogram::new(FETCH_BUCKETS)),
             overloads: Family::default(),
             probes: Family::default(),
@@ -253,6 +256,8 @@ impl Metrics {
         registry.register("edge_class_requests", help, metrics.class_requests.clone());
         let help = "Seconds that requests waited for the headers of their object, of those that had to";
         registry.register("edge_wait_seconds", help, metrics.wait_seconds.clone());
+        let help = "Seconds from a request to an upstream to its headers";
+        registry.register("edge_fetch_seconds", help, metrics.fetch_seconds.clone());
         let help = "Requests to upstreams that a name needed, each time it was fetched";
         registry.register("edge_fetches_per_name", help, metrics.fetches_per_name.clone());
         let help = "Requests refused because a bound was reached, by which";
@@ -359,7 +364,8 @@ impl TierMetrics {
         });
         let labels = Class { tier: self.tier, class: label.to_owned() };
         let waited = self.families.wait_seconds.get_or_create_owned(&labels);
-        let class = Arc::new(ClassMetrics { label: label.to_owned(), requests, waited });
+        let fetched = self.families.fetch_seconds.get_or_create_owned(&labels);
+        let class = Arc::new(ClassMetrics { label: label.to_owned(), requests, waited, fetched });
         classes.insert(label.to_owned(), class.clone());
         class
     }
@@ -389,12 +395,18 @@ pub(crate) struct ClassMetrics {
     label: String,
     requests: [Counter; Answered::ALL.len()],
     waited: Histogram,
+    fetched: Histogram,
 }
 
 impl ClassMetrics {
     /// A request for an object of the class was answered.
     pub(crate) fn answered(&self, answered: Answered) {
         self.requests[answered as usize].inc();
+    }
+
+    /// An upstream took so long until its headers.
+    pub(crate) fn took(&self, time: Duration) {
+        self.fetched.observe(time.as_secs_f64());
     }
 
     /// A request waited for so long until its object had headers.

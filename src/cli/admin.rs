@@ -194,8 +194,29 @@ fn ask(
     Ok(answered.good().cloned().map(|answer| (answer, answered.tag)))
 }
 
-/// Asks the admin listener of a node.
+/// What the admin listener of a node says in answer to a GET, as text.
+pub(super) fn read(admin: SocketAddr, path: &str) -> anyhow::Result<String> {
+    let (head, body) = answer(admin, Question::new(Method::GET, path))?;
+    if head.status != StatusCode::OK {
+        bail!("{admin} answered {} for {path}", head.status);
+    }
+    Ok(String::from_utf8_lossy(&body).into_owned())
+}
+
+/// Asks the admin listener of a node for JSON.
 pub(super) fn exchange(admin: SocketAddr, question: Question) -> anyhow::Result<Answered> {
+    let (head, body) = answer(admin, question)?;
+    let tag = head.headers.get(ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default().to_owned();
+    let status = head.status;
+    if status == StatusCode::NO_CONTENT {
+        return Ok(Answered { status, tag, body: Value::Null });
+    }
+    let body: Value = serde_json::from_slice(&body)
+        .with_context(|| format!("{admin} answered {status} with what is no JSON: no Rooftop?"))?;
+    Ok(Answered { status, tag, body })
+}
+
+fn answer(admin: SocketAddr, question: Question) -> anyhow::Result<(http::response::Parts, Bytes)> {
     let Question { method, path, body, headers } = question;
     let mut request = Request::builder().method(method).uri(path).header(HOST, admin.to_string());
     request = request.header(CONTENT_TYPE, "application/json");
@@ -221,15 +242,7 @@ pub(super) fn exchange(admin: SocketAddr, question: Question) -> anyhow::Result<
         }
     };
     let answered = runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await });
-    let (head, body) = answered.map_err(anyhow::Error::from).and_then(|answer| answer).with_context(|| {
+    answered.map_err(anyhow::Error::from).and_then(|answer| answer).with_context(|| {
         format!("no answer from the admin listener at {admin}: is the node running, and is this its admin.listen? (--admin ADDRESS)")
-    })?;
-    let tag = head.headers.get(ETAG).and_then(|tag| tag.to_str().ok()).unwrap_or_default().to_owned();
-    let status = head.status;
-    if status == StatusCode::NO_CONTENT {
-        return Ok(Answered { status, tag, body: Value::Null });
-    }
-    let body: Value = serde_json::from_slice(&body)
-        .with_context(|| format!("{admin} answered {status} with what is no JSON: no Rooftop?"))?;
-    Ok(Answered { status, tag, body })
+    })
 }

@@ -6,6 +6,7 @@ pub mod broadcast;
 pub mod check_config;
 pub mod latency;
 pub mod serve;
+pub mod simulate;
 pub mod stream;
 pub mod token;
 
@@ -35,6 +36,8 @@ pub enum Command {
     Stream(stream::StreamArgs),
     /// What the frames of a stream take from hop to hop
     Latency(latency::LatencyArgs),
+    /// What an audience that arrives at once will do to caches and origin, by TTL and cache-blocking timeout
+    Simulate(Box<simulate::SimulateArgs>),
     /// The cache policy of a running node
     Policy(admin::PolicyArgs),
     /// Make the caches of a running node forget what begins with a prefix

@@ -60,6 +60,45 @@ fn an_idle_node_answers_operators_and_stops_at_once() {
 }
 
 #[test]
+fn an_audience_is_simulated() {
+    let folder = Folder::new("simulate");
+    let svg = folder.path().join("plot.svg");
+    let simulate = |more: &[&str]| {
+        let audience =
+            ["simulate", "--viewers=20000", "--edges=4", "--ttl=500ms", "--blocking-timeout=250ms,1s"];
+        rooftop().args(audience).args(more).output().unwrap()
+    };
+    let slow = simulate(&["--latency=600ms", "--json", "--plot", svg.to_str().unwrap()]);
+    assert!(slow.status.success(), "{slow:?}");
+    let told: serde_json::Value = serde_json::from_slice(&slow.stdout).unwrap();
+    let cells = told["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 4, "{told:#}");
+    let fetches = |rule: &str, timeout: u64| {
+        let cell = cells.iter().find(|cell| cell["rule"] == rule && cell["blocking_timeout_ms"] == timeout);
+        cell.unwrap()["edge_fetches"].as_u64().unwrap()
+    };
+    assert!(fetches("flood", 250) > 10 * fetches("promote", 250), "{told:#}");
+    assert!(fetches("promote", 250) > fetches("promote", 1000), "one more for each name: {told:#}");
+    let drawn = fs::read_to_string(svg).unwrap();
+    assert!(drawn.starts_with("<svg") && drawn.ends_with("</svg>\n") && drawn.contains("flood"), "{drawn}");
+
+    let text = String::from_utf8(simulate(&["--players=polling"]).stdout).unwrap();
+    assert_eq!(text.lines().count(), 1 + 1 + 4, "{text}");
+    // What cannot be is said, all of it.
+    let bad = simulate(&["--part=7m", "--class=none", "--latency-p99=1ms", "--shields=17"]);
+    let said = String::from_utf8(bad.stderr).unwrap();
+    assert_eq!(bad.status.code(), Some(1));
+    for flag in ["part: ", "class: ", "latency-p99: ", "shields: "] {
+        assert!(said.contains(flag), "{flag} in {said}");
+    }
+    // A node that has fetched nothing knows no latency.
+    let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let asked = rooftop().args(["simulate", "--admin", &node.addr("admin").to_string()]).output().unwrap();
+    let said = String::from_utf8(asked.stderr).unwrap();
+    assert!(!asked.status.success() && said.contains("too few"), "{said}");
+}
+
+#[test]
 fn a_play_url_opens_one_stream() {
     let folder = Folder::new("play-url");
     let mut config = all_in_one(&folder.path().join("state"));

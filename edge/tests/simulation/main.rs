@@ -1,5 +1,6 @@
 //! Twenty thousand viewers of one cold name, and random schedules, in virtual time.
 
+mod audiences;
 mod schedules;
 mod world;
 

@@ -6,23 +6,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use edge::coalesce::{Failure, Rules};
+use edge::simulate::random::Random;
 
 use crate::world::{Asked, Event, Reply, World};
 
 const SEEDS: u64 = 3000;
-
-/// xorshift64.
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, below: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % below
-    }
-}
 
 /// An upstream that does anything.
 fn answer(random: &mut Random, asked: Asked) -> Vec<(u64, Reply)> {
@@ -69,7 +57,7 @@ fn answer(random: &mut Random, asked: Asked) -> Vec<(u64, Reply)> {
 }
 
 fn run(seed: u64) -> BTreeMap<String, usize> {
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(seed);
     let rules = Rules {
         blocking_timeout: Duration::from_millis(100 + random.below(900)),
         give_up: Duration::from_millis(1000 + random.below(2000)),
