@@ -6,7 +6,7 @@
 //   --url URL         the multivariant playlist
 //   --players LIST    shaka or hls, then -low (low-latency) or -plain
 //   --seconds N       how long to look, from the start of the last of them
-//   --until WxH       then go on until all of them play pictures of this size, 60 s at most
+//                     and then until all of them show what is live at that time, 60 s at most
 //   --start-timeout N seconds until all must have started (default 30)
 //
 // `event: playing` on stderr when all play. Exits with 1 if one of them did not start. CHROMIUM names the browser.
@@ -22,14 +22,13 @@ import { chromium } from 'playwright-core';
 /** A player that stands still for longer has stalled. */
 const STALL_MS = 500;
 const SAMPLE_MS = 100;
-const UNTIL_MS = 60_000;
+const CATCH_UP_MS = 60_000;
 
 const { values: options } = parseArgs({
   options: {
     url: { type: 'string' },
     players: { type: 'string', default: 'shaka-low,shaka-plain' },
     seconds: { type: 'string', default: '30' },
-    until: { type: 'string' },
     'start-timeout': { type: 'string', default: '30' },
   },
 });
@@ -73,11 +72,8 @@ async function look() {
   }
   process.stderr.write('event: playing\n');
   await new Promise((resolve) => setTimeout(resolve, Number(options.seconds) * 1000));
-  if (options.until) {
-    const all = (size) => Object.values(window.seen).every(({ sizes, still }) => sizes.at(-1) === size && still === null);
-    // The report tells who did not.
-    await page.waitForFunction(all, options.until, { timeout: UNTIL_MS, polling: SAMPLE_MS }).catch(() => {});
-  }
+  // The report tells who did not.
+  await page.waitForFunction((time) => window.shows(time), Date.now(), { timeout: CATCH_UP_MS, polling: SAMPLE_MS }).catch(() => {});
   return page.evaluate(() => window.report());
 }
 
@@ -137,6 +133,7 @@ function open({ players, url, sampleMs, stallMs }) {
       }
     }
   }, sampleMs);
+  window.shows = (time) => Object.entries(window.seen).every(([name, { still }]) => still === null && clocks[name].date()?.getTime() >= time);
   window.report = () => {
     const reports = {};
     for (const [name, seen] of Object.entries(window.seen)) {
