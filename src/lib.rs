@@ -167,9 +167,11 @@ impl Server {
             None
         };
 
+        let tiers: Vec<_> = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
         let streams = streams::Streams {
             origin: origin.as_ref().map(origin::Origin::control),
             board: ingest.as_ref().map(ingest::Ingest::board),
+            tiers: tiers.clone(),
         };
         if let Some(board) = &streams.board {
             registry.register_collector(Box::new(streams::Warnings(board.clone())));
@@ -190,7 +192,6 @@ impl Server {
         let api = api.await.context("api")?;
         listeners.extend(api.addr().map(|addr| ("api", addr)));
         let ready = Arc::new(AtomicBool::new(false));
-        let tiers = [&shield, &edge].into_iter().flatten().map(edge::Edge::control).collect();
         let listen = config.admin.listen;
         let operator = Operator::new(tiers, in_use, config);
         let parts = admin::Parts {

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use ingest::health::Board;
 use media::StreamName;
+use media::lately::Spread;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -31,6 +32,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Streams {
     pub(crate) origin: Option<origin::Control>,
     pub(crate) board: Option<Board>,
+    /// The caches, the upper first.
+    pub(crate) tiers: Vec<edge::Control>,
 }
 
 /// What `/admin/revoke` takes: one of the two.
@@ -96,28 +99,30 @@ impl Streams {
     }
 
     fn latency(&self, query: &str) -> Result<Value, Failure> {
-        let Some(origin) = &self.origin else {
-            return Err((
-                StatusCode::NOT_FOUND,
-                "this node has no origin: latencies are measured there".into(),
-            ));
-        };
         let stream = query.strip_prefix("stream=").and_then(|name| name.parse::<StreamName>().ok());
         let stream =
             stream.ok_or((StatusCode::UNPROCESSABLE_ENTITY, "the query has to be stream=NAME".into()))?;
-        let took = origin.took(&stream);
-        let took = took.ok_or((StatusCode::NOT_FOUND, format!("stream {stream} is not published here")))?;
-        let hop = |took: origin::hops::Took| {
+        let hop = |name: &str, took: Spread| {
             let ms = |us: u32| f64::from(us) / 1000.0;
             json!({
-                "hop": took.hop.name(),
+                "hop": name,
                 "passages": took.passages,
                 "p50_ms": ms(took.p50_us),
                 "p95_ms": ms(took.p95_us),
                 "max_ms": ms(took.max_us),
             })
         };
-        Ok(json!({ "stream": stream.as_str(), "hops": took.into_iter().map(hop).collect::<Vec<_>>() }))
+        let here = self.origin.as_ref().and_then(|origin| origin.took(&stream));
+        let published = here.is_some();
+        let mut hops: Vec<_> =
+            here.into_iter().flatten().map(|(passed, took)| hop(passed.name(), took)).collect();
+        let prefix = format!("/live/{stream}");
+        hops.extend(self.tiers.iter().filter_map(|tier| Some(hop(tier.tier(), tier.took(&prefix)?))));
+        if !published && hops.is_empty() {
+            let why = format!("stream {stream} is neither published here nor pushed to a cache of this node");
+            return Err((StatusCode::NOT_FOUND, why));
+        }
+        Ok(json!({ "stream": stream.as_str(), "hops": hops }))
     }
 
     async fn revoke(&self, request: http::Request<Incoming>) -> Result<Value, Failure> {

@@ -177,6 +177,12 @@ impl Control {
         self.0.name
     }
 
+    /// What parts of the stream whose names begin with `prefix` (such as `/live/demo`) took lately, from when their first frame
+    /// came in at its POP to when they were pushed here. `None` if none was.
+    pub fn took(&self, prefix: &str) -> Option<media::lately::Spread> {
+        self.0.pushes.took(prefix)
+    }
+
     /// The policy in force.
     pub fn policy(&self) -> Arc<Policy> {
         self.0.policy()

@@ -24,6 +24,9 @@ pub const MAX_TAG_BYTES: usize = 8 << 20;
 /// The nine bytes every FLV begins with, audio and video announced, and the zero "previous tag size" behind them.
 pub const HEADER: [u8; 13] = [b'F', b'L', b'V', 1, 0b101, 0, 0, 0, 9, 0, 0, 0, 0];
 
+/// What is told of the time at which a tag was received: 24 bits of milliseconds, four and a half hours.
+const RECEIVED_MODULUS: u64 = 1 << 24;
+
 /// What a tag carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TagKind {
@@ -49,6 +52,16 @@ pub struct Tag {
 impl Tag {
     /// Appends the tag and its "previous tag size" to `out`.
     pub fn encode(&self, out: &mut BytesMut) {
+        self.write(0, out);
+    }
+
+    /// The same for who wants to know when the tag was received (milliseconds since 1970): the lower bits are where FLV has a
+    /// stream's number, which is always 0 in files and of no meaning to readers. See [`Decoder::received_unix_ms`].
+    pub fn encode_received(&self, unix_ms: u64, out: &mut BytesMut) {
+        self.write((unix_ms % RECEIVED_MODULUS).max(1), out);
+    }
+
+    fn write(&self, stream_id: u64, out: &mut BytesMut) {
         let len = self.data.len();
         out.reserve(len + 15);
         out.put_u8(match self.kind {
@@ -59,7 +72,7 @@ impl Tag {
         out.put_uint(len as u64, 3);
         out.put_uint(u64::from(self.timestamp_ms & 0xFF_FFFF), 3);
         out.put_u8((self.timestamp_ms >> 24) as u8);
-        out.put_uint(0, 3);
+        out.put_uint(stream_id, 3);
         out.put_slice(&self.data);
         out.put_u32(len as u32 + 11);
     }

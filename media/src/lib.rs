@@ -9,6 +9,7 @@
 pub mod captions;
 pub mod codec;
 pub mod flv;
+pub mod lately;
 pub mod name;
 pub mod object;
 pub mod push;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use cluster::record::StreamState;
+use media::lately::Spread;
 use media::{Epoch, StreamName};
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::Control;
-use crate::hops::Took;
+use crate::hops::Hop;
 use crate::live::State;
 
 /// How long the last session of a stream that is ended may take to publish what it brought.
@@ -39,7 +40,7 @@ impl Control {
     }
 
     /// What the frames of a stream took lately, hop by hop; `None` if it is not published here.
-    pub fn took(&self, stream: &StreamName) -> Option<Vec<Took>> {
+    pub fn took(&self, stream: &StreamName) -> Option<Vec<(Hop, Spread)>> {
         self.0.stream(stream).filter(|live| live.state() != State::Offline).map(|live| live.hops.took())
     }
 

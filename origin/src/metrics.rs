@@ -57,7 +57,7 @@ macro_rules! metrics {
         #[derive(Debug, Clone, Default)]
         pub struct Metrics {
             $($(#[doc = $help])+ pub $field: $kind,)+
-            /// Seconds from when a frame came in to when it had passed a station of the origin.
+            /// Seconds from when a frame came in at its POP to when it had passed a station of the origin.
             pub hops: Hops,
         }
 
@@ -72,7 +72,7 @@ macro_rules! metrics {
                 );)+
                 registry.register(
                     "origin_hop_seconds",
-                    "Seconds from when a frame came in to when it had passed a station of the origin",
+                    "Seconds from when a frame came in at its POP to when it had passed a station of the origin",
                     metrics.hops.0.clone(),
                 );
                 metrics

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use media::captions::{Captions, Service};
@@ -16,7 +17,7 @@ use transcode::{Rung, cmaf};
 use crate::broadcast::NewRendition;
 use crate::continuation::{AudioStart, Continuation};
 use crate::hls::{Kind, Targets, Variant};
-use crate::hops::{Hop, Taken};
+use crate::hops::{Entered, Hop, Taken};
 use crate::live::{Live, Place};
 use crate::metrics::Metrics;
 use crate::relay::unix_us;
@@ -32,6 +33,9 @@ const MAX_UNBEGUN_AUDIO: usize = 1024;
 /// Segments that audio may be behind video. A broadcaster that sends none for longer has lost it, and neither players nor
 /// acknowledgements may wait.
 const MAX_AUDIO_LAG: i64 = 3;
+
+/// What an encoder may have gathered before its connection took it, in milliseconds of media.
+const MAX_GATHERED_MS: i64 = 2000;
 
 /// Boundaries remembered until they are acknowledged: more than any pipeline delays.
 const MAX_BOUNDARIES: usize = 128;
@@ -66,7 +70,7 @@ pub struct Plan {
     pub instance: u64,
     /// Counters.
     pub metrics: Metrics,
-    /// When frames of video and of audio went into the encoders; empty at first.
+    /// When frames of video and of audio came in; empty at first.
     pub taken: [Taken; 2],
 }
 
@@ -94,6 +98,8 @@ pub struct Packager {
     audio_end: Option<(i64, Ticks)>,
     /// What the broadcaster's clock shows now is so much more than the run's.
     offset_ms: i64,
+    /// [`Plan::unix_ms`] as it was given.
+    latest_beginning_ms: i64,
 }
 
 /// Places in [`Plan::taken`].
@@ -161,6 +167,7 @@ impl Packager {
             track(&audio_id(), segmenter(config.timescale(), early))
         });
         let mut packager = Self {
+            latest_beginning_ms: plan.unix_ms,
             configured: vec![None; plan.rungs.len()],
             plan,
             video,
@@ -230,11 +237,18 @@ impl Packager {
 
     /// A video frame goes into the encoders: segments may be opened up to its. `cut` is the segment that begins with it, of
     /// video that is passed through.
-    pub fn source_video(&mut self, pts: Ticks, source_ms: i64, unix_us: i64, cut: Option<i64>) {
-        self.plan.taken[VIDEO].took(pts, unix_us);
+    pub fn source_video(&mut self, pts: Ticks, source_ms: i64, entered: Entered, cut: Option<i64>) {
+        self.arrived(VIDEO, pts, entered);
         let Place { start, targets, .. } = self.plan.place;
         if pts < start {
             return;
+        }
+        if !self.began {
+            // What an encoder gathered while it connected comes at once: of several frames the one that was least late says
+            // when the first of them was made.
+            let began_ms = entered.origin_us / 1000 - (pts - start) / 90;
+            self.plan.unix_ms =
+                self.plan.unix_ms.min(began_ms.max(self.latest_beginning_ms - MAX_GATHERED_MS));
         }
         self.video_pts = self.video_pts.max(pts);
         let index = match (&self.plan.copied, cut) {
@@ -302,8 +316,20 @@ impl Packager {
     }
 
     /// An audio frame goes into its encoder, or is copied; `place` is at 90 kHz.
-    pub fn source_audio(&mut self, place: Ticks, unix_us: i64) {
-        self.plan.taken[AUDIO].took(place, unix_us);
+    pub fn source_audio(&mut self, place: Ticks, entered: Entered) {
+        self.arrived(AUDIO, place, entered);
+    }
+
+    fn arrived(&mut self, kind: usize, place: Ticks, entered: Entered) {
+        self.plan.taken[kind].took(place, entered);
+        noted(&self.plan, Hop::Arrived, entered.origin_us - entered.pop_us);
+    }
+
+    /// The frame shown at `pts` was decoded so long ago.
+    pub fn decoded(&self, pts: Ticks, ago: Duration) {
+        if let Some(entered) = self.plan.taken[VIDEO].at(pts, Timescale::VIDEO) {
+            noted(&self.plan, Hop::Decoded, unix_us() - ago.as_micros() as i64 - entered.pop_us);
+        }
     }
 
     /// An audio frame. What lies wholly before the run's start is left out.
@@ -493,11 +519,14 @@ fn audio_rendition(config: &AacConfig) -> NewRendition {
 
 /// Notes that the frame shown at `pts` has passed `hop`.
 fn passed(plan: &Plan, hop: Hop, kind: usize, pts: Ticks, timescale: Timescale) {
-    if let Some(taken) = plan.taken[kind].at(pts, timescale) {
-        let us = unix_us() - taken.unix_us;
-        plan.metrics.hops.note(hop, us);
-        plan.live.hops.note(hop, us);
+    if let Some(entered) = plan.taken[kind].at(pts, timescale) {
+        noted(plan, hop, unix_us() - entered.pop_us);
     }
+}
+
+fn noted(plan: &Plan, hop: Hop, us: i64) {
+    plan.metrics.hops.note(hop, us);
+    plan.live.hops.note(hop, us);
 }
 
 fn publish(plan: &Plan, track: &mut Track) {
@@ -509,7 +538,7 @@ fn publish(plan: &Plan, track: &mut Track) {
                 let timescale = track.segmenter.timescale();
                 let kind = if track.id == audio_id() { AUDIO } else { VIDEO };
                 let first = part.samples.first().map_or(0, |sample| sample.pts);
-                let reference = plan.taken[kind].at(first, timescale).filter(|_| part.first);
+                let reference = plan.taken[kind].reference(first, timescale).filter(|_| part.first);
                 let chunk = if part.first && part.independent && kind == VIDEO {
                     track.sequence = track.sequence.wrapping_add(1);
                     cmaf::lead_part(track.sequence.wrapping_sub(1), &part.samples, reference)
@@ -518,6 +547,9 @@ fn publish(plan: &Plan, track: &mut Track) {
                 };
                 plan.metrics.parts.inc();
                 plan.metrics.published_bytes.inc_by(chunk.len() as u64);
+                if let Some(entered) = plan.taken[kind].at(first, timescale) {
+                    plan.live.hops.publishes(entered.pop_us);
+                }
                 plan.live.part(plan.epoch, &track.id, chunk, part.duration, part.independent);
                 passed(plan, Hop::Published, kind, first, timescale);
             }

@@ -118,6 +118,8 @@ struct Feed {
     manifests: Option<(State, Epoch, Option<SegmentNumber>)>,
     multivariant: String,
     mpd: String,
+    /// When the newest part that was told of came in.
+    time_us: Option<i64>,
 }
 
 struct Seen {
@@ -155,12 +157,16 @@ impl Feed {
             manifests: None,
             multivariant: String::new(),
             mpd: String::new(),
+            time_us: None,
         }
     }
 
     /// Tells what is new, and how the stream stands.
     fn look(&mut self, live: &Live, config: &Config) -> State {
         let Some(view) = live.view(LOOK_BACK) else { return State::Offline };
+        if let Some(us) = live.hops.newest_us().filter(|us| self.time_us.replace(*us) != Some(*us)) {
+            self.hub.time(us.max(0) as u64);
+        }
         for rendition in &view.renditions {
             self.rendition(live, &view, rendition);
         }

@@ -141,6 +141,7 @@ pub(crate) async fn session<B>(
         follow: Follow::Clock,
         left: None,
         tags: 0,
+        received_us: None,
         received_bytes: 0,
         media_came: false,
         counted: Counted::default(),
@@ -201,6 +202,8 @@ struct Session<'a> {
     left: Option<Left>,
     /// Tags of this body so far.
     tags: u64,
+    /// When the POP received the last of them, microseconds since 1970, if it says so.
+    received_us: Option<i64>,
     received_bytes: u64,
     media_came: bool,
     counted: Counted,
@@ -443,6 +446,7 @@ impl Session<'_> {
                     self.media_came = true;
                     self.request.received_unix_ms = unix_ms();
                 }
+                self.received_us = decoder.received_unix_ms(unix_ms()).map(|ms| ms * 1000);
                 feed.push(&tag)?;
                 self.feed_on(feed, shutdown, false).await?;
             }
@@ -553,6 +557,7 @@ impl Session<'_> {
 
     async fn frame(&mut self, video: bool, frame: Frame) -> Result<(), Error> {
         let Some(run) = &mut self.run else { return Ok(()) };
+        run.received_us = self.received_us;
         if self.known.covers(video, frame.dts_ms) {
             self.shared.metrics.frames_repeated.inc();
             return Ok(());
@@ -783,6 +788,7 @@ impl Session<'_> {
             _carried: crate::Carried::new(self.shared.clone(), milli_cpus),
             audio_from_ms: audio_start.map(|start| near(start.source_ms)),
             fed: VecDeque::new(),
+            received_us: self.received_us,
         });
         Ok(())
     }

@@ -16,6 +16,7 @@ use tracing::debug;
 use crate::copying::{Cut, Cuts};
 use crate::error::Error;
 use crate::feed::Frame;
+use crate::hops::Entered;
 use crate::live::Left;
 use crate::overlap::Shift;
 use crate::packager::{Packager, Published};
@@ -48,6 +49,8 @@ pub(crate) struct Run {
     pub(crate) audio_from_ms: Option<i64>,
     /// The latest frames of video (audio-only: of audio): place at 90 kHz, source milliseconds.
     pub(crate) fed: VecDeque<(Ticks, i64)>,
+    /// When the POP received what is fed next, microseconds since 1970, if it says so.
+    pub(crate) received_us: Option<i64>,
 }
 
 pub(crate) struct Encoder {
@@ -116,10 +119,11 @@ impl Run {
             }
         }
         remember(&mut self.fed, pts, pts_ms);
+        let entered = Entered::new(self.received_us, unix_us());
         let captions = self.codec.map(|codec| Captions::seen_in(codec, &frame.data)).unwrap_or_default();
         let published = with(&self.packager, |packager| {
             packager.source_captions(captions);
-            packager.source_video(pts, pts_ms, unix_us(), begins);
+            packager.source_video(pts, pts_ms, entered, begins);
             let sample = copied?;
             packager.video(0, sample);
             packager.poll_published()
@@ -158,7 +162,8 @@ impl Run {
         if self.encoder.is_none() {
             remember(&mut self.fed, place, ms);
         }
-        with(&self.packager, |packager| packager.source_audio(place, unix_us()));
+        let entered = Entered::new(self.received_us, unix_us());
+        with(&self.packager, |packager| packager.source_audio(place, entered));
         let sample = Sample { dts, pts, duration, key: true, data: frame.data };
         match &mut self.recoder {
             None => {
@@ -315,7 +320,11 @@ pub(crate) async fn publish(
                 with(&packager, |packager| packager.configured(first + rung, &avcc, width, height));
             }
             transcode::Event::Sample { rung, sample } => {
+                let decoded = output.decoded(sample.pts);
                 let published = with(&packager, |packager| {
+                    if let Some(at) = decoded {
+                        packager.decoded(sample.pts, at.elapsed());
+                    }
                     packager.video(first + rung, sample);
                     packager.poll_published()
                 });

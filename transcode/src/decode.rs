@@ -186,6 +186,7 @@ impl Stage {
         }
         if let Some(pts) = picture.pts() {
             self.timeline.decoded(pts);
+            self.events.decoded.note(pts);
         }
         self.carry_out(Some(picture))
     }

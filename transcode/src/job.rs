@@ -12,10 +12,11 @@
 //! which stops its neighbours.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -44,6 +45,9 @@ const PICTURE_QUEUE: usize = 4;
 
 /// Events per rung that wait for the consumer: about a second.
 const EVENT_QUEUE: usize = 32;
+
+/// Pictures whose decoding is remembered: more than there are between the decoder and the last rung.
+const MAX_DECODED: usize = 128;
 
 /// Longest configuration record; real ones have 50 to 500 bytes.
 const MAX_RECORD_BYTES: usize = 64 * 1024;
@@ -142,19 +146,20 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     let (input, access_units) = mpsc::channel(INPUT_QUEUE);
     let (events, output) = mpsc::channel(EVENT_QUEUE * job.rungs.len());
     let crew = Arc::new(Crew::default());
+    let decoded = Decoded::default();
     // Declared before the queues that end the threads, so that leaving early joins after closing.
     let mut threads = Threads::new(metrics.jobs.clone());
     // From the last rung up, since each is given the way to the one below it.
     let mut next = None;
     for (index, rung) in job.rungs.iter().enumerate().rev() {
         let (pictures, inlet) = Pictures::channel(metrics.clone());
-        let outlet = Events { events: events.clone(), metrics: metrics.clone() };
+        let outlet = Events { events: events.clone(), metrics: metrics.clone(), decoded: decoded.clone() };
         let stage = Stage::new(index, &job.rungs, &job.source, next.replace(pictures), outlet)?;
         let thread = crew.spawn(format!("tc-{}", rung.id), events.clone(), move || stage.run(inlet))?;
         threads.handles.push(thread);
     }
     let Some(first) = next else { unreachable!("a valid job has a rung") };
-    let outlet = Events { events: events.clone(), metrics: metrics.clone() };
+    let outlet = Events { events: events.clone(), metrics: metrics.clone(), decoded: decoded.clone() };
     let mut timeline = Timeline::new(job.start, job.segment_duration, job.longest_showing);
     if job.given_cuts {
         timeline = timeline.with_given_cuts();
@@ -175,7 +180,7 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
             abandoned: abandon,
             _threads: threads.clone(),
         },
-        Output { events: output, crew, ended: false, _threads: threads },
+        Output { events: output, decoded, crew, ended: false, _threads: threads },
     ))
 }
 
@@ -238,12 +243,19 @@ impl Input {
 #[derive(Debug)]
 pub struct Output {
     events: mpsc::Receiver<Event>,
+    decoded: Decoded,
     crew: Arc<Crew>,
     ended: bool,
     _threads: Arc<Threads>,
 }
 
 impl Output {
+    /// When the picture shown at `pts` came out of the decoder, once: rungs ask after their samples, and the first to ask is
+    /// told.
+    pub fn decoded(&self, pts: Ticks) -> Option<Instant> {
+        self.decoded.take(pts)
+    }
+
     /// The next event; `None` after [`Event::Ended`]. Nothing is lost if it is dropped midway.
     pub async fn next(&mut self) -> Option<Event> {
         if self.ended {
@@ -284,6 +296,29 @@ impl From<Failure> for Stop {
 pub(crate) struct Events {
     events: mpsc::Sender<Event>,
     pub(crate) metrics: Metrics,
+    pub(crate) decoded: Decoded,
+}
+
+/// When pictures came out of the decoder, by their presentation times. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Decoded(Arc<Mutex<VecDeque<(Ticks, Instant)>>>);
+
+impl Decoded {
+    /// A picture has come.
+    pub(crate) fn note(&self, pts: Ticks) {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if times.len() >= MAX_DECODED {
+            times.pop_front();
+        }
+        times.push_back((pts, Instant::now()));
+    }
+
+    /// When it came; the second time nobody knows any more.
+    fn take(&self, pts: Ticks) -> Option<Instant> {
+        let mut times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = times.iter().position(|(decoded, _)| *decoded == pts)?;
+        times.remove(index).map(|(_, at)| at)
+    }
 }
 
 impl Events {
@@ -472,7 +507,13 @@ mod tests {
             panic!("invariant {}", 7)
         };
         threads.handles.push(crew.spawn("tc-test".to_owned(), events, work).unwrap());
-        let mut output = Output { events: receiver, crew, ended: false, _threads: Arc::new(threads) };
+        let mut output = Output {
+            events: receiver,
+            decoded: Decoded::default(),
+            crew,
+            ended: false,
+            _threads: Arc::new(threads),
+        };
         let expected = Error::Panicked { thread: "tc-test".to_owned(), message: "invariant 7".to_owned() };
         assert_eq!(output.next().await, Some(Event::Ended(Err(expected))));
         assert_eq!(output.next().await, None);

@@ -4,7 +4,11 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+/// Upper bounds of what parts take, in seconds: a part lasts 50 ms to a second.
+const PART_BUCKETS: [f64; 12] = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0];
 
 /// Labels of what a tier has one of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,6 +33,16 @@ pub struct Metrics {
     kept: Family<Tier, Counter>,
     missed: Family<Tier, Counter>,
     subscribers: Family<Tier, Gauge>,
+    part_seconds: Parts,
+}
+
+#[derive(Debug, Clone)]
+struct Parts(Family<Tier, Histogram, fn() -> Histogram>);
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(PART_BUCKETS)))
+    }
 }
 
 impl Metrics {
@@ -46,6 +60,9 @@ impl Metrics {
         registry.register("edge_push_promises_missed", help, metrics.missed.clone());
         let help = "Nodes of the tier below that streams are pushed to, once for each stream";
         registry.register("edge_push_subscribers", help, metrics.subscribers.clone());
+        let help =
+            "Seconds from when the first frame of a part came in at its POP to when the part was pushed here";
+        registry.register("edge_part_seconds", help, metrics.part_seconds.0.clone());
         metrics
     }
 
@@ -58,6 +75,7 @@ impl Metrics {
             kept: self.kept.get_or_create_owned(&only),
             missed: self.missed.get_or_create_owned(&only),
             subscribers: self.subscribers.get_or_create_owned(&only),
+            part_seconds: self.part_seconds.0.get_or_create_owned(&only),
             ends: self.ends.clone(),
             tier,
         }
@@ -73,6 +91,7 @@ pub(crate) struct TierMetrics {
     pub(crate) kept: Counter,
     pub(crate) missed: Counter,
     pub(crate) subscribers: Gauge,
+    pub(crate) part_seconds: Histogram,
     ends: Family<Ended, Counter>,
     tier: &'static str,
 }

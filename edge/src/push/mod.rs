@@ -16,9 +16,10 @@ pub mod session;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
+use media::lately::{Lately, Spread};
 use media::push::Hub;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +62,8 @@ pub(crate) struct Subscription {
     stop: CancellationToken,
     /// Of the request that it began with.
     cdn_loop: HeaderValue,
+    /// What parts took lately, from their first frame's coming in to being here with what lists them.
+    lately: Mutex<Lately>,
 }
 
 #[derive(Debug, Clone)]
@@ -97,6 +100,12 @@ impl Pushes {
     pub(crate) fn new(config: Push, key_segments: usize, serves: bool, metrics: TierMetrics) -> Pushes {
         let (table, closed) = Default::default();
         Pushes { config, key_segments, serves, table, began: Instant::now(), closed, metrics }
+    }
+
+    /// What parts of the stream below `prefix` took lately to be here, by the clocks of their POP and this node. `None`: it is
+    /// not pushed here, or nothing came yet.
+    pub(crate) fn took(&self, prefix: &str) -> Option<Spread> {
+        self.read().get(prefix)?.lately.lock().unwrap_or_else(PoisonError::into_inner).spread()
     }
 
     /// A push has promised `key`: fires when it will not come that way after all.
@@ -186,6 +195,7 @@ impl Pushes {
             status: watch::Sender::new(Status::Asking),
             stop: CancellationToken::new(),
             cdn_loop: cdn_loop(),
+            lately: Mutex::default(),
         });
         table.insert(prefix.into(), subscription.clone());
         Some((subscription, true))
@@ -201,6 +211,15 @@ impl Pushes {
 }
 
 impl Subscription {
+    /// A part is here whose first frame came in at its POP at `unix_us`.
+    fn came(&self, metrics: &TierMetrics, unix_us: u64, now: SystemTime) {
+        let now_us = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+        // Clocks may differ.
+        let us = now_us.saturating_sub(unix_us).min(i64::MAX as u64);
+        metrics.part_seconds.observe(us as f64 / 1e6);
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner).note(us as i64);
+    }
+
     fn promises(&self) -> MutexGuard<'_, HashMap<Box<str>, Promise>> {
         // Every change under the lock is a single insertion or removal.
         self.promises.lock().unwrap_or_else(PoisonError::into_inner)

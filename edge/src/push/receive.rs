@@ -303,6 +303,12 @@ impl Receiver {
                 debug!(tier = self.tier.name, prefix, count, "purged by push");
                 self.pass_on(|hub| hub.purge(&prefix));
             }
+            Event::Time { unix_us } => {
+                self.subscription.came(&self.tier.pushes.metrics, unix_us, SystemTime::now());
+                if self.tier.pushes.serves {
+                    self.hub.time(unix_us);
+                }
+            }
             Event::Gone => {
                 self.hub.gone();
                 return Err(End::Gone);

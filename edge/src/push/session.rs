@@ -45,6 +45,8 @@ pub enum Event {
     Fail { id: u32 },
     /// `added` will come; `withdrawn` will not, though it was promised. `keys` is what the slot says now.
     Promise { slot: u32, keys: Vec<Box<str>>, added: Vec<Box<str>>, withdrawn: Vec<Box<str>> },
+    /// The newest part begins with a frame that came in at its POP at this time, microseconds since 1970.
+    Time { unix_us: u64 },
     /// Forget what begins with this; it lies within the prefix.
     Purge { prefix: Box<str> },
     /// The stream is over.
@@ -139,6 +141,7 @@ impl Session {
                 }
                 Ok(Event::Purge { prefix })
             }
+            Frame::Time { unix_us } => Ok(Event::Time { unix_us }),
             Frame::Gone | Frame::Ping => Ok(Event::Gone),
         }
     }

@@ -219,7 +219,7 @@ impl Replay {
             }
             self.sent += 1;
             entry.sent = self.sent;
-            entry.tag.encode(out);
+            entry.tag.encode_received(entry.received_ms, out);
         }
         let piece = (!out.is_empty()).then(|| out.split().freeze())?;
         if piece.len() > max_bytes {

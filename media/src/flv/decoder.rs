@@ -3,7 +3,7 @@
 
 use bytes::{Buf, BytesMut};
 
-use super::{Error, HEADER, MAX_TAG_BYTES, Tag, TagKind};
+use super::{Error, HEADER, MAX_TAG_BYTES, RECEIVED_MODULUS, Tag, TagKind};
 
 /// Cuts a byte stream into tags. Holds at most one tag of [`MAX_TAG_BYTES`] beside what one push brings.
 #[derive(Debug, Default)]
@@ -11,6 +11,8 @@ pub struct Decoder {
     buffer: BytesMut,
     offset: u64,
     began: bool,
+    /// Of the last tag; 0: unknown.
+    received: u32,
 }
 
 impl Decoder {
@@ -22,6 +24,15 @@ impl Decoder {
     /// Takes the next bytes of the stream.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// When the tag that was polled last was received, if its sender says so ([`Tag::encode_received`]): milliseconds since
+    /// 1970, the moment nearest to `now`.
+    pub fn received_unix_ms(&self, now: i64) -> Option<i64> {
+        let modulus = RECEIVED_MODULUS as i64;
+        let ago = (now - i64::from(self.received)).rem_euclid(modulus);
+        let ago = if ago > modulus / 2 { ago - modulus } else { ago };
+        (self.received != 0).then_some(now - ago)
     }
 
     /// The next whole tag, `None` if it has not all come yet. After an error the stream cannot be read on.
@@ -52,9 +63,11 @@ impl Decoder {
             return Err(Error::TooLarge { len, offset });
         }
         let timestamp_ms = u32::from_be_bytes([header[7], header[4], header[5], header[6]]);
+        let received = u32::from_be_bytes([0, header[8], header[9], header[10]]);
         if self.buffer.len() < 11 + len + 4 {
             return Ok(None);
         }
+        self.received = received;
         self.consume(11);
         let data = self.buffer.split_to(len).freeze();
         self.offset += len as u64;

@@ -171,3 +171,27 @@ fn what_is_not_flv_is_named() {
     decoder.push(&[7; 11]);
     assert_eq!(decoder.poll(), Err(Error::UnknownTag { kind: 7, offset: 13 }));
 }
+
+#[test]
+fn when_a_tag_was_received_is_told_beside_it() {
+    let tag = tag(TagKind::Audio, 7, b"\xAF\x01x");
+    let now = 1_700_000_000_000_i64;
+    let told = |received: i64| {
+        let mut bytes = BytesMut::from(&HEADER[..]);
+        tag.encode_received(received as u64, &mut bytes);
+        let mut decoder = Decoder::new();
+        decoder.push(&bytes);
+        assert_eq!(decoder.poll().unwrap().as_ref(), Some(&tag));
+        decoder.received_unix_ms(now)
+    };
+    // Also by a clock that is ahead, and far apart.
+    for ago in [0, 1, 250, -40, 3_600_000, -3_600_000] {
+        assert_eq!(told(now - ago), Some(now - ago), "{ago}");
+    }
+    let mut bytes = BytesMut::from(&HEADER[..]);
+    tag.encode(&mut bytes);
+    let mut decoder = Decoder::new();
+    decoder.push(&bytes);
+    decoder.poll().unwrap();
+    assert_eq!(decoder.received_unix_ms(now), None);
+}

@@ -36,6 +36,9 @@ const PURGE: u8 = 6;
 const PING: u8 = 7;
 const GONE: u8 = 8;
 
+/// May be ignored.
+const TIME: u8 = FIRST_OPTIONAL;
+
 /// `Name::live` on the wire.
 const LIVE: u8 = 1;
 
@@ -57,6 +60,9 @@ pub enum Frame {
     Promise { slot: u32, keys: Vec<Box<str>> },
     /// Forget all names that begin with this.
     Purge { prefix: Box<str> },
+    /// The newest part of all that was told before begins with a frame that came in at its POP at this time, microseconds
+    /// since 1970.
+    Time { unix_us: u64 },
     /// The publisher is still there.
     Ping,
     /// The stream is over: nothing more will be pushed, and what was is an object like any other.
@@ -135,6 +141,7 @@ impl Frame {
             Frame::Fail { id } => (FAIL, *id, MAX_CONTROL_BYTES),
             Frame::Promise { slot, .. } => (PROMISE, *slot, MAX_CONTROL_BYTES),
             Frame::Purge { .. } => (PURGE, 0, MAX_CONTROL_BYTES),
+            Frame::Time { .. } => (TIME, 0, MAX_CONTROL_BYTES),
             Frame::Ping => (PING, 0, MAX_CONTROL_BYTES),
             Frame::Gone => (GONE, 0, MAX_CONTROL_BYTES),
         };
@@ -148,6 +155,10 @@ impl Frame {
                 Ok(())
             }
             Frame::Purge { prefix } => text(out, "prefix", prefix),
+            Frame::Time { unix_us } => {
+                out.put_u64(*unix_us);
+                Ok(())
+            }
             Frame::End { .. } | Frame::Fail { .. } | Frame::Ping | Frame::Gone => Ok(()),
         };
         let len = out.len() - begin - HEADER_BYTES;
@@ -335,7 +346,7 @@ fn begin(kind: u8, number: u32, len: usize) -> Result<Now, Fault> {
     }
     match kind {
         DATA => Ok(Now::Data { id: number, left: len }),
-        BEGIN..=GONE => Ok(Now::Control { kind, number, len }),
+        BEGIN..=GONE | TIME => Ok(Now::Control { kind, number, len }),
         FIRST_OPTIONAL.. => Ok(Now::Skip { left: len }),
         _ => Err(Fault::Kind { kind }),
     }
@@ -354,6 +365,7 @@ fn control(kind: u8, number: u32, payload: Bytes) -> Result<Frame, Fault> {
             Frame::Promise { slot: number, keys }
         }
         PURGE => Frame::Purge { prefix: payload.text("prefix")? },
+        TIME => Frame::Time { unix_us: payload.u64("time")? },
         PING => Frame::Ping,
         _ => Frame::Gone,
     };
@@ -452,6 +464,7 @@ pub(super) mod tests {
             Frame::Promise { slot: 3, keys: vec!["/a?b=1".into(), "/ä".into()] },
             Frame::Promise { slot: 3, keys: Vec::new() },
             Frame::Purge { prefix: "/live/a/3/".into() },
+            Frame::Time { unix_us: 1_700_000_000_000_123 },
             Frame::Gone,
         ]
     }
@@ -504,7 +517,7 @@ pub(super) mod tests {
     #[test]
     fn kinds_to_come_are_skipped() {
         let mut wire = encoded(&[Frame::Ping]);
-        wire.put_slice(&[0xff, 0, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3, 0x80, 0, 0, 0, 0, 0, 0, 0, 0]);
+        wire.put_slice(&[0xff, 0, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3, 0x81, 0, 0, 0, 0, 0, 0, 0, 0]);
         wire.put_slice(&encoded(&[Frame::Gone]));
         for sizes in [&[1][..], &[100]] {
             assert_eq!(decode(&wire, sizes).unwrap(), [Frame::Ping, Frame::Gone]);

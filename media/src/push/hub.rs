@@ -74,6 +74,8 @@ struct Queue {
     /// Nothing comes any more once these are told, but these last words.
     over: bool,
     last: Bytes,
+    /// Told behind what is told next, once all that grows is told as far as it has come.
+    time: Option<u64>,
     waker: Option<Waker>,
 }
 
@@ -141,6 +143,14 @@ impl Hub {
             }
         });
         Ok(())
+    }
+
+    /// With what is told next, the newest part begins with a frame that came in at its POP at this time, microseconds since
+    /// 1970. By itself it wakes nobody.
+    pub fn time(&self, unix_us: u64) {
+        for queue in self.lock().subscribers.values_mut() {
+            queue.time = Some(unix_us);
+        }
     }
 
     /// Has everybody forget all names that begin with `prefix`; who comes later is not told of them.
@@ -311,6 +321,14 @@ impl Queue {
         }
         // A frame of each in turn: a long body does not hold up the others.
         self.open.retain_mut(|open| open.advance(cx, &mut out, ready));
+        let telling = !out.is_empty() || !ready.is_empty();
+        if telling
+            && self.waiting.is_empty()
+            && self.open.iter().all(|open| open.rest.is_empty())
+            && let Some(unix_us) = self.time.take()
+        {
+            Frame::Time { unix_us }.encode(&mut out).expect("its payload has eight bytes");
+        }
         if !out.is_empty() {
             ready.push_back(out.freeze());
         }
@@ -440,6 +458,7 @@ mod tests {
             Frame::Fail { id } => format!("{id}!"),
             Frame::Promise { slot, keys } => format!("{slot}?{}", keys.join(",")),
             Frame::Purge { prefix } => format!("purge {prefix}"),
+            Frame::Time { unix_us } => format!("@{unix_us}"),
             Frame::Ping => "ping".into(),
             Frame::Gone => "gone".into(),
         });
@@ -479,6 +498,23 @@ mod tests {
         hub.end();
         assert_eq!(told(&mut early, &count), ("purge /live/ 3! gone".into(), true));
         assert!(hub.subscribe().is_none(), "nothing to hear any more");
+    }
+
+    #[test]
+    fn the_time_of_the_newest_part_follows_what_is_told_with_it() {
+        let (hub, count) = (Hub::new(), Arc::new(Count::default()));
+        hub.time(1);
+        let mut subscriber = hub.subscribe().unwrap();
+        assert_eq!(told(&mut subscriber, &count).0, "");
+        hub.time(2);
+        assert_eq!(count.0.load(Ordering::SeqCst), 0, "it wakes nobody");
+        assert_eq!(told(&mut subscriber, &count).0, "");
+        hub.time(3);
+        hub.publish(head(1, &["/long"]), Object::complete(vec![0; 2 * MAX_DATA_BYTES].into())).unwrap();
+        hub.publish(head(2, &["/list"]), whole("a list")).unwrap();
+        assert_eq!(told(&mut subscriber, &count).0, "1=/long 2=/list 1:65536B 2:a list 2. 1:65536B 1. @3");
+        hub.publish(head(2, &["/list"]), whole("more")).unwrap();
+        assert_eq!(told(&mut subscriber, &count).0, "3=/list 3:more 3.", "told once");
     }
 
     #[test]
