@@ -1,5 +1,5 @@
-//! The operators' listener: `/healthz`, `/readyz`, `/metrics`, and the cache policy at `/admin/policy`, purges at
-//! `/admin/purge`; broadcasts are for [`crate::streams`] and, under `/v1/`, for [`crate::api`].
+//! The operators' listener: `/healthz`, `/readyz`, `/metrics`, how the node stands at `/admin/status` and its end at
+//! `/admin/drain` ([`crate::status`]), the cache policy at `/admin/policy`, purges at `/admin/purge`; broadcasts are for [`crate::streams`] and, under `/v1/`, for [`crate::api`].
 //!
 //! It is plain HTTP on a loopback address, so whoever may log in here may use it; a web page that happens to be open here
 //! may not. Changes must say that they are JSON, which no form of another page can without being asked first; requests
@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::operator::{self, Operator, Refusal};
+use crate::status::Status;
 use crate::streams::Streams;
 
 /// Operators and their scrapers, nobody else.
@@ -54,6 +55,7 @@ struct State {
     store: watch::Receiver<Contact>,
     archive: archive::Sink,
     api: Arc<Api>,
+    status: Status,
 }
 
 /// What the admin listener shows and serves of other parts of the node.
@@ -64,6 +66,8 @@ pub(crate) struct Parts {
     pub(crate) archive: archive::Sink,
     /// The Live API.
     pub(crate) api: Arc<Api>,
+    /// How the node stands.
+    pub(crate) status: Status,
 }
 
 impl Admin {
@@ -75,8 +79,8 @@ impl Admin {
         streams: Streams,
         parts: Parts,
     ) -> Result<Self, net::Error> {
-        let Parts { store, archive, api } = parts;
-        let state = Arc::new(State { registry, ready, operator, streams, store, archive, api });
+        let Parts { store, archive, api, status } = parts;
+        let state = Arc::new(State { registry, ready, operator, streams, store, archive, api, status });
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -111,7 +115,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         };
     }
     if let Some(rest) = path.strip_prefix("/admin/") {
-        return administer(&state.operator, rest, request).await.unwrap_or_else(Failure::response);
+        return administer(state, rest, request).await.unwrap_or_else(Failure::response);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "read with GET\n".into());
@@ -131,7 +135,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         "/metrics" => metrics(&state.registry),
         _ => text(
             StatusCode::NOT_FOUND,
-            "there are /healthz, /readyz, /metrics, /admin/policy, /admin/purge and /v1/broadcasts\n".into(),
+            "there are /healthz, /readyz, /metrics, /admin/status, /admin/policy, /admin/purge, /admin/drain and /v1/broadcasts\n".into(),
         ),
     }
 }
@@ -185,10 +189,11 @@ struct Purge {
 }
 
 async fn administer(
-    operator: &Operator,
+    state: &State,
     path: &str,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Failure> {
+    let operator = &state.operator;
     let (head, body) = request.into_parts();
     from_here(&head)?;
     let (what, tier) = match path.split_once('/') {
@@ -225,10 +230,23 @@ async fn administer(
             let counts = aside(purge).await?;
             Ok(json_of(StatusCode::OK, &json!({ "purged": counts })))
         }
+        ("status", &Method::GET | &Method::HEAD) => Ok(json_of(StatusCode::OK, &state.status.show())),
+        ("drain", &Method::POST) => {
+            json_body(&head.headers, body).await?;
+            Ok(json_of(StatusCode::ACCEPTED, &state.status.drain()))
+        }
+        ("playback", &Method::GET | &Method::HEAD) => match operator.playing() {
+            Some(streams) => Ok(json_of(StatusCode::OK, &json!({ "streams": streams }))),
+            None => Err(Failure::new(StatusCode::NOT_FOUND, "this node has no edge: no players come here")),
+        },
+        ("playback", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD")),
+        ("status", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD")),
+        ("drain", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
         ("policy", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD, PUT")),
         ("purge", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
         _ => {
-            let there = "there are /admin/policy, /admin/policy/{tier} and /admin/purge";
+            let there = "there are /admin/status, /admin/policy, /admin/policy/{tier}, /admin/purge, /admin/drain, \
+                 /admin/playback, /admin/ingest, /admin/latency and /admin/revoke";
             Err(Failure::new(StatusCode::NOT_FOUND, there))
         }
     }

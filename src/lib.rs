@@ -13,6 +13,7 @@ pub mod config;
 mod fleet;
 pub mod operator;
 mod secrets;
+mod status;
 mod streams;
 mod telemetry;
 
@@ -45,6 +46,8 @@ pub struct Server {
     admin: admin::Admin,
     api: api::Service,
     ready: Arc<AtomicBool>,
+    /// An operator wants it to end.
+    drain: CancellationToken,
     operator: Operator,
     fleet: fleet::Fleet,
 }
@@ -193,16 +196,37 @@ impl Server {
         listeners.extend(api.addr().map(|addr| ("api", addr)));
         let ready = Arc::new(AtomicBool::new(false));
         let listen = config.admin.listen;
+        let drain = CancellationToken::new();
+        let sink = archive.as_ref().map(archive::Writer::sink).unwrap_or_default();
+        let (control, contact) = (streams.origin.clone(), member.contact());
+        let status = status::Status::new(
+            &config,
+            &listeners,
+            ready.clone(),
+            drain.clone(),
+            member,
+            sink.clone(),
+            control,
+        );
         let operator = Operator::new(tiers, in_use, config);
-        let parts = admin::Parts {
-            store: member.contact(),
-            archive: archive.as_ref().map(archive::Writer::sink).unwrap_or_default(),
-            api: api.api(),
-        };
+        let parts = admin::Parts { store: contact, archive: sink, api: api.api(), status };
         let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams, parts);
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());
-        Ok(Server { listeners, ingest, origin, archive, shield, edge, admin, api, ready, operator, fleet })
+        Ok(Server {
+            listeners,
+            ingest,
+            origin,
+            archive,
+            shield,
+            edge,
+            admin,
+            api,
+            ready,
+            drain,
+            operator,
+            fleet,
+        })
     }
 
     /// A handle to change policies with while it serves.
@@ -210,7 +234,7 @@ impl Server {
         self.operator.clone()
     }
 
-    /// Serves until `shutdown`; then ends the roles one after the other in the direction of flow, each within its own
+    /// Serves until `shutdown` or an operator drains it; then ends the roles one after the other in the direction of flow, each within its own
     /// drain time, so that what a broadcaster sent before still reaches the viewers. A role that ends by itself ends the
     /// node: half a node would look healthy and lose what is sent to it.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -236,6 +260,7 @@ impl Server {
         let failed = tokio::select! {
             biased;
             () = shutdown.cancelled() => None,
+            () = self.drain.cancelled() => None,
             name = first_ended(&mut roles) => Some(name),
         };
         self.ready.store(false, Ordering::Relaxed);

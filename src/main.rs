@@ -10,6 +10,11 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Serve(args) => rooftop::cli::serve::run(args),
         Command::CheckConfig(args) => rooftop::cli::check_config::run(args),
+        Command::Doctor(args) => rooftop::cli::doctor::run(args),
+        Command::Status(args) => rooftop::cli::status::status(args),
+        Command::Streams(args) => rooftop::cli::status::streams(args),
+        Command::Top(args) => rooftop::cli::top::run(args),
+        Command::Drain(args) => rooftop::cli::status::drain(args),
         Command::Broadcast(args) => rooftop::cli::broadcast::run(args),
         Command::Stream(args) => rooftop::cli::stream::run(args),
         Command::Latency(args) => rooftop::cli::latency::run(args),
@@ -18,6 +23,8 @@ fn main() -> ExitCode {
         Command::Purge(args) => rooftop::cli::admin::purge(args),
         Command::Archive(args) => rooftop::cli::archive::run(args),
         Command::Token(args) => rooftop::cli::token::run(args),
+        Command::Completions(args) => rooftop::cli::shell::completions(args),
+        Command::Man(args) => rooftop::cli::shell::man(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("rooftop: {error:#}");

@@ -160,6 +160,11 @@ impl Operator {
         true
     }
 
+    /// How streams play at the viewers of this node, as their players say (CMCD); `None`: none come here.
+    pub fn playing(&self) -> Option<Vec<edge::cmcd::Playing>> {
+        self.0.tiers.iter().find_map(Control::playing)
+    }
+
     /// The names of the tiers, for messages.
     fn names(&self) -> String {
         let names: Vec<_> = self.0.tiers.iter().map(Control::tier).collect();

@@ -22,6 +22,7 @@ use tracing::debug;
 use crate::access;
 use crate::body::Body;
 use crate::cache::{Content, Entry};
+use crate::cmcd::Said;
 use crate::conditions;
 use crate::encoding;
 use crate::fetch::{self, CDN_LOOP};
@@ -31,6 +32,7 @@ use crate::policy::{self, MAX_KEY_BYTES};
 use crate::push;
 use crate::range::{self, Asked, Step};
 use crate::tier::{Denied, Tier};
+use crate::upstream;
 
 const METHODS: &str = "GET, HEAD, OPTIONS";
 
@@ -172,6 +174,13 @@ fn route<'a>(tier: &Arc<Tier>, head: &'a Parts, now: Instant) -> Route<'a> {
 fn used(tier: &Arc<Tier>, key: &str, entry: &Entry, head: &Parts, now: Instant) {
     if entry.status.is_success() {
         push::used(tier, key, now, || loop_value(&head.headers, &tier.node_id));
+        // Only names that exist are streams to be counted.
+        if let Some(players) = &tier.players
+            && let Some(said) = Said::of(head.uri.query(), &head.headers)
+            && let Some(stream) = upstream::prefix(key, tier.config.upstream.key_segments)
+        {
+            players.note(stream, &said, now);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod access;
 mod body;
 pub mod budget;
 mod cache;
+pub mod cmcd;
 pub mod coalesce;
 pub mod conditions;
 pub mod config;
@@ -186,6 +187,11 @@ impl Control {
     /// The policy in force.
     pub fn policy(&self) -> Arc<Policy> {
         self.0.policy()
+    }
+
+    /// How streams play at their viewers, as these say; `None`: no viewers come here.
+    pub fn playing(&self) -> Option<Vec<cmcd::Playing>> {
+        self.0.players.as_ref().map(|players| players.list(std::time::Instant::now()))
     }
 
     /// Puts a policy in force: for the next request and for what is kept, where it says less than before. No connection

@@ -124,6 +124,7 @@ pub struct Metrics {
     /// Fetches per request over the last minute.
     leak_ratio: Family<Tier, Gauge<f64, AtomicU64>>,
     pub(crate) push: crate::push::metrics::Metrics,
+    pub(crate) cmcd: crate::cmcd::Metrics,
 }
 
 impl Default for Metrics {
@@ -150,6 +151,7 @@ impl Default for Metrics {
             refusals: Family::default(),
             leak_ratio: Family::default(),
             push: crate::push::metrics::Metrics::default(),
+            cmcd: crate::cmcd::Metrics::default(),
         }
     }
 }
@@ -226,7 +228,8 @@ impl Metrics {
     /// Adds the families to `registry`.
     pub fn register(registry: &mut Registry) -> Metrics {
         let push = crate::push::metrics::Metrics::register(registry);
-        let metrics = Metrics { push, ..Metrics::default() };
+        let cmcd = crate::cmcd::Metrics::register(registry);
+        let metrics = Metrics { push, cmcd, ..Metrics::default() };
         registry.register("edge_requests", "Requests answered, by how", metrics.requests.clone());
         let help = "Connections, requests and streams refused or cut off to protect the tier, by why";
         registry.register("edge_refusals", help, metrics.refusals.clone());

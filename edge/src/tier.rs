@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use crate::access::Access;
 use crate::budget::{self, Budget};
 use crate::cache::{Entry, Joined, Kind, State, Store, Waiting};
+use crate::cmcd::Board;
 use crate::config::Config;
 use crate::fetch::Client;
 use crate::flight::{self, Job};
@@ -52,6 +53,8 @@ pub(crate) struct Tier {
     /// If there are paths that need a token.
     pub(crate) access: Option<Access>,
     pub(crate) metrics: TierMetrics,
+    /// What players say, where viewers come.
+    pub(crate) players: Option<Board>,
     pub(crate) pushes: Pushes,
     pub(crate) quiet: Quiet,
     /// What says in `CDN-Loop` that a request has been here: no viewer can know it.
@@ -101,6 +104,7 @@ impl Tier {
             pages: deps.pages,
             access,
             metrics,
+            players: (deps.tier == crate::VIEWERS_TIER).then(|| Board::new(deps.metrics.cmcd.clone())),
             pushes: Pushes::new(
                 config.push.clone(),
                 config.upstream.key_segments,

@@ -4,15 +4,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
 };
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
 use crate::Error;
 
@@ -59,6 +61,35 @@ pub fn client_config(files: &Files) -> Result<Arc<ClientConfig>, Error> {
         .with_root_certificates(roots(&files.ca)?)
         .with_client_auth_cert(chain(&files.certificate)?, key(&files.key)?)?;
     Ok(Arc::new(config))
+}
+
+/// When the first certificate of a PEM file expires.
+pub fn not_after(path: &Path) -> Result<SystemTime, Error> {
+    let chain = chain(path)?;
+    let own = ParsedCertificate::try_from(&chain[0])?;
+    let algorithms = rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms;
+    // In a time when no certificate is good any more, the first thing that is wrong with it is its age.
+    let far = UnixTime::since_unix_epoch(Duration::from_secs(u64::from(u32::MAX) * 60));
+    let verified =
+        verify_server_cert_signed_by_trust_anchor(&own, &RootCertStore::empty(), &[], far, algorithms.all);
+    match verified {
+        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(not_after.as_secs()))
+        }
+        other => {
+            let problem = format!("its time cannot be read: {other:?}");
+            Err(Error::Pem { path: path.into(), problem })
+        }
+    }
+}
+
+/// Whether the first certificate of a PEM file is for this host name or address.
+pub fn is_for(path: &Path, host: &str) -> Result<bool, Error> {
+    let chain = chain(path)?;
+    let own = ParsedCertificate::try_from(&chain[0])?;
+    let name = ServerName::try_from(host);
+    let name = name.map_err(|error| Error::Pem { path: path.into(), problem: format!("{host}: {error}") })?;
+    Ok(verify_server_name(&own, &name).is_ok())
 }
 
 /// Makes what is missing in `dir`: a development CA (`ca.pem`, `ca.key`), and a certificate that it signed for `node`
@@ -110,9 +141,9 @@ fn leaf(node: &str, names: &[String]) -> Result<CertificateParams, Error> {
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     // Browsers and Apple's players refuse certificates that live longer than 398 days.
-    let now = std::time::SystemTime::now();
-    params.not_before = (now - std::time::Duration::from_secs(3600)).into();
-    params.not_after = (now + std::time::Duration::from_secs(390 * 86400)).into();
+    let now = SystemTime::now();
+    params.not_before = (now - Duration::from_secs(3600)).into();
+    params.not_after = (now + Duration::from_secs(390 * 86400)).into();
     Ok(params)
 }
 
@@ -216,6 +247,17 @@ mod tests {
         assert!(!connects(fleet(), Arc::new(uncertified.clone())).await, "no client certificate");
         let anyone = server_config(&node, Clients::Anyone, &[]).unwrap();
         assert!(connects(anyone, Arc::new(uncertified)).await);
+        let until = not_after(&node.certificate).unwrap();
+        let days = until.duration_since(SystemTime::now()).unwrap().as_secs() / 86_400;
+        assert!((389..=390).contains(&days), "{days}");
+        assert!(not_after(&node.ca).unwrap() > until, "the CA's is far");
+        assert!(matches!(not_after(&node.key), Err(Error::Pem { .. })));
+        for (host, expected) in
+            [("origin-1", true), ("localhost", true), ("127.0.0.1", true), ("example.com", false)]
+        {
+            assert_eq!(is_for(&node.certificate, host).unwrap(), expected, "{host}");
+        }
+        assert!(is_for(&node.certificate, "no host").is_err());
         fs::remove_dir_all(base).unwrap();
     }
 }

@@ -4,11 +4,16 @@ pub mod admin;
 pub mod archive;
 pub mod broadcast;
 pub mod check_config;
+pub mod doctor;
 pub mod latency;
+mod scrape;
 pub mod serve;
+pub mod shell;
 pub mod simulate;
+pub mod status;
 pub mod stream;
 pub mod token;
+pub mod top;
 
 use std::path::PathBuf;
 
@@ -30,6 +35,16 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Report every problem of a configuration file; exits 2 if there is one
     CheckConfig(CheckConfigArgs),
+    /// Look at what would keep a node from working on this machine; exits 1 if something would
+    Doctor(doctor::DoctorArgs),
+    /// How a running node stands; exits 1 if it is not ready
+    Status(status::StatusArgs),
+    /// The streams of a running node
+    Streams(status::StatusArgs),
+    /// A running node as it works, once a second
+    Top(top::TopArgs),
+    /// Let a running node end in good order, as SIGTERM does
+    Drain(status::DrainArgs),
     /// Broadcasts of the Live API of a running node
     Broadcast(broadcast::BroadcastArgs),
     /// Stream keys and playback URLs
@@ -46,6 +61,10 @@ pub enum Command {
     Archive(archive::ArchiveArgs),
     /// Tokens that let their bearers publish, with limits
     Token(token::TokenArgs),
+    /// Print completions for a shell, such as: rooftop completions bash > /etc/bash_completion.d/rooftop
+    Completions(shell::CompletionsArgs),
+    /// Write the man pages
+    Man(shell::ManArgs),
 }
 
 /// Arguments of `check-config`.

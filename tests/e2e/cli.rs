@@ -60,6 +60,98 @@ fn an_idle_node_answers_operators_and_stops_at_once() {
 }
 
 #[test]
+fn a_doctor_says_what_is_wrong_and_what_to_do() {
+    let folder = Folder::new("doctor");
+    let file = folder.path().join("node.toml");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut config = all_in_one(&folder.path().join("state"));
+    let examine = |config: &std::collections::BTreeMap<&'static str, String>| {
+        fs::write(&file, toml(config)).unwrap();
+        let output = rooftop().args(["doctor", "--json", "--config"]).arg(&file).output().unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), told["findings"].as_array().unwrap().clone())
+    };
+    let of = |findings: &[serde_json::Value], about: &str, level: &str| {
+        findings.iter().filter(|found| found["about"] == about && found["level"] == level).count()
+    };
+    let (code, findings) = examine(&config);
+    assert_eq!((code, of(&findings, "port", "good")), (Some(0), 7), "{findings:#?}");
+    assert_eq!(of(&findings, "encoder", "good"), 1, "{findings:#?}");
+    assert!(
+        findings.iter().all(|found| (found["level"] == "good") == found["advice"].is_null()),
+        "{findings:#?}"
+    );
+
+    config.insert("origin", format!("listen = \"{}\"\n", taken.local_addr().unwrap()));
+    config.insert("tokens", "key_files = [\"/nowhere/key\"]\n".into());
+    config.insert("archive", "store = \"s3\"\nbucket = \"b\"\nendpoint = \"http://127.0.0.1:1\"\n".into());
+    config.insert("tls", "ca = \"/nowhere/ca\"\ncertificate = \"/nowhere/c\"\nkey = \"/nowhere/k\"\n".into());
+    let (code, findings) = examine(&config);
+    assert_eq!(code, Some(1));
+    for (about, failures) in [("port", 1), ("key", 2), ("archive", 1), ("certificate", 3)] {
+        assert_eq!(of(&findings, about, "failure"), failures, "{about}: {findings:#?}");
+    }
+    let text = rooftop().args(["doctor", "--config"]).arg(&file).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("FAILURE  port") && text.contains("-> end what listens there (ss "), "{text}");
+}
+
+#[test]
+fn operators_look_at_a_node_and_drain_it() {
+    let folder = Folder::new("look");
+    let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let admin = node.addr("admin").to_string();
+    let json = |command: &[&str]| -> serde_json::Value {
+        let output = rooftop().args(command).args(["--json", "--admin", &admin]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    eventually("readiness", || (get(&format!("http://{admin}/readyz")).status == 200).then_some(()));
+    assert_eq!(get(&node.url("/live/nothing/index.m3u8")).status, 404);
+    let status = json(&["status"]);
+    assert_eq!((&status["node"], &status["ready"]), (&"local".into(), &true.into()), "{status:#}");
+    assert_eq!(status["tiers"]["edge"]["requests"], 1.0, "{status:#}");
+    assert_eq!(status["listeners"]["http"], node.addr("http").to_string());
+    assert_eq!(json(&["streams"])["streams"], serde_json::json!([]));
+    assert_eq!(json(&["top", "--once", "--every", "100ms"])["tiers"]["shield"]["waiters"], 0.0);
+    for command in ["status", "streams", "top"] {
+        let mut args = vec![command, "--admin", &admin];
+        args.extend(["--once", "--every=100ms"].iter().filter(|_| command == "top"));
+        let output = rooftop().args(&args).output().unwrap();
+        assert!(output.status.success() && output.stdout.len() > 40, "{output:?}");
+    }
+    assert_eq!(json(&["drain", "--wait", "20s"])["ended"], true);
+    assert!(node.ended().success());
+    let gone = rooftop().args(["status", "--admin", &admin]).output().unwrap();
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("is the node running"));
+}
+
+#[test]
+fn shells_and_man_know_every_command() {
+    let folder = Folder::new("man");
+    let pages = folder.path().join("man1");
+    assert!(rooftop().arg("man").arg(&pages).status().unwrap().success());
+    let help = String::from_utf8(rooftop().arg("--help").output().unwrap().stdout).unwrap();
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands: Vec<_> = commands
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty()))
+        .collect();
+    assert!(commands.len() > 15 && commands.contains(&"simulate"), "{help}");
+    for shell in ["bash", "zsh", "fish"] {
+        let output = rooftop().args(["completions", shell]).output().unwrap();
+        let script = String::from_utf8(output.stdout).unwrap();
+        for command in &commands {
+            assert!(script.contains(command), "{command} in the completions of {shell}");
+        }
+    }
+    for command in commands.iter().filter(|command| **command != "help") {
+        let page = fs::read_to_string(pages.join(format!("rooftop-{command}.1")));
+        assert!(page.is_ok_and(|page| page.contains(".TH")), "{command}");
+    }
+}
+
+#[test]
 fn an_audience_is_simulated() {
     let folder = Folder::new("simulate");
     let svg = folder.path().join("plot.svg");

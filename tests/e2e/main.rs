@@ -12,6 +12,7 @@ mod bad_input;
 mod boxes;
 mod browser;
 mod cli;
+mod dashboards;
 mod encoders;
 #[path = "../../cluster/tests/kit/mod.rs"]
 mod etcd;

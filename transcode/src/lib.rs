@@ -37,3 +37,8 @@ pub use ladder::Rung;
 pub use libav::Failure;
 pub use metrics::Metrics;
 pub use timeline::segment_index;
+
+/// Whether the libavcodec that is linked has the encoder of the ladder, libx264.
+pub fn has_encoder() -> bool {
+    libav::Encoder::is_available()
+}

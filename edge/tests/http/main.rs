@@ -1,6 +1,7 @@
 //! A tier over upstreams that the tests play by hand: no clocks but the tier's own, no sleeps.
 
 mod answers;
+mod cmcd;
 mod confirm;
 mod herd;
 mod kit;

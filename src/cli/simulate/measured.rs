@@ -9,6 +9,7 @@ use http::Method;
 use serde_json::Value;
 
 use super::super::admin::{Question, exchange, read};
+use super::super::scrape::Scrape;
 
 /// Classes whose requests an origin holds on purpose: their time is not that of an answer.
 const HELD: [&str; 2] = ["blocking-playlist", "media"];
@@ -38,9 +39,9 @@ pub(super) fn ask(admin: SocketAddr) -> anyhow::Result<Measured> {
         }
     };
     let (edge, shield) = (policy("edge")?, policy("shield")?);
-    let text = read(admin, "/metrics")?;
+    let scrape = Scrape::parse(&read(admin, "/metrics")?);
     for tier in ["shield", "edge"] {
-        let buckets = buckets(&text, tier);
+        let buckets = buckets(&scrape, tier);
         let fetches = buckets.last().map_or(0, |&(_, count)| count);
         if fetches >= ENOUGH
             && let Some(latency) = Latency::measured(&buckets)
@@ -55,31 +56,19 @@ pub(super) fn ask(admin: SocketAddr) -> anyhow::Result<Measured> {
 }
 
 /// The cumulative buckets of `edge_fetch_seconds` of one tier, over all classes that an origin answers at once.
-fn buckets(text: &str, tier: &str) -> Vec<(f64, u64)> {
+fn buckets(scrape: &Scrape, tier: &str) -> Vec<(f64, u64)> {
+    let name = "edge_fetch_seconds_bucket";
     let mut buckets: Vec<(f64, u64)> = Vec::new();
-    for line in text.lines() {
-        let Some((labels, count)) =
-            line.strip_prefix("edge_fetch_seconds_bucket{").and_then(|rest| rest.split_once("} "))
-        else {
-            continue;
-        };
-        let label = |name: &str| {
-            labels
-                .split(',')
-                .find_map(|label| label.strip_prefix(name)?.strip_prefix("=\"")?.strip_suffix('"'))
-        };
-        let (Some(bound), Ok(count)) =
-            (label("le"), count.split(' ').next().unwrap_or_default().parse::<u64>())
-        else {
-            continue;
-        };
-        if label("tier") != Some(tier) || label("class").is_none_or(|class| HELD.contains(&class)) {
+    for (class, _) in scrape.by(name, &[("tier", tier), ("le", "+Inf")], "class") {
+        if HELD.contains(&class) {
             continue;
         }
-        let Ok(bound) = bound.replace("+Inf", "inf").parse::<f64>() else { continue };
-        match buckets.iter_mut().find(|(known, _)| *known == bound) {
-            Some((_, all)) => *all += count,
-            None => buckets.push((bound, count)),
+        for (bound, count) in scrape.by(name, &[("tier", tier), ("class", class)], "le") {
+            let Ok(bound) = bound.replace("+Inf", "inf").parse::<f64>() else { continue };
+            match buckets.iter_mut().find(|(known, _)| *known == bound) {
+                Some((_, all)) => *all += count as u64,
+                None => buckets.push((bound, count as u64)),
+            }
         }
     }
     buckets.sort_by(|(a, _), (b, _)| a.total_cmp(b));
@@ -98,10 +87,11 @@ mod tests {
             edge_fetch_seconds_bucket{le=\"+Inf\",tier=\"shield\",class=\"init\"} 4\n\
             edge_fetch_seconds_bucket{le=\"0.05\",tier=\"shield\",class=\"playlist\"} 10\n\
             edge_fetch_seconds_bucket{le=\"+Inf\",tier=\"shield\",class=\"playlist\"} 10\n\
-            edge_fetch_seconds_bucket{le=\"0.05\",tier=\"shield\",class=\"media\"} 100\n\
-            edge_fetch_seconds_bucket{le=\"0.05\",tier=\"edge\",class=\"init\"} 100\n";
-        assert_eq!(buckets(text, "shield"), [(0.05, 13), (f64::INFINITY, 14)]);
-        assert_eq!(buckets(text, "edge"), [(0.05, 100)]);
-        assert_eq!(buckets("", "edge"), []);
+            edge_fetch_seconds_bucket{le=\"+Inf\",tier=\"shield\",class=\"media\"} 100\n\
+            edge_fetch_seconds_bucket{le=\"+Inf\",tier=\"edge\",class=\"init\"} 100\n";
+        let scrape = Scrape::parse(text);
+        assert_eq!(buckets(&scrape, "shield"), [(0.05, 13), (f64::INFINITY, 14)]);
+        assert_eq!(buckets(&scrape, "edge"), [(f64::INFINITY, 100)]);
+        assert_eq!(buckets(&scrape, "pop"), []);
     }
 }

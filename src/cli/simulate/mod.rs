@@ -204,12 +204,12 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!(
-        "{} viewers at {} edges over {} shields, {} of {:?} players; the origin takes {} ms, 99 of 100 at most {} ms{}",
+        "{} viewers at {} edges over {} shields, {} of {} players; the origin takes {} ms, 99 of 100 at most {} ms{}",
         scenario.viewers,
         scenario.edges,
         scenario.shields,
         humantime::format_duration(scenario.length),
-        scenario.reload,
+        told["players"].as_str().unwrap_or_default(),
         told["latency_ms"]["p50"],
         told["latency_ms"]["p99"],
         match &told["measured"]["tier"] {

@@ -1,0 +1,347 @@
+//! `rooftop status`, `rooftop streams` and `rooftop drain`: how a running node stands, and its end in good order.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use http::Method;
+use serde_json::{Value, json};
+
+use super::admin::{NodeArgs, Question, exchange, read};
+use super::scrape::Scrape;
+
+/// How often a node that drains is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Arguments of `status` and `streams`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Which node
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// Which node
+    #[command(flatten)]
+    pub node: NodeArgs,
+    /// Come back when it has ended, or fail after this time
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub wait: Option<Duration>,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What one look at a node shows.
+pub(super) struct Seen {
+    /// `GET /admin/status`
+    pub(super) status: Value,
+    /// Broadcasts, of `GET /admin/ingest`; empty where there is no ingest.
+    pub(super) broadcasts: Vec<Value>,
+    pub(super) metrics: Scrape,
+}
+
+impl Seen {
+    pub(super) fn look(admin: SocketAddr) -> anyhow::Result<Seen> {
+        let answered = exchange(admin, Question::new(Method::GET, "/admin/status"))?;
+        let Some(status) = answered.good().cloned() else { bail!("{admin} does not say how it stands") };
+        let is_ingest =
+            status["roles"].as_array().is_some_and(|roles| roles.iter().any(|role| role == "ingest"));
+        let mut broadcasts = Vec::new();
+        if is_ingest {
+            let answered = exchange(admin, Question::new(Method::GET, "/admin/ingest"))?;
+            let listed = answered.good().and_then(|told| told["listed"].as_array().cloned());
+            broadcasts = listed.with_context(|| format!("{admin} does not list its broadcasts"))?;
+        }
+        Ok(Seen { status, broadcasts, metrics: Scrape::parse(&read(admin, "/metrics")?) })
+    }
+
+    /// Streams with what is known of their broadcasts, by name. A POP knows broadcasts only, an origin streams.
+    pub(super) fn streams(&self) -> Vec<Value> {
+        let mut streams: Vec<Value> = self.status["streams"].as_array().cloned().unwrap_or_default();
+        for broadcast in &self.broadcasts {
+            let known = streams.iter_mut().find(|stream| stream["stream"] == broadcast["stream"]);
+            match known {
+                Some(stream) => stream["broadcast"] = broadcast.clone(),
+                None => streams.push(json!({ "stream": broadcast["stream"], "broadcast": broadcast })),
+            }
+        }
+        streams.sort_by(|a, b| a["stream"].as_str().cmp(&b["stream"].as_str()));
+        streams
+    }
+
+    /// Figures of a cache tier; `None`: the node has none of that name.
+    pub(super) fn tier(&self, tier: &str) -> Option<Tier> {
+        let of = [("tier", tier)];
+        if !self.metrics.has("edge_waiters", &of) {
+            return None;
+        }
+        let not_for_objects = ["local", "refused", "loop", "forbidden"];
+        let mut found = Tier {
+            waiters: self.metrics.sum("edge_waiters", &of),
+            names: self.metrics.sum("edge_inflight_names", &of),
+            fetches: self.metrics.sum("edge_fetches_total", &of),
+            promotions: self.metrics.sum("edge_promotions_total", &of),
+            served_bytes: self.metrics.sum("edge_served_bytes_total", &of),
+            cache_bytes: self.metrics.sum("edge_cache_bytes", &of),
+            leak_ratio: self.metrics.sum("edge_leak_ratio", &of),
+            ..Tier::default()
+        };
+        for (result, count) in self.metrics.by("edge_requests_total", &of, "result") {
+            if !not_for_objects.contains(&result) {
+                found.requests += count;
+            }
+            match result {
+                "hit" => found.hits += count,
+                "error" | "overloaded" => found.failed += count,
+                _ => {}
+            }
+        }
+        Some(found)
+    }
+}
+
+/// Counters and gauges of a tier.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tier {
+    /// For objects.
+    pub(super) requests: f64,
+    pub(super) hits: f64,
+    /// Answered by an error of ours.
+    pub(super) failed: f64,
+    pub(super) fetches: f64,
+    pub(super) promotions: f64,
+    pub(super) served_bytes: f64,
+    pub(super) waiters: f64,
+    pub(super) names: f64,
+    pub(super) cache_bytes: f64,
+    pub(super) leak_ratio: f64,
+}
+
+/// How the node stands. Exit code 1: it is not ready.
+pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let seen = Seen::look(args.node.admin)?;
+    let mut told = seen.status.clone();
+    for tier in ["shield", "edge"] {
+        if let Some(found) = seen.tier(tier) {
+            told["tiers"][tier] = json!({
+                "requests": found.requests,
+                "hits": found.hits,
+                "failed": found.failed,
+                "fetches": found.fetches,
+                "promotions": found.promotions,
+                "waiters": found.waiters,
+                "inflight_names": found.names,
+                "cache_bytes": found.cache_bytes,
+                "leak_ratio_1m": found.leak_ratio,
+            });
+        }
+    }
+    told["broadcasts"] = seen.broadcasts.len().into();
+    if args.json {
+        println!("{told}");
+    } else {
+        print!("{}", in_words(&told));
+    }
+    Ok(if told["ready"] == true { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn in_words(told: &Value) -> String {
+    let mut out = String::new();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let list =
+        |value: &Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>().join(", ");
+    let _ = writeln!(
+        out,
+        "{}: {}, up {}, Rooftop {}, roles {}",
+        text(&told["node"]),
+        standing(told),
+        humantime::format_duration(Duration::from_secs(told["uptime_s"].as_u64().unwrap_or_default())),
+        text(&told["version"]),
+        list(&told["roles"]),
+    );
+    for (name, addr) in told["listeners"].as_object().into_iter().flatten() {
+        let _ = writeln!(out, "  {name:<8} {}", text(addr));
+    }
+    if told["store"]["up"] != true {
+        let _ = writeln!(out, "store cannot be reached: {}", text(&told["store"]["why"]));
+    }
+    if let Some(cause) = told["archive_failing"]["cause"].as_str() {
+        let _ = writeln!(out, "archive cannot be written: {cause}");
+    }
+    let _ = writeln!(out, "{} streams, {} broadcasts come in here", told["stream_count"], told["broadcasts"]);
+    for (tier, found) in told["tiers"].as_object().into_iter().flatten() {
+        let number = |key: &str| found[key].as_f64().unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "{tier}: {:.0} requests, {:.1} % hits, {:.3} % of the last minute's went upstream, {:.0} wait, {:.0} MiB kept",
+            number("requests"),
+            100.0 * number("hits") / number("requests").max(1.0),
+            100.0 * number("leak_ratio_1m"),
+            number("waiters"),
+            number("cache_bytes") / f64::from(1 << 20),
+        );
+    }
+    for node in told["nodes"].as_array().into_iter().flatten() {
+        let load = match node["capacity"].as_u64() {
+            Some(capacity @ 1..) => format!("  load {} of {capacity}", node["load"]),
+            _ => String::new(),
+        };
+        let draining = if node["draining"] == true { "  draining" } else { "" };
+        let _ = writeln!(
+            out,
+            "  {:<7} {:<24} {}{load}{draining}",
+            text(&node["role"]),
+            text(&node["name"]),
+            text(&node["address"])
+        );
+    }
+    out
+}
+
+/// In a word.
+pub(super) fn standing(status: &Value) -> &'static str {
+    match (&status["draining"], &status["ready"]) {
+        (Value::Bool(true), _) => "draining",
+        (_, Value::Bool(true)) => "ready",
+        _ => "not ready",
+    }
+}
+
+/// The streams that the node knows.
+pub fn streams(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let seen = Seen::look(args.node.admin)?;
+    let streams = seen.streams();
+    if args.json {
+        println!("{}", json!({ "stream_count": seen.status["stream_count"], "streams": streams }));
+    } else {
+        print!("{}", table(&streams));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A line for each stream, after one that says what is in it.
+pub(super) fn table(streams: &[Value]) -> String {
+    let head = format!(
+        "{:<32} {:<12}{:>15}{:>9}{:>8}{:>8}  {}\n",
+        "stream", "state", "epoch", "kbit/s", "fps", "lag ms", "warnings"
+    );
+    let mut out = head;
+    for stream in streams {
+        let broadcast = &stream["broadcast"];
+        let figure = |value: &Value, by: f64, digits: usize| match value.as_f64() {
+            Some(value) => format!("{:.digits$}", value / by),
+            None => "-".into(),
+        };
+        let warnings = broadcast["warnings"].as_array().into_iter().flatten();
+        let warnings: Vec<_> = warnings.filter_map(|warning| warning["kind"].as_str()).collect();
+        let epoch = stream["epoch"].as_u64().map_or("-".into(), |epoch| epoch.to_string());
+        let _ = writeln!(
+            out,
+            "{:<32} {:<12}{epoch:>15}{:>9}{:>8}{:>8}  {}",
+            stream["stream"].as_str().unwrap_or_default(),
+            stream["state"].as_str().unwrap_or("relayed"),
+            figure(&broadcast["bitrate_bps"], 1000.0, 0),
+            figure(&broadcast["fps"], 1.0, 1),
+            figure(&broadcast["lag_ms"], 1.0, 0),
+            warnings.join(" "),
+        );
+    }
+    out
+}
+
+/// Lets the node end in good order.
+pub fn drain(args: &DrainArgs) -> anyhow::Result<ExitCode> {
+    let admin = args.node.admin;
+    let question = Question::new(Method::POST, "/admin/drain").body(&json!({}));
+    let answered = exchange(admin, question)?;
+    if answered.good().is_none() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let began = Instant::now();
+    let ended = match args.wait {
+        None => false,
+        Some(limit) => loop {
+            // Its admin listener is the last that ends.
+            if std::net::TcpStream::connect(admin).is_err() {
+                break true;
+            }
+            if began.elapsed() >= limit {
+                bail!("{admin} has not ended within {}", humantime::format_duration(limit));
+            }
+            std::thread::sleep(LOOK);
+        },
+    };
+    if args.json {
+        println!("{}", json!({ "draining": true, "ended": ended }));
+    } else if ended {
+        println!("it has ended");
+    } else {
+        println!(
+            "it drains: sessions and answers may finish within the drain times of its roles, then it ends"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen() -> Seen {
+        Seen {
+            status: json!({
+                "node": "pop-1", "version": "1", "roles": ["ingest", "edge"], "ready": true, "draining": false,
+                "uptime_s": 61, "listeners": { "http": "127.0.0.1:80" }, "store": { "up": false, "why": "gone" },
+                "stream_count": 1, "nodes": [
+                    { "name": "o1", "role": "origin", "address": "o1:1", "capacity": 20, "load": 3, "draining": true },
+                ],
+                "streams": [{ "stream": "b", "state": "live", "epoch": 7 }],
+            }),
+            broadcasts: vec![
+                json!({ "stream": "b", "bitrate_bps": 2_500_000, "fps": 29.97, "lag_ms": 3, "warnings": [{ "kind": "uplink" }] }),
+                json!({ "stream": "a", "bitrate_bps": 1000, "fps": 25.0, "lag_ms": 0, "warnings": [] }),
+            ],
+            metrics: Scrape::parse(
+                "edge_waiters{tier=\"edge\"} 2\nedge_requests_total{tier=\"edge\",result=\"hit\"} 90\n\
+                 edge_requests_total{tier=\"edge\",result=\"miss\"} 9\nedge_requests_total{tier=\"edge\",result=\"local\"} 5\n\
+                 edge_requests_total{tier=\"edge\",result=\"error\"} 1\n",
+            ),
+        }
+    }
+
+    #[test]
+    fn a_node_is_told_in_words() {
+        let text = in_words(&seen().status);
+        for words in ["pop-1: ready, up 1m 1s", "store cannot be reached: gone", "load 3 of 20  draining"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+
+    #[test]
+    fn streams_and_broadcasts_are_one_table() {
+        let streams = seen().streams();
+        let text = table(&streams);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[1].starts_with("a ") && lines[1].contains("relayed"), "{text}");
+        assert!(lines[2].contains(" live ") && lines[2].contains("2500    30.0       3  uplink"), "{text}");
+    }
+
+    #[test]
+    fn tiers_are_those_that_are_there() {
+        let seen = seen();
+        assert!(seen.tier("shield").is_none());
+        let tier = seen.tier("edge").unwrap();
+        assert_eq!((tier.requests, tier.hits, tier.failed, tier.waiters), (100.0, 90.0, 1.0, 2.0));
+    }
+}
