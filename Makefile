@@ -30,7 +30,7 @@ deps-test:
 test: deps-test web
 	scripts/test.sh
 
-# Ten minutes of playlists and media under lints, five minutes of players.
+# Ten minutes of playlists and media under lints; all players for five minutes, then through drops and a shed rung.
 test-players: deps-test web
 	scripts/test-players.sh
 

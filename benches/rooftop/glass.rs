@@ -1,6 +1,6 @@
 //! Glass to glass: a broadcaster whose pictures show the time, a whole node, and players in a real browser that read it.
 //!
-//! 360p30 by ffmpeg over RTMPS, x264 without delay, as the default configuration makes two rungs of it; the players one after
+//! 360p30 by ffmpeg over RTMPS, x264 without delay, of which the default rules make two rungs; the players one after
 //! another, each as its makers set it up (`tests/browser/glass.mjs`).
 
 use std::fs::File;
@@ -284,6 +284,7 @@ rtmps = "127.0.0.1:0"
 drain = "0s"
 [origin]
 listen = "127.0.0.1:0"
+dash_latency = "800ms"
 [shield]
 https = "127.0.0.1:0"
 drain = "0s"

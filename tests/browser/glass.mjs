@@ -4,7 +4,7 @@
 //   node glass.mjs --url http://127.0.0.1:8080/live/demo/ --player dash-low --seconds 30
 //
 //   --url URL         what `index.m3u8` and `manifest.mpd` are below
-//   --player NAME     one of dash-low, hls-low, hls-plain, shaka-dash-low, shaka-hls-low: everything else as the player has it
+//   --player NAME     one of dash-low, hls-low, hls-plain, shaka-dash-low, shaka-hls-low: as the player has it, but that it may catch up
 //   --seconds N       how long to look (default 30), once it has settled
 //   --settle N        seconds of playback before that (default 5)
 //   --start-timeout N seconds until it must play (default 30)
@@ -85,7 +85,8 @@ function open({ player: name, url }) {
     player.initialize(video, url, true);
     age = () => player.getCurrentLiveLatency();
   } else if (name.startsWith('hls')) {
-    const player = new Hls({ lowLatencyMode: name === 'hls-low' });
+    // Without a rate to catch up at it stays where it began.
+    const player = new Hls(name === 'hls-low' ? { lowLatencyMode: true, maxLiveSyncPlaybackRate: 1.1 } : { lowLatencyMode: false });
     player.on(Hls.Events.ERROR, (_, { details }) => problem(details));
     player.on(Hls.Events.MANIFEST_PARSED, () => video.play());
     player.loadSource(url);
@@ -93,7 +94,8 @@ function open({ player: name, url }) {
     age = () => player.latency;
   } else {
     const player = new shaka.Player();
-    player.configure({ streaming: { lowLatencyMode: true } });
+    // The same; it takes the latency from the manifest.
+    player.configure({ streaming: { lowLatencyMode: true, liveSync: { enabled: true } } });
     player.addEventListener('error', ({ detail }) => problem(`${detail.code} ${detail.data?.[0] ?? ''}`));
     player.attach(video).then(() => player.load(url)).then(() => video.play()).catch((error) => problem(String(error.code ?? error)));
     age = () => (Date.now() - player.getPlayheadTimeAsDate()) / 1000;

@@ -14,6 +14,7 @@ mod browser;
 mod cli;
 mod dashboards;
 mod encoders;
+mod endurance;
 #[path = "../../cluster/tests/kit/mod.rs"]
 mod etcd;
 mod failover;

@@ -1,7 +1,7 @@
 //! Shaka beside hls.js in headless Chromium, low-latency and plain: through a broadcaster who drops for three seconds and comes
 //! back with another resolution. It stalls at every gap (its error 1011) and goes on by itself.
 //!
-//! `ROOFTOP_PLAYERS_SECONDS=300` makes it five minutes, with hls.js in both ways, too (`make test-players`).
+//! `endurance.rs` has more players, for longer.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::kit::*;
 
-/// How long all play at least, unless it is said otherwise.
+/// How long all play at least.
 const SECONDS: u64 = 12;
 
 /// Players in one page of a browser; killed when dropped.
@@ -64,19 +64,15 @@ fn clip(name: &str, size: &'static str) -> Clip {
 #[test]
 fn shaka_plays_through_a_drop_and_a_change_of_resolution() {
     let _turn = real_time(Share::Core);
-    let long = std::env::var("ROOFTOP_PLAYERS_SECONDS").ok().map(|text| text.parse::<u64>().unwrap());
-    let seconds = long.unwrap_or(SECONDS);
-    let players =
-        if long.is_some() { "shaka-low,shaka-plain,hls-low,hls-plain" } else { "shaka-low,shaka-plain" };
     let folder = Folder::new("shaka");
     let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
     let (large, small) = (clip("lint-360p", "640x360"), clip("lint-240p", "426x240"));
     let url = node.publish_url("rtmps", "show");
     let first = Broadcaster::send(&large, &url, -1);
     live(&node, "show");
-    let playing = Players::start(&node, "show", players, seconds);
+    let playing = Players::start(&node, "show", "shaka-low,shaka-plain", SECONDS);
     // The absence is what is tested, a third of the way through.
-    std::thread::sleep(Duration::from_secs(seconds / 3));
+    std::thread::sleep(Duration::from_secs(SECONDS / 3));
     first.kill();
     std::thread::sleep(Duration::from_secs(3));
     let _second = Broadcaster::send(&small, &url, -1);
