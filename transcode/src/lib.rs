@@ -13,6 +13,7 @@
 //! where segments begin, [`ladder`] for the choice of rungs and [`cmaf`] for the boxes.
 
 pub mod audio;
+mod captions;
 pub mod cmaf;
 pub mod config;
 pub mod copy;

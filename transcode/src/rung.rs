@@ -5,6 +5,7 @@ use std::sync::mpsc::Receiver;
 
 use media::Sample;
 
+use crate::captions::Captions;
 use crate::error::Error;
 use crate::job::{Event, Events, Pictures, Shown, Stop, VideoSource};
 use crate::ladder::{Rung, USUAL_FRAME_RATE};
@@ -29,6 +30,7 @@ pub(crate) struct Stage {
     /// What the encoder holds, oldest first.
     inside: VecDeque<Showing>,
     thinning: Thinning,
+    captions: Captions,
     /// A smaller rung has frames that this one leaves out.
     feeds: bool,
     /// Coded frames, until it is known how long they last.
@@ -67,6 +69,7 @@ impl Stage {
             encoder: None,
             inside: VecDeque::new(),
             thinning: Thinning::new(rung.max_fps),
+            captions: Captions::default(),
             feeds: rungs[index + 1..].iter().any(more_often),
             coded: VecDeque::new(),
         })
@@ -84,9 +87,13 @@ impl Stage {
                 next.send(picture.share()?, showing, shed)?;
             }
             if takes {
-                self.encode(picture, showing)?;
+                let captioned = self.captions.shown_with(picture)?;
+                self.encode(captioned, showing)?;
             } else if is_shed {
                 self.thinning.end();
+                self.captions = Captions::default();
+            } else {
+                self.captions.left_out(&picture);
             }
             self.deliver()?;
             if is_shed && showing.key {

@@ -45,6 +45,32 @@ impl Picture {
         Ok(copy)
     }
 
+    /// Closed captions (`cc_data`, triplets) that are shown with it.
+    pub(crate) fn captions(&self) -> &[u8] {
+        let kind = ffi::AVFrameSideDataType::AV_FRAME_DATA_A53_CC;
+        // SAFETY: a valid frame; its side data is `size` bytes that live as long as the frame does, and are not changed.
+        unsafe {
+            let side = ffi::av_frame_get_side_data(self.as_ptr(), kind);
+            match side.as_ref() {
+                Some(side) if !side.data.is_null() => std::slice::from_raw_parts(side.data, side.size),
+                _ => &[],
+            }
+        }
+    }
+
+    /// Gives it these captions in place of its own.
+    pub(crate) fn set_captions(&mut self, captions: &[u8]) -> Result<(), Failure> {
+        let kind = ffi::AVFrameSideDataType::AV_FRAME_DATA_A53_CC;
+        // SAFETY: a valid frame that owns its list of side data; the new entry has as many bytes as are written.
+        unsafe {
+            ffi::av_frame_remove_side_data(self.as_ptr(), kind);
+            let side = ffi::av_frame_new_side_data(self.as_ptr(), kind, captions.len());
+            let side = side.as_mut().ok_or(Failure::out_of_memory("av_frame_new_side_data"))?;
+            std::ptr::copy_nonoverlapping(captions.as_ptr(), side.data, captions.len());
+        }
+        Ok(())
+    }
+
     pub(super) fn as_ptr(&self) -> *mut ffi::AVFrame {
         self.0.as_ptr()
     }

@@ -7,7 +7,7 @@ use media::captions::each_triplet;
 use media::codec::VideoCodec;
 use transcode::Passthrough;
 
-use super::{Played, Tags, Track, made, play};
+use super::{Played, Tags, Track, made, play, play_as, rules};
 use crate::dash::Period;
 
 /// Of a channel of line 21: a roll-up caption of two lines.
@@ -120,6 +120,24 @@ async fn captions_are_in_every_rung_and_in_the_manifests() {
         let mpd = live.mpd(1500, 0, "/time", None).unwrap();
         assert!(mpd.contains("urn:scte:dash:cc:cea-608:2015\" value=\"CC1=und\""), "{mpd}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rung_with_fewer_frames_says_all_the_same() {
+    let Some(mut track) = made("testsrc2=s=320x180:r=30:d=4", &["-bf", "2", "-g", "30"]) else { return };
+    let script = script(track.frames.len());
+    caption(&mut track, &script);
+    let mut tags = Tags::default();
+    tags.video(VideoCodec::Avc, &track, 900_000);
+    let mut rules = rules(Passthrough::Off);
+    let slow = rules.rungs.last_mut().unwrap();
+    slow.max_fps = Some(10);
+    let played = play_as(rules, tags).await;
+    assert_eq!(said(&played, "180p"), script);
+    let spoken = |said: Vec<[u8; 3]>| said.into_iter().filter(|t| t[1..] != [0x80, 0x80]).collect::<Vec<_>>();
+    let slow = said(&played, "90p");
+    assert!(slow.len() < script.len());
+    assert_eq!(spoken(slow), spoken(script));
 }
 
 #[tokio::test(flavor = "multi_thread")]
