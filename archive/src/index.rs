@@ -2,11 +2,12 @@
 //! the same result: so nothing that writes, merges or deletes journals has to be atomic with anything else.
 #![deny(clippy::disallowed_methods)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
 use media::captions::Service;
+use media::event::{Event, What};
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
@@ -188,6 +189,9 @@ pub struct Ended {
 /// Segments of one run at most: four months of one-second segments. It bounds what a wrong number in a store can cost.
 const MAX_RUN_SEGMENTS: u64 = 10_000_000;
 
+/// Events of one broadcast: a cue each minute for a month.
+const MAX_EVENTS: usize = 50_000;
+
 type Segments = BTreeMap<(SegmentNumber, Epoch), Segment>;
 
 /// All of one broadcast.
@@ -197,6 +201,7 @@ pub struct Index {
     runs: BTreeMap<Epoch, Run>,
     segments: BTreeMap<RenditionId, Segments>,
     holes: BTreeMap<(RenditionId, Epoch), Vec<Hole>>,
+    events: BTreeSet<(Ticks, What)>,
     ended: Option<Ended>,
 }
 
@@ -236,7 +241,7 @@ impl Index {
     /// Nothing yet.
     pub fn new(broadcast: BroadcastId) -> Self {
         let (runs, segments, holes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { broadcast, runs, segments, holes, ended: None }
+        Self { broadcast, runs, segments, holes, events: BTreeSet::new(), ended: None }
     }
 
     // --- filling ---
@@ -288,6 +293,14 @@ impl Index {
         }
     }
 
+    /// Past a bound the event is left out; which one does not depend on the order.
+    pub(crate) fn add_event(&mut self, event: Event) {
+        self.events.insert((event.at, event.what));
+        if self.events.len() > MAX_EVENTS {
+            self.events.pop_last();
+        }
+    }
+
     pub(crate) fn end(&mut self, ended: Ended) {
         let order = |ended: &Ended| (ended.epoch, !ended.abandoned, ended.unix_ms);
         if self.ended.as_ref().is_none_or(|known| order(&ended) > order(known)) {
@@ -310,13 +323,17 @@ impl Index {
                 self.add_hole(rendition, *epoch, *hole);
             }
         }
+        for event in other.events() {
+            self.add_event(event);
+        }
         if let Some(ended) = other.ended {
             self.end(ended);
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.segments.is_empty() && self.holes.is_empty() && self.ended.is_none()
+        let media = self.runs.is_empty() && self.segments.is_empty() && self.holes.is_empty();
+        media && self.events.is_empty() && self.ended.is_none()
     }
 
     /// Whatever was said of its end, also if it went on.
@@ -345,6 +362,11 @@ impl Index {
     /// Every run that was announced, oldest first, also those that brought nothing.
     pub fn runs(&self) -> impl Iterator<Item = &Run> {
         self.runs.values()
+    }
+
+    /// What happened, in order of time.
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        self.events.iter().map(|(at, what)| Event { at: *at, what: what.clone() })
     }
 
     /// What is played, in order: where two runs have one number, the later run has it, and from its first number on

@@ -1,6 +1,7 @@
 //! What journal objects hold: the SHA-256 of what follows, a line end, and a piece of the index as JSON.
 #![deny(clippy::disallowed_methods)]
 
+use media::event::Event;
 use media::time::Ticks;
 use media::{Epoch, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,8 @@ struct Record {
     segments: Vec<Group>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     holes: Vec<HoleRecord>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    events: Vec<Event>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ended: Option<Ended>,
 }
@@ -90,6 +93,7 @@ pub(crate) fn encode(index: &Index) -> Vec<u8> {
         runs: index.runs().cloned().collect(),
         segments,
         holes: holes.collect(),
+        events: index.events().collect(),
         ended: index.said_ended(),
     };
     let json = serde_json::to_vec(&record).expect("a record has a text");
@@ -125,6 +129,9 @@ pub(crate) fn decode(broadcast: &BroadcastId, bytes: &[u8]) -> Result<Index, Dam
     }
     for HoleRecord { epoch, rendition, hole } in record.holes {
         index.add_hole(&rendition, epoch, hole);
+    }
+    for event in record.events {
+        index.add_event(event);
     }
     if let Some(ended) = record.ended {
         index.end(ended);

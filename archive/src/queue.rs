@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use media::event::Event;
 use media::time::Ticks;
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 
@@ -218,6 +219,17 @@ impl Queue {
         while state.runs.len() > 2 * MAX_WAITING_RUNS {
             state.runs.pop_first();
         }
+        Offered::Queued
+    }
+
+    /// Something happened in a run. Those of runs that nobody announced are not kept.
+    pub(crate) fn event(&mut self, broadcast: &BroadcastId, epoch: Epoch, event: Event) -> Offered {
+        if self.is_fenced(broadcast, epoch) {
+            return Offered::Fenced;
+        }
+        let state = self.broadcasts.get_mut(broadcast).filter(|state| state.runs.contains_key(&epoch));
+        let Some(state) = state else { return Offered::Known };
+        state.unsaid.add_event(event);
         Offered::Queued
     }
 

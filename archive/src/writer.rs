@@ -4,6 +4,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use media::event::Event;
 use media::{Epoch, RenditionId, SegmentNumber, StreamName};
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use tokio::sync::Notify;
@@ -49,6 +50,11 @@ impl Sink {
     /// A run begins, or goes on at this origin after another. The same run twice is one.
     pub fn run(&self, broadcast: &BroadcastId, run: Run) {
         self.offer("a run", |queue| queue.run(now(), broadcast, run));
+    }
+
+    /// Something happened in the run `epoch`. The same event twice is one; those of a run that was not announced are left out.
+    pub fn event(&self, broadcast: &BroadcastId, epoch: Epoch, event: Event) {
+        self.offer("an event", |queue| queue.event(broadcast, epoch, event));
     }
 
     /// A segment is complete. The same segment twice is one; for one of a run that was not announced, or that finds the queue

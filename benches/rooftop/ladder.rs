@@ -384,7 +384,7 @@ impl VideoFile {
 
     fn flush(&mut self) -> anyhow::Result<()> {
         self.sequence += 1;
-        self.file.write_all(&cmaf::chunk(self.sequence, &self.part, self.part_is_first, None))?;
+        self.file.write_all(&cmaf::chunk(self.sequence, &self.part, self.part_is_first, None, &[]))?;
         self.part.clear();
         Ok(())
     }
@@ -422,7 +422,7 @@ impl AudioFile {
 
     fn flush(&mut self) -> anyhow::Result<()> {
         self.sequence += 1;
-        self.file.write_all(&cmaf::chunk(self.sequence, &self.part, self.sequence == 1, None))?;
+        self.file.write_all(&cmaf::chunk(self.sequence, &self.part, self.sequence == 1, None, &[]))?;
         self.part.clear();
         Ok(())
     }

@@ -92,6 +92,13 @@ impl Tag {
         self.shape() == Shape::Config
     }
 
+    /// A data message that says something of a moment, such as `onCuePoint`, and not of the stream, as `onMetaData` does.
+    pub fn is_event(&self) -> bool {
+        let of_the_stream =
+            |name: &str| matches!(name, "onMetaData" | "|RtmpSampleAccess") || name.starts_with('@');
+        self.kind == TagKind::Script && message_name(&self.data).is_some_and(|name| !of_the_stream(name))
+    }
+
     /// The same as [`Tag::video`] and [`Tag::audio`] say. Asked several times of each tag, so it looks at the two bytes that
     /// tell in the tags that are common.
     fn shape(&self) -> Shape {
@@ -121,6 +128,12 @@ impl Tag {
             (TagKind::Script, _) => Shape::Nothing,
         }
     }
+}
+
+/// The name of a data message: the string (AMF0) that it begins with.
+pub fn message_name(script: &[u8]) -> Option<&str> {
+    let [2, high, low, rest @ ..] = script else { return None };
+    std::str::from_utf8(rest.get(..usize::from(*high) << 8 | usize::from(*low))?).ok()
 }
 
 /// What a tag means, without what it carries.

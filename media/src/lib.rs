@@ -8,6 +8,7 @@
 
 pub mod captions;
 pub mod codec;
+pub mod event;
 pub mod flv;
 pub mod lately;
 pub mod name;
@@ -15,6 +16,7 @@ pub mod object;
 pub mod push;
 pub mod range;
 pub mod sample;
+pub mod scte35;
 pub mod time;
 
 pub use name::{Epoch, RenditionId, SegmentNumber, StreamName};

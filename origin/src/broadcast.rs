@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use media::captions::Service;
+use media::event::Event;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, object};
 
 use crate::continuation::Continuation;
 use crate::dash::{Mpd, Period};
 use crate::dvr::{Past, PastRuns};
+use crate::events;
 use crate::hls::{self, BadDirective, Directives, Hint, Playlist, Report, Targets, Variant};
 use crate::live::{Found, Place, State};
 use crate::timeline::Anchor;
@@ -47,6 +49,8 @@ pub(crate) struct Broadcast {
     pub(crate) next: Option<Continuation>,
     /// The first of the gaps that were listed since the broadcaster went away.
     pub(crate) away: Option<SegmentNumber>,
+    /// What is listed of events, and was until lately, in order of time.
+    pub(crate) events: VecDeque<Event>,
 }
 
 #[derive(Debug)]
@@ -197,6 +201,28 @@ impl Broadcast {
         });
     }
 
+    /// Something happens. False if it is known.
+    pub(crate) fn event(&mut self, event: &Event) -> bool {
+        if self.events.iter().any(|known| known.is_again(event)) {
+            return false;
+        }
+        self.events.insert(self.events.partition_point(|before| before.at <= event.at), event.clone());
+        self.forget_events();
+        true
+    }
+
+    /// Those of date ranges that left the playlists long ago.
+    fn forget_events(&mut self) {
+        if !self.events.is_empty() {
+            let first = self.renditions.iter().filter_map(|rendition| {
+                let start = rendition.window.segments().next()?.start;
+                Some(rendition.window.timescale().rescale(start, Timescale::VIDEO))
+            });
+            let from = first.min().unwrap_or(Ticks::MIN / 2);
+            events::forget(&mut self.events, from - self.targets.skip_boundary());
+        }
+    }
+
     /// Captions were found in the newest run.
     pub(crate) fn found(&mut self, captions: &[Service]) {
         if let Some(run) = self.periods.last_mut() {
@@ -304,6 +330,7 @@ impl Broadcast {
         if was_open && index == self.renditions.iter().position(|r| r.epoch == self.epoch()).unwrap_or(0) {
             self.fill_gaps(index);
         }
+        self.forget_events();
         let rendition = &self.renditions[index];
         if let Some(last) = rendition.window.segments().next_back() {
             let end = rendition.window.timescale().rescale(last.start + last.duration, Timescale::VIDEO);
@@ -450,8 +477,15 @@ impl Broadcast {
             return Ok(Found::Later);
         }
         let first = rendition.window.segments().next().map_or(self.next_number, |segment| segment.number);
+        let mut events = past.map_or_else(Vec::new, |past| past.events().to_vec());
+        for event in &self.events {
+            if !events.iter().any(|known| known.is_again(event)) {
+                events.push(event.clone());
+            }
+        }
         let playlist = Playlist {
             id,
+            events: &events,
             earlier: &past.map_or_else(VecDeque::new, |past| past.clone().before(first)),
             window: &rendition.window,
             targets: self.targets,

@@ -7,6 +7,7 @@ use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
+use crate::events;
 use crate::hls::{Kind, Targets, Variant};
 use crate::timeline::{Anchor, rfc3339};
 
@@ -218,6 +219,10 @@ impl Mpd<'_> {
                 );
             }
         }
+        let has_video = stretch.run.variants.iter().any(is_video);
+        if id == VIDEO_SET || !has_video {
+            event_streams(out);
+        }
         if self.ended.is_none() {
             put!(
                 out,
@@ -317,6 +322,13 @@ fn most(variants: &[&Variant]) -> String {
         put!(out, " maxFrameRate=\"{num}/{den}\"");
     }
     out
+}
+
+/// What may stand in front of chunks: said of every run, since what will happen is not known when it begins.
+pub(crate) fn event_streams(out: &mut String) {
+    for scheme in [events::SCTE35, events::ID3] {
+        put!(out, "      <InbandEventStream schemeIdUri=\"{scheme}\"/>\n");
+    }
 }
 
 /// Closed captions in the video (ANSI/SCTE 214-1, 7.2.5): channels of CEA-608 in one descriptor, services of CEA-708 in another.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use archive::index::{Entry, Index, Rendition, Run};
+use media::event::Event;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, RenditionId, SegmentNumber};
 
@@ -85,6 +86,8 @@ pub struct Earlier {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Past {
     segments: VecDeque<Earlier>,
+    /// What happened, in order of time.
+    events: Vec<Event>,
     /// Where what follows the run of the last one begins, and how long a gap is, in ticks of the rendition.
     gaps: (Ticks, Ticks),
 }
@@ -96,6 +99,7 @@ impl Past {
         let renditions = index.renditions();
         let Some(rendition) = renditions.iter().find(|rendition| rendition.id == *id) else { return past };
         let ticks = |ticks| Timescale::VIDEO.rescale(ticks, rendition.timescale);
+        past.events = index.events().collect();
         let from = ticks(from);
         let spans = index.spans();
         let mut run: Option<&Run> = None;
@@ -118,6 +122,11 @@ impl Past {
             }
         }
         past
+    }
+
+    /// What happened, in order of time.
+    pub(crate) fn events(&self) -> &[Event] {
+        &self.events
     }
 
     /// What is to be listed before segment `first`, with gaps for what nobody knows.

@@ -99,6 +99,8 @@ pub enum Event {
     Again(Frame),
     /// An audio frame of the run.
     Audio(Frame),
+    /// A data message that belongs to a moment of the run.
+    Data(Frame),
     /// The run ends here.
     Restart(Break),
 }
@@ -239,6 +241,9 @@ impl Feed {
                     let slow = fps > 0.0 && fps < 1.0 && 1.0 / fps <= MAX_INTERVAL.as_secs_f64();
                     self.meta_interval = slow.then(|| Duration::from_secs_f64(1.0 / fps));
                 }
+                if tag.is_event() {
+                    self.data(tag);
+                }
             }
             TagKind::Video => match tag.video()? {
                 Video::Config { codec, record } => self.video_config(codec, record)?,
@@ -332,6 +337,21 @@ impl Feed {
             self.configured(TagKind::Audio);
         }
         Ok(())
+    }
+
+    /// Takes a data message. Some encoders stamp them zero, or with a time of their own: it is now that they are sent.
+    fn data(&mut self, tag: &Tag) {
+        let newest = self.last_video_ms.max(self.last_audio_ms);
+        let sent = self.clock.near(tag.timestamp_ms);
+        let ms = newest.filter(|newest| (sent - newest).abs() > MAX_EVENT_SKEW_MS).unwrap_or(sent);
+        let data = tag.data.clone();
+        let frame = Frame { dts_ms: ms, pts_ms: ms, pts_nanos: 0, key: false, samples: 0, data };
+        if self.running {
+            self.events.push_back(Event::Data(frame));
+        } else if self.held_bytes + frame.data.len() <= MAX_PROBE_BYTES {
+            self.held_bytes += frame.data.len();
+            self.held.push_back((TagKind::Script, frame));
+        }
     }
 
     /// A track has a new configuration: a run ends with it; of what waits for a start only that track is of no use any more.
@@ -559,23 +579,31 @@ impl Feed {
             // What waits may hold stragglers from before the time jumped: taken in, they would have all audio wait for theirs.
             let strays = |ms: i64| (ms - first_ms).abs() > MAX_SKEW_MS;
             let before = self.held.len();
-            self.held.retain(|(kind, frame)| *kind == TagKind::Video || !strays(frame.dts_ms));
+            self.held.retain(|(kind, frame)| *kind != TagKind::Audio || !strays(frame.dts_ms));
             self.skipped += (before - self.held.len()) as u64;
             self.last_audio_ms = self.last_audio_ms.filter(|ms| !strays(*ms));
         }
         let keyframe_interval_ms = self.keyframe_interval_ms().filter(|_| self.rules.keyframes.is_some());
         let came_ms = self.probing_since_ms.unwrap_or(first_ms);
         self.events.push_back(Event::Start(self.source(first_ms, came_ms, keyframe_interval_ms)));
-        for (kind, frame) in std::mem::take(&mut self.held) {
+        for (kind, mut frame) in std::mem::take(&mut self.held) {
+            if kind == TagKind::Script && (frame.pts_ms - first_ms).abs() > MAX_EVENT_SKEW_MS {
+                (frame.dts_ms, frame.pts_ms) = (first_ms, first_ms);
+            }
             if kind == TagKind::Video {
                 self.keep(&frame);
-                self.events.push_back(Event::Video(frame));
-            } else {
-                self.events.push_back(Event::Audio(frame));
             }
+            self.events.push_back(match kind {
+                TagKind::Video => Event::Video(frame),
+                TagKind::Audio => Event::Audio(frame),
+                TagKind::Script => Event::Data(frame),
+            });
         }
     }
 }
+
+/// How far a data message may be from the newest media, in milliseconds, before its time is not believed.
+const MAX_EVENT_SKEW_MS: i64 = 10_000;
 
 /// Extends 32-bit millisecond times to 64 bits: they wrap after 49.7 days, and encoders may start anywhere.
 #[derive(Debug, Default)]
@@ -587,12 +615,17 @@ impl Unwrap {
     /// The time nearest to the last one that has these low 32 bits. The first is taken as a signed number
     /// (FLV annex E.4.1), moved up by 2^32 so that small steps back stay positive.
     pub fn extend(&mut self, time_ms: u32) -> i64 {
-        let extended = match self.last {
-            None => i64::from(time_ms) + (1 << 32),
-            Some(last) => last + i64::from(time_ms.wrapping_sub(last as u32) as i32),
-        };
+        let extended = self.near(time_ms);
         self.last = Some(extended);
         extended
+    }
+
+    /// The same for a time that others are not to follow.
+    pub fn near(&self, time_ms: u32) -> i64 {
+        match self.last {
+            None => i64::from(time_ms) + (1 << 32),
+            Some(last) => last + i64::from(time_ms.wrapping_sub(last as u32) as i32),
+        }
     }
 }
 
@@ -665,11 +698,35 @@ mod tests {
                     Event::Video(_) => 'v',
                     Event::Again(_) => 'w',
                     Event::Audio(_) => 'a',
+                    Event::Data(_) => 'd',
                     Event::Restart(_) => 'R',
                 });
             }
         }
         Ok(said)
+    }
+
+    #[test]
+    fn data_messages_are_of_their_moment_and_no_frames() {
+        let text = |ms| tag(TagKind::Script, ms, &[2, 0, 10], b"onTextData\x05");
+        let script = |ms| tag(TagKind::Script, ms, &[2, 0, 10], b"onMetaData\x05");
+        // What comes before it is known what there is waits like the frames.
+        let begin =
+            [video_config(), text(0), video(0, true), audio_config(), text(20), audio(23), script(24)];
+        assert_eq!(said(begin).unwrap(), "Sdvda");
+        let mut feed = Feed::new(rules());
+        let mut times = Vec::new();
+        let stray = [text(5_000), text(0x8000_0000), text(1_020)];
+        for tag in [video_config(), audio_config(), video(1_000, true), audio(1_010)].into_iter().chain(stray)
+        {
+            feed.push(&tag).unwrap();
+            while let Some(event) = feed.poll() {
+                if let Event::Data(frame) = event {
+                    times.push(frame.pts_ms - (1 << 32));
+                }
+            }
+        }
+        assert_eq!(times, [5_000, 1_010, 1_020], "a time of nobody's is now, and moves nothing");
     }
 
     #[test]
@@ -902,6 +959,7 @@ mod tests {
                 }
                 while let Some(event) = feed.poll() {
                     match event {
+                        Event::Data(_) => {}
                         Event::Start(_) => {
                             assert!(!running, "a run begins once");
                             (running, last_video) = (true, None);

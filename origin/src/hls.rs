@@ -87,6 +87,11 @@ impl Targets {
         (self.segment_duration + 45_000).div_euclid(90_000).max(1)
     }
 
+    /// What is farther than that from the end of a playlist may be left out of delta updates, 90 kHz (4.4.3.8).
+    pub(crate) fn skip_boundary(self) -> Ticks {
+        SKIP_BOUNDARY * self.target_duration() * 90_000
+    }
+
     /// How far from the end of a playlist parts are listed (6.2.2).
     pub(crate) fn parts_listed(self, timescale: Timescale) -> Ticks {
         PARTS_LISTED * self.target_duration() * Ticks::from(timescale.per_second())
@@ -240,6 +245,7 @@ mod tests {
         let rendition = id("720p");
         let playlist = Playlist {
             id: &rendition,
+            events: &[],
             earlier: &VecDeque::new(),
             window: &window,
             targets: TARGETS,
@@ -276,6 +282,7 @@ mod tests {
         for (epoch, breaks) in [(2, 1), (3, 0)] {
             let playlist = Playlist {
                 id: &rendition,
+                events: &[],
                 earlier: &VecDeque::from([earlier(epoch)]),
                 window: &window,
                 targets: TARGETS,
@@ -355,6 +362,7 @@ mod tests {
         let render = |window: &Window, skip| {
             let playlist = Playlist {
                 id: &rendition,
+                events: &[],
                 earlier: &VecDeque::new(),
                 window,
                 targets: TARGETS,
@@ -411,6 +419,7 @@ mod tests {
         window.close();
         let playlist = Playlist {
             id: &id("720p"),
+            events: &[],
             earlier: &VecDeque::new(),
             window: &window,
             targets: TARGETS,
@@ -440,6 +449,7 @@ mod tests {
         }
         let playlist = Playlist {
             id: &id("720p"),
+            events: &[],
             earlier: &VecDeque::new(),
             window: &window,
             targets: TARGETS,

@@ -25,6 +25,7 @@ pub mod copying;
 pub mod dash;
 pub mod dvr;
 pub mod error;
+pub mod events;
 pub mod feed;
 pub mod hls;
 pub mod hops;

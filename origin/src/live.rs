@@ -4,12 +4,14 @@
 mod mpd;
 mod record;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use archive::BroadcastId;
 use bytes::Bytes;
 use cluster::lease::Grant;
 use media::captions::Service;
+use media::event::Event;
 use media::time::Ticks;
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 use tokio::sync::watch;
@@ -326,6 +328,7 @@ impl Live {
                 breaks,
                 next: None,
                 away: None,
+                events: VecDeque::new(),
             });
             (inner.state, inner.copies) = (State::Live, false);
             broadcast.begin(epoch, place, renditions, captions, fresh);
@@ -340,6 +343,17 @@ impl Live {
                 broadcast.found(captions);
             }
         });
+    }
+
+    /// Lists an event of the run. False, and nothing is changed, if it is listed, or `epoch` is not the run that is being
+    /// written.
+    pub fn event(&self, epoch: Epoch, event: &Event) -> bool {
+        let mut new = false;
+        self.change(|inner| {
+            let run = inner.broadcast.as_mut().filter(|broadcast| broadcast.epoch() == epoch);
+            new = run.is_some_and(|broadcast| broadcast.event(event));
+        });
+        new
     }
 
     /// Opens a segment of a rendition. Ignored, as are the next two, unless `epoch` is the run that is being written.

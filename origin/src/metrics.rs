@@ -111,6 +111,10 @@ metrics! {
     frames_repeated: Counter,
     /// Messages with tracks beside the first of their kind, which are not taken.
     tracks_ignored: Counter,
+    /// Events that broadcasters sent, by kind: `scte35` or other `data`.
+    events: Repaired,
+    /// Data messages that did not become events, by reason: `size`, `rate`, `unreadable`.
+    events_refused: Breaks,
     /// Audio frames that came after their segment had been given up.
     frames_late: Counter,
     /// Segments given up because nothing came for them.

@@ -10,18 +10,20 @@ use media::captions::{Captions, Service};
 use media::codec::VideoConfig;
 use media::codec::aac::AacConfig;
 use media::codec::avc::AvcConfig;
+use media::event::{Event as Moment, What};
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, Sample, SegmentNumber};
 use transcode::{Rung, cmaf};
 
 use crate::broadcast::NewRendition;
 use crate::continuation::{AudioStart, Continuation};
+use crate::events;
 use crate::hls::{Kind, Targets, Variant};
 use crate::hops::{Entered, Hop, Taken};
 use crate::live::{Live, Place};
 use crate::metrics::Metrics;
 use crate::relay::unix_us;
-use crate::segmenter::{Event, Segmenter};
+use crate::segmenter::{Event, Part, Segmenter};
 use crate::window::Bitrate;
 
 /// Audio frames that wait for the video of their segment. Beyond this the video is missing, and audio goes on without.
@@ -39,6 +41,10 @@ const MAX_GATHERED_MS: i64 = 2000;
 
 /// Boundaries remembered until they are acknowledged: more than any pipeline delays.
 const MAX_BOUNDARIES: usize = 128;
+
+/// Events that wait for the chunk that they belong to, beyond which the oldest go; and those that are known, so that none
+/// that is sent again comes twice.
+const MAX_WAITING_EVENTS: usize = 128;
 
 /// What a packager needs to know of its run.
 pub struct Plan {
@@ -100,6 +106,8 @@ pub struct Packager {
     offset_ms: i64,
     /// [`Plan::unix_ms`] as it was given.
     latest_beginning_ms: i64,
+    /// The newest events.
+    events: VecDeque<Moment>,
 }
 
 /// Places in [`Plan::taken`].
@@ -114,6 +122,12 @@ struct Track {
     end: Option<Ticks>,
     /// Nothing is encoded for it at present.
     shed: bool,
+    /// Events that no chunk has yet, in order of time; of a track that carries them.
+    events: Option<VecDeque<Moment>>,
+    /// Events of chunks in the middle of the newest segment.
+    again: Vec<Moment>,
+    /// No chunk comes behind what is packaged now.
+    ends: bool,
 }
 
 /// How far a run came.
@@ -160,8 +174,12 @@ impl Packager {
             sequence: 0,
             end: None,
             shed: false,
+            events: None,
+            again: Vec::new(),
+            ends: false,
         };
-        let video = plan.rungs.iter().map(|rung| track(&rung.id, segmenter(Timescale::VIDEO, 0))).collect();
+        let video: Vec<_> =
+            plan.rungs.iter().map(|rung| track(&rung.id, segmenter(Timescale::VIDEO, 0))).collect();
         let audio = plan.audio.as_ref().map(|config| {
             let early = Ticks::from(config.frame_samples / 2);
             track(&audio_id(), segmenter(config.timescale(), early))
@@ -182,7 +200,13 @@ impl Packager {
             acknowledged: None,
             audio_end: None,
             offset_ms: 0,
+            events: VecDeque::new(),
         };
+        let carries = match packager.video.is_empty() {
+            true => packager.audio.as_mut_slice(),
+            false => &mut packager.video[..],
+        };
+        carries.iter_mut().for_each(|track| track.events = Some(VecDeque::new()));
         packager.configure_copied();
         packager.begin_if_configured();
         packager
@@ -282,6 +306,29 @@ impl Packager {
         }
     }
 
+    /// Something happens at its place on the timeline. False if that was said already.
+    pub fn event(&mut self, event: &Moment) -> bool {
+        if self.events.iter().any(|known| known.is_again(event)) {
+            return false;
+        }
+        if self.events.len() >= MAX_WAITING_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event.clone());
+        // What lies before is in the run before.
+        let tracks = self.video.iter_mut().chain(&mut self.audio);
+        for queue in tracks.filter_map(|track| track.events.as_mut()) {
+            if event.at < self.plan.place.start {
+                continue;
+            }
+            if queue.len() >= MAX_WAITING_EVENTS {
+                queue.pop_front();
+            }
+            queue.insert(queue.partition_point(|before| before.at <= event.at), event.clone());
+        }
+        !self.began || self.plan.live.event(self.plan.epoch, event)
+    }
+
     /// The encoders leave out the segment of a rung that begins at `pts`.
     pub fn shed(&mut self, rung: usize, pts: Ticks) {
         if let Some(track) = self.video.get_mut(rung).filter(|_| self.began) {
@@ -353,6 +400,9 @@ impl Packager {
 
     /// The run is over and all encoded frames have come: completes what is open.
     pub fn finish(&mut self) {
+        for track in self.video.iter_mut().chain(&mut self.audio) {
+            track.ends = true;
+        }
         for track in &mut self.video {
             if track.shed {
                 track.segmenter.skip_to(self.video_index + 1);
@@ -454,6 +504,9 @@ impl Packager {
         let captions = captions.services(caption_services);
         live.begin(*epoch, *place, *listed, *unix_ms, renditions, captions);
         self.began = true;
+        for event in &self.events {
+            live.event(*epoch, event);
+        }
         while let Some((rung, sample)) = self.waiting_video.pop_front() {
             self.video(rung, sample);
         }
@@ -539,11 +592,12 @@ fn publish(plan: &Plan, track: &mut Track) {
                 let kind = if track.id == audio_id() { AUDIO } else { VIDEO };
                 let first = part.samples.first().map_or(0, |sample| sample.pts);
                 let reference = plan.taken[kind].reference(first, timescale).filter(|_| part.first);
+                let events = messages(track, &part);
                 let chunk = if part.first && part.independent && kind == VIDEO {
                     track.sequence = track.sequence.wrapping_add(1);
-                    cmaf::lead_part(track.sequence.wrapping_sub(1), &part.samples, reference)
+                    cmaf::lead_part(track.sequence.wrapping_sub(1), &part.samples, reference, &events)
                 } else {
-                    cmaf::chunk(track.sequence, &part.samples, part.first, reference)
+                    cmaf::chunk(track.sequence, &part.samples, part.first, reference, &events)
                 };
                 plan.metrics.parts.inc();
                 plan.metrics.published_bytes.inc_by(chunk.len() as u64);
@@ -563,6 +617,31 @@ fn publish(plan: &Plan, track: &mut Track) {
             }
         }
     }
+}
+
+/// The events of a part. A splice in the middle of a segment is said again where the next one begins, for players that begin
+/// there (DASH-IF low-latency modes, 9.X.4.5).
+fn messages(track: &mut Track, part: &Part) -> Vec<cmaf::EventMessage> {
+    let timescale = track.segmenter.timescale();
+    let Track { events: Some(queue), again, ends: all, .. } = track else { return Vec::new() };
+    let begins = part.samples.iter().map(|sample| sample.pts).min().unwrap_or(0);
+    let ends = part.samples.iter().map(|sample| sample.pts + sample.duration.max(1)).max().unwrap_or(begins);
+    let mut messages = Vec::new();
+    if part.first {
+        messages.extend(again.drain(..).map(|event| events::message(&event, timescale, Ticks::MIN)));
+    }
+    let due = |event: &Moment| *all || Timescale::VIDEO.rescale(event.at, timescale) < ends;
+    while let Some(event) = queue.pop_front() {
+        if !due(&event) {
+            queue.push_front(event);
+            break;
+        }
+        messages.push(events::message(&event, timescale, begins));
+        if !part.first && matches!(event.what, What::Scte35(_)) {
+            again.push(event);
+        }
+    }
+    messages
 }
 
 #[cfg(test)]

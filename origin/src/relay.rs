@@ -18,6 +18,7 @@ use cluster::token::Claims;
 use http_body::Body;
 use http_body_util::BodyExt;
 use media::codec::{AudioConfig, VideoConfig};
+use media::event::What;
 use media::flv::{self, TagKind};
 use media::time::{Ticks, Timescale};
 use media::{Epoch, SegmentNumber};
@@ -31,6 +32,7 @@ use crate::Shared;
 use crate::continuation::Continuation;
 use crate::copying;
 use crate::error::{Error, Fault};
+use crate::events::{self, Limit, Refused};
 use crate::feed::{self, Break, Feed, Frame, Rules, Source};
 use crate::hls::Targets;
 use crate::live::{Follow, Left, Live, State, Writer};
@@ -144,6 +146,8 @@ pub(crate) async fn session<B>(
         received_us: None,
         received_bytes: 0,
         media_came: false,
+        limit: Limit::default(),
+        refused: None,
         counted: Counted::default(),
     };
     info!(
@@ -206,6 +210,10 @@ struct Session<'a> {
     received_us: Option<i64>,
     received_bytes: u64,
     media_came: bool,
+    /// How many events it may bring.
+    limit: Limit,
+    /// Why one was refused last.
+    refused: Option<Refused>,
     counted: Counted,
 }
 
@@ -521,6 +529,7 @@ impl Session<'_> {
             feed::Event::Start(source) => self.start_run(source)?,
             feed::Event::Video(frame) => self.frame(true, frame).await?,
             feed::Event::Audio(frame) => self.frame(false, frame).await?,
+            feed::Event::Data(frame) => self.data(&frame),
             feed::Event::Again(frame) => {
                 if let Some(run) = &mut self.run {
                     run.video(frame).await?;
@@ -592,6 +601,41 @@ impl Session<'_> {
             self.live.succession.note(video, &id, place);
         }
         Ok(())
+    }
+
+    /// A data message of the broadcaster.
+    fn data(&mut self, frame: &Frame) {
+        let Some(run) = &mut self.run else { return };
+        let what = match events::read(&frame.data) {
+            Ok(_) if !self.limit.allows(frame.dts_ms) => Err(Refused::Rate),
+            read => read,
+        };
+        match what {
+            Ok(what) => {
+                let kind = match &what {
+                    What::Scte35(_) => "scte35",
+                    What::Data { .. } => "data",
+                };
+                if run.event(frame.dts_ms, what) {
+                    self.shared.metrics.events.get_or_create(&Kind { kind }).inc();
+                    debug!(kind, ms = frame.dts_ms, "an event");
+                }
+            }
+            Err(refused) => {
+                let reason = refused.as_str();
+                self.shared.metrics.events_refused.get_or_create(&Reason { reason }).inc();
+                if self.refused.replace(refused) != Some(refused) {
+                    let name =
+                        flv::message_name(&frame.data).map(|name| name.chars().take(64).collect::<String>());
+                    warn!(
+                        name,
+                        reason,
+                        bytes = frame.data.len(),
+                        "a data message of the broadcaster is no event"
+                    );
+                }
+            }
+        }
     }
 
     /// Ends the run and begins another where it ended, with `frames`, of which the first is a keyframe. Those that the run

@@ -122,6 +122,11 @@ impl Repair {
         Times { dts, pts, duration }
     }
 
+    /// The place of a moment, 90 kHz, as far as milliseconds tell.
+    pub fn moment(&self, ms: i64) -> Ticks {
+        self.base + (ms - self.zero_ms) * 90
+    }
+
     /// Times of an audio frame of so many samples in the audio timescale; `None` for a frame that lies wholly in what was already
     /// covered.
     pub fn audio(&mut self, ms: i64, samples: u32) -> Option<Times> {

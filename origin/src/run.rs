@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use media::captions::Captions;
 use media::codec::VideoCodec;
+use media::event::{self, What};
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, Sample};
 use tokio::sync::mpsc;
@@ -182,6 +183,12 @@ impl Run {
             }
         }
         Ok(Some(place))
+    }
+
+    /// Something happens at `ms` of the source. False if that was said already.
+    pub(crate) fn event(&mut self, ms: i64, what: What) -> bool {
+        let at = self.repair.moment(ms - self.offset_ms());
+        with(&self.packager, |packager| packager.event(&event::Event { at, what }))
     }
 
     /// Waits for another session: what is in the encoders stays there.

@@ -115,6 +115,7 @@ fn a_day(rate: FrameRate, sample_rate: u32) {
                     repair = Some(Repair::new(START, source.first_ms, Some(rate), Some(timescale)));
                 }
                 Event::Restart(why) => panic!("{why:?}"),
+                Event::Data(frame) => panic!("{frame:?} was not sent"),
                 Event::Again(frame) => panic!("{frame:?} comes twice"),
                 Event::Video(frame) => {
                     let Some(repair) = &mut repair else { panic!("a frame before the start") };

@@ -174,13 +174,13 @@ mod tests {
             media::Sample { dts: 0, pts: 0, duration: 3000, key: true, data: Bytes::from_static(b"x") };
         for unix_us in [1_795_262_400_250_000, 2_085_978_496_500_000] {
             let reference = Some(transcode::cmaf::ReferenceTime { unix_us, media_time: 0 });
-            let segment = transcode::cmaf::chunk(1, std::slice::from_ref(&sample), true, reference);
+            let segment = transcode::cmaf::chunk(1, std::slice::from_ref(&sample), true, reference, &[]);
             assert_eq!(produced(&segment), Some(unix_us));
             for cut in 0..56 {
                 assert_eq!(produced(&segment[..cut]), None, "{cut}");
             }
         }
-        let without = transcode::cmaf::chunk(1, &[sample], true, None);
+        let without = transcode::cmaf::chunk(1, &[sample], true, None, &[]);
         assert_eq!(produced(&without), None);
         assert_eq!(produced(&[0; 64]), None);
     }

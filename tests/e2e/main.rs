@@ -44,5 +44,6 @@ mod shaka;
 mod soak;
 mod succession;
 mod takeover;
+mod timed;
 mod tokens;
 mod vod;

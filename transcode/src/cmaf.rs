@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use media::codec::{AvcConfig, VideoCodec, VideoConfig};
-use media::{Sample, Timescale};
+use media::{Sample, Ticks, Timescale};
 
 /// The header of a video rendition (`ftyp` and `moov`), for H.264 samples with length prefixes of 4 bytes.
 ///
@@ -126,32 +126,55 @@ pub struct ReferenceTime {
     pub media_time: i64,
 }
 
+/// What stands in front of a chunk for players to act on: EventMessageBox version 1 (ISO/IEC 23009-1, 5.10.3.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventMessage {
+    /// Says what the payload is; a URI without zero bytes.
+    pub scheme: &'static str,
+    /// Ticks per second of the times: the track's.
+    pub timescale: Timescale,
+    /// Presentation time; not negative.
+    pub at: Ticks,
+    /// How long it lasts, if that is known.
+    pub duration: Option<Ticks>,
+    /// Tells one event of its scheme from another: messages with the same number are one.
+    pub id: u32,
+    /// What it says.
+    pub payload: Bytes,
+}
+
 /// One CMAF chunk (`moof` and `mdat`) of the samples given, which follow one another without a gap in
 /// decode order; empty without samples.
 ///
 /// `sequence` grows by one from chunk to chunk of a rendition. The first chunk of a segment begins with a
 /// `styp`. The base decode time is the first sample's `dts`, which must not be negative. Composition
-/// offsets may be. With a `reference` the chunk says when its media were made (`prft`).
+/// offsets may be. With a `reference` the chunk says when its media were made (`prft`); `events` stand in front of it.
 pub fn chunk(
     sequence: u32,
     samples: &[Sample],
     first_of_segment: bool,
     reference: Option<ReferenceTime>,
+    events: &[EventMessage],
 ) -> Bytes {
     let payload: usize = samples.iter().map(|sample| sample.data.len()).sum();
     let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 192));
-    write_chunk(&mut w, sequence, samples, first_of_segment, reference);
+    write_chunk(&mut w, sequence, samples, first_of_segment, reference, events);
     w.0.freeze()
 }
 
 /// The first part of a video segment: as [`chunk`], but its keyframe is a chunk of its own, so that a range of the segment
 /// is a picture that can be shown alone ([`lead_len`]). Takes two numbers of `sequence`.
-pub fn lead_part(sequence: u32, samples: &[Sample], reference: Option<ReferenceTime>) -> Bytes {
+pub fn lead_part(
+    sequence: u32,
+    samples: &[Sample],
+    reference: Option<ReferenceTime>,
+    events: &[EventMessage],
+) -> Bytes {
     let payload: usize = samples.iter().map(|sample| sample.data.len()).sum();
     let mut w = Writer(BytesMut::with_capacity(payload + 16 * samples.len() + 288));
     let (keyframe, others) = samples.split_at(samples.len().min(1));
-    write_chunk(&mut w, sequence, keyframe, true, reference);
-    write_chunk(&mut w, sequence.wrapping_add(1), others, false, None);
+    write_chunk(&mut w, sequence, keyframe, true, reference, events);
+    write_chunk(&mut w, sequence.wrapping_add(1), others, false, None, &[]);
     w.0.freeze()
 }
 
@@ -179,6 +202,7 @@ fn write_chunk(
     samples: &[Sample],
     first_of_segment: bool,
     reference: Option<ReferenceTime>,
+    events: &[EventMessage],
 ) {
     let Some(first) = samples.first() else { return };
     if first_of_segment {
@@ -189,6 +213,19 @@ fn write_chunk(
             w.put_u32(TRACK_ID);
             w.put_u64(ntp(unix_us));
             w.put_u64(media_time.max(0) as u64);
+        });
+    }
+    for EventMessage { scheme, timescale, at, duration, id, payload } in events {
+        w.full_box(b"emsg", 1, 0, |w| {
+            w.put_u32(timescale.per_second());
+            w.put_u64((*at).max(0) as u64);
+            // All ones: nobody knows.
+            w.put_u32(duration.map_or(u32::MAX, |duration| clamp(duration.max(0) as u64)));
+            w.put_u32(*id);
+            w.put_slice(scheme.as_bytes());
+            // No value to the scheme.
+            w.put_slice(&[0, 0]);
+            w.put_slice(payload);
         });
     }
     let moof_at = w.len();
@@ -516,6 +553,27 @@ mod tests {
     }
 
     #[test]
+    fn events_stand_in_front_of_their_chunk() {
+        let sample = Sample { dts: 0, pts: 0, duration: 3000, key: true, data: Bytes::from_static(b"x") };
+        let event = |duration| EventMessage {
+            scheme: "urn:x",
+            timescale: Timescale::VIDEO,
+            at: 0x1_0000_0002,
+            duration,
+            id: 7,
+            payload: Bytes::from_static(b"payload"),
+        };
+        let events = [event(Some(90_000)), event(None)];
+        let all = boxes(&chunk(1, std::slice::from_ref(&sample), true, None, &events));
+        let names: Vec<_> = all.iter().map(|(path, _)| path.as_str()).take(4).collect();
+        assert_eq!(names, ["/styp", "/emsg", "/emsg", "/moof"]);
+        let expected =
+            b"\x01\0\0\0\0\x01\x5F\x90\0\0\0\x01\0\0\0\x02\0\x01\x5F\x90\0\0\0\x07urn:x\0\0payload";
+        assert_eq!(all[1].1, expected);
+        assert_eq!(all[2].1[16..20], [0xFF; 4], "nobody knows how long");
+    }
+
+    #[test]
     fn a_segment_begins_with_its_keyframe_alone() {
         let samples = [
             sample(0, 0, 3000, true, b"key"),
@@ -523,7 +581,7 @@ mod tests {
             sample(6000, 6000, 3000, false, b"f"),
         ];
         let reference = ReferenceTime { unix_us: 1_700_000_000_000_000, media_time: 0 };
-        let bytes = lead_part(7, &samples, Some(reference));
+        let bytes = lead_part(7, &samples, Some(reference), &[]);
         let lead = lead_len(&bytes).unwrap() as usize;
         assert_eq!(lead_len(&bytes[..lead - 3]), Some(lead as u64), "its header says so");
         for (bytes, sequence, time, paths) in [
@@ -538,7 +596,7 @@ mod tests {
         }
         assert!(bytes[..lead].ends_with(b"mdatkey") && bytes.ends_with(b"mdatdef"));
         // A picture alone, no boxes, and what would be read for ever.
-        assert_eq!(lead_len(&lead_part(7, &samples[..1], None)), Some(lead as u64 - 32));
+        assert_eq!(lead_len(&lead_part(7, &samples[..1], None, &[])), Some(lead as u64 - 32));
         for bad in [b"part".as_slice(), b"", &[0, 0, 0, 7, b'm', b'o', b'o', b'f', 0], &bytes[..60]] {
             assert_eq!(lead_len(bad), None, "{bad:?}");
         }
@@ -639,7 +697,7 @@ mod tests {
             sample(1 << 33, 1 << 33, 3003, true, b"abc"),
             sample((1 << 33) + 3003, (1 << 33) + 3003, 3004, false, b"de"),
         ];
-        let bytes = chunk(7, &samples, false, None);
+        let bytes = chunk(7, &samples, false, None, &[]);
         let boxes = boxes(&bytes);
         assert_eq!(u32_at(content(&boxes, "/moof/mfhd"), 4), 7);
         assert_eq!(content(&boxes, "/moof/traf/tfhd"), [0, 2, 0, 0, 0, 0, 0, 1]);
@@ -657,7 +715,7 @@ mod tests {
     #[test]
     fn composition_offsets_are_signed() {
         let samples = [sample(10, 40, 10, true, b"a"), sample(20, 10, 10, false, b"b")];
-        let first = chunk(1, &samples, true, None);
+        let first = chunk(1, &samples, true, None, &[]);
         let boxes = boxes(&first);
         assert!(content(&boxes, "/styp").starts_with(b"msdh"));
         let trun = content(&boxes, "/moof/traf/trun");
@@ -678,7 +736,7 @@ mod tests {
             (0, 2_208_988_800, 0),
         ] {
             let reference = Some(ReferenceTime { unix_us, media_time: 90_000 });
-            let bytes = chunk(1, &samples, true, reference);
+            let bytes = chunk(1, &samples, true, reference, &[]);
             let boxes = boxes(&bytes);
             let order: Vec<_> = boxes.iter().map(|(path, _)| path.as_str()).take(3).collect();
             assert_eq!(order, ["/styp", "/prft", "/moof"]);
@@ -695,12 +753,12 @@ mod tests {
 
     #[test]
     fn absurd_samples_do_not_panic() {
-        assert_eq!(chunk(1, &[], true, None), Bytes::new());
+        assert_eq!(chunk(1, &[], true, None, &[]), Bytes::new());
         let samples = [
             sample(i64::MIN, i64::MAX, i64::MAX, true, b""),
             sample(i64::MAX, i64::MIN, i64::MIN, false, b""),
         ];
-        let trun = content(&boxes(&chunk(u32::MAX, &samples, false, None)), "/moof/traf/trun").to_vec();
+        let trun = content(&boxes(&chunk(u32::MAX, &samples, false, None, &[])), "/moof/traf/trun").to_vec();
         assert_eq!(u32_at(&trun, 12), u32::MAX);
         let huge = video_init(Timescale::VIDEO, u32::MAX, u32::MAX, &[]);
         assert_eq!(u32_at(content(&boxes(&huge), "/moov/trak/tkhd"), 76), u32::MAX);

@@ -191,7 +191,7 @@ fn check_files(name: &str, job: &Job, shown: &[(Ticks, Ticks)], outcome: &Outcom
         for (sequence, samples) in samples.chunk_by(|a, b| part(a) == part(b)).enumerate() {
             let segment = transcode::segment_index(job.start, SECOND, samples[0].pts);
             let first_of_segment = last.replace(segment) != Some(segment);
-            bytes.extend_from_slice(&cmaf::chunk(sequence as u32 + 1, samples, first_of_segment, None));
+            bytes.extend_from_slice(&cmaf::chunk(sequence as u32 + 1, samples, first_of_segment, None, &[]));
         }
         let file = folder.join(format!("{}.mp4", rung.id));
         std::fs::write(&file, bytes).unwrap();

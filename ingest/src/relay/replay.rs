@@ -238,10 +238,10 @@ impl Replay {
             Until::Shown(resume_ms) => {
                 let point = self.last_point_before(resume_ms, known).unwrap_or(known);
                 self.acknowledged = self.gone + point as u64;
-                // Audio that was sent ahead of its time may not be published yet.
+                // Audio that was sent ahead of its time may not be published yet, nor may events.
                 let late = |entry: &Entry| {
                     entry.kind == EntryKind::Media
-                        && entry.tag.kind == TagKind::Audio
+                        && entry.tag.kind != TagKind::Video
                         && (-AUDIO_SLACK_MS..RUN_GAP_MS).contains(&since(entry.time_ms, resume_ms))
                 };
                 known + self.entries.range(known..point).position(late).unwrap_or(point - known)
@@ -298,6 +298,7 @@ impl Replay {
     fn classify(&mut self, tag: &Tag) -> (EntryKind, u32) {
         let time_ms = tag.timestamp_ms;
         let point = match tag.kind {
+            TagKind::Script if tag.is_event() => return (EntryKind::Media, time_ms),
             TagKind::Script => return (EntryKind::Setup, time_ms),
             _ if tag.is_config() => return (EntryKind::Setup, time_ms),
             TagKind::Video => {
@@ -496,6 +497,38 @@ mod tests {
 
     fn times(tags: &[Tag]) -> Vec<u32> {
         tags.iter().map(|tag| tag.timestamp_ms).collect()
+    }
+
+    #[test]
+    fn events_are_sent_again_and_metadata_stays_in_force() {
+        let message = |ms, name: &str| {
+            let data = [&[2, 0, name.len() as u8][..], name.as_bytes(), &[5]].concat();
+            Tag { kind: TagKind::Script, timestamp_ms: ms, data: data.into() }
+        };
+        let mut replay = empty(1 << 20);
+        let tags = [
+            message(0, "onMetaData"),
+            setup(TagKind::Video, 0, VIDEO_CONFIG),
+            video(0, true, 0, 0),
+            message(500, "onTextData"),
+            video(960, false, 0, 1),
+            // Just before the keyframe that begins the next segment.
+            message(1000, "onCuePoint"),
+            video(1000, true, 0, 2),
+        ];
+        for tag in &tags {
+            replay.push(tag.clone(), 0, Duration::ZERO);
+        }
+        let mut decoder = flv::Decoder::new();
+        assert_eq!(drain(&mut replay, &mut decoder).len(), tags.len());
+        acknowledge(&mut replay, 1000);
+        replay.rewind(true);
+        let sent = drain(&mut replay, &mut flv::Decoder::new());
+        let name = |tag: &Tag| flv::message_name(&tag.data).map(str::to_owned);
+        let names: Vec<_> = sent.iter().filter_map(name).collect();
+        assert_eq!(names, ["onMetaData", "onCuePoint"]);
+        let times: Vec<_> = sent.iter().filter(|tag| tag.is_event()).map(|tag| tag.timestamp_ms).collect();
+        assert_eq!(times, [1000]);
     }
 
     #[test]

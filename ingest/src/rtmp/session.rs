@@ -243,6 +243,8 @@ impl Session {
         // Configuration is often stamped zero whatever the time, and the end of a sequence with what the muxer likes.
         if tag.is_frame() {
             tag.timestamp_ms = self.clock.extend(tag.timestamp_ms);
+        } else if tag.is_event() {
+            tag.timestamp_ms = self.clock.moment(tag.timestamp_ms);
         }
         Some(Event::Tag(tag))
     }

@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 
-use media::time::Ticks;
+use media::event::Event;
+use media::time::{Ticks, Timescale};
 use media::{Epoch, RenditionId, SegmentNumber};
 
 use super::{Report, SKIP_BOUNDARY, Skip, Targets};
 use crate::dvr::Earlier;
+use crate::events::{self, DateRange};
 use crate::path;
 use crate::timeline::Anchor;
 use crate::window::{Part, Window};
@@ -31,6 +33,8 @@ pub enum Hint {
 pub struct Playlist<'a> {
     /// Which rendition.
     pub id: &'a RenditionId,
+    /// What happened, in order of time.
+    pub events: &'a [Event],
     /// What is listed before the window, in order.
     pub earlier: &'a VecDeque<Earlier>,
     /// What is listed.
@@ -130,6 +134,18 @@ impl Playlist<'_> {
         let breaks = self.window.discontinuity_sequence().saturating_sub(listed);
         put!(out, "#EXT-X-MEDIA-SEQUENCE:{}\n", first.map_or(0, |number| number.0));
         put!(out, "#EXT-X-DISCONTINUITY-SEQUENCE:{breaks}\n");
+        // All of them in every version and every rendition: none is ever skipped.
+        for range in self.date_ranges().0 {
+            range.write(out, self.anchor);
+        }
+    }
+
+    /// The date ranges that are listed, and those that were when a player which asks for a delta update has loaded last.
+    fn date_ranges(&self) -> (Vec<DateRange>, Vec<DateRange>) {
+        let first = self.earlier.front().map(|segment| segment.start);
+        let first = first.or(self.window.segments().next().map(|segment| segment.start)).unwrap_or(0);
+        let from = self.window.timescale().rescale(first, Timescale::VIDEO);
+        events::listed(events::date_ranges(self.events.iter()), from, self.targets.skip_boundary())
     }
 
     fn segments(&self, out: &mut String, skip: Option<Skip>) {
@@ -187,8 +203,12 @@ impl Playlist<'_> {
                 continue;
             }
             if skipped > 0 {
-                // Date ranges are not skipped, so that none has to be named as removed either.
-                put!(out, "#EXT-X-SKIP:SKIPPED-SEGMENTS={skipped},RECENTLY-REMOVED-DATERANGES=\"\"\n");
+                let gone: Vec<_> = self.date_ranges().1.into_iter().map(|range| range.id).collect();
+                put!(
+                    out,
+                    "#EXT-X-SKIP:SKIPPED-SEGMENTS={skipped},RECENTLY-REMOVED-DATERANGES=\"{}\"\n",
+                    gone.join("\t")
+                );
                 skipped = 0;
             }
             if line.number < parts_from {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use archive::index::{self, Run};
 use archive::{BroadcastId, NewSegment, Sink};
+use media::time::Ticks;
 use media::{Epoch, RenditionId, SegmentNumber, StreamName};
 
 use super::State;
@@ -25,6 +26,8 @@ struct Current {
     /// Of those that are still listed as periods.
     runs: BTreeSet<Epoch>,
     newest: BTreeMap<RenditionId, (Epoch, SegmentNumber)>,
+    /// Events that are still listed.
+    events: BTreeSet<(Ticks, u32)>,
     /// Captions of the newest run.
     captions: usize,
     ended: bool,
@@ -43,7 +46,8 @@ impl Recorder {
         if !known {
             let id = BroadcastId::new(stream.clone(), unix_ms);
             let (runs, newest) = (BTreeSet::new(), BTreeMap::new());
-            self.current = Some(Current { id, runs, newest, captions: 0, ended: false });
+            self.current =
+                Some(Current { id, runs, newest, events: BTreeSet::new(), captions: 0, ended: false });
         }
         let Some(current) = &mut self.current else { return };
         for (index, period) in broadcast.periods.iter().enumerate() {
@@ -88,6 +92,16 @@ impl Recorder {
                     }),
                     None => self.sink.gap(&broadcast, epoch, &rendition, number),
                 }
+            }
+        }
+        if !broadcast.events.is_empty() {
+            let known = std::mem::take(&mut current.events);
+            for event in &broadcast.events {
+                let key = (event.at, event.id());
+                if !known.contains(&key) {
+                    self.sink.event(&current.id, broadcast.epoch(), event.clone());
+                }
+                current.events.insert(key);
             }
         }
         let ended = state == State::Ended;

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use media::event::Event;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,7 @@ use super::wire::{InitOf, Message, Nonsense, Piece};
 use crate::broadcast::{Broadcast, MAX_INITS, MAX_PERIODS, Rendition};
 use crate::continuation::Continuation;
 use crate::dash::Period;
+use crate::events::MAX_EVENTS;
 use crate::hls::{Kind, Targets, Variant};
 use crate::live::State;
 use crate::timeline::Anchor;
@@ -51,6 +53,9 @@ pub struct Snapshot {
     next: Option<String>,
     periods: Vec<Period>,
     renditions: Vec<RenditionSnapshot>,
+    /// In order of time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    events: Vec<Event>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +102,7 @@ impl Snapshot {
             next: broadcast.next.map(|next| next.to_string()),
             periods: broadcast.periods.clone(),
             renditions: renditions.collect(),
+            events: broadcast.events.iter().cloned().collect(),
         }
     }
 
@@ -132,6 +138,8 @@ impl Snapshot {
             && targets(self.targets)
             && self.periods.len() <= MAX_PERIODS
             && self.renditions.len() <= MAX_RENDITIONS
+            && self.events.len() <= MAX_EVENTS
+            && self.events.iter().all(|event| ticks(event.at))
             && self.periods.iter().all(period)
             && self.renditions.iter().all(rendition)
     }
@@ -268,7 +276,7 @@ fn find<'a>(broadcast: &'a mut Broadcast, id: &RenditionId) -> Result<&'a mut Re
 
 fn update(broadcast: &mut Option<Broadcast>, snapshot: Snapshot) -> Result<(), Nonsense> {
     let Snapshot { anchor, targets, listed, next_number, end, breaks, away, next, periods, .. } = snapshot;
-    let renditions = snapshot.renditions;
+    let (renditions, events) = (snapshot.renditions, snapshot.events.into());
     let next = next.map(|text| text.parse::<Continuation>()).transpose();
     let next = next.map_err(|_| Nonsense::Insane("snapshot: not a continuation"))?;
     let mut before = broadcast.take().map_or_else(Vec::new, |before| before.renditions);
@@ -301,6 +309,7 @@ fn update(broadcast: &mut Option<Broadcast>, snapshot: Snapshot) -> Result<(), N
         breaks,
         next,
         away,
+        events,
     });
     Ok(())
 }
@@ -390,6 +399,7 @@ mod tests {
     use crate::live::{Follow, Found, Live};
     use crate::mirror::wire::Reader;
     use crate::window::Bitrate;
+    use media::event::What;
     use media::time::FrameRate;
 
     const T0: i64 = 1_700_000_000_000;
@@ -492,11 +502,16 @@ mod tests {
             }
         }
         segment(&pair.owner, 1, SegmentNumber(first.0 + 9), 9, 1, false);
+        let what = What::Data { name: "onTextData".into(), json: "1".into() };
+        let event = Event { at: 8 * 90_000, what };
+        assert!(pair.owner.event(Epoch(1), &event) && !pair.owner.event(Epoch(1), &event));
+        let what = What::Scte35(Bytes::from_static(b"\xFCsection"));
+        assert!(pair.owner.event(Epoch(1), &Event { at: 9 * 90_000, what }));
         pair.tell();
         assert_eq!(pair.tell(), [], "nothing new");
         for name in NAMES {
             assert_eq!(playlist(&pair.mirror, name), playlist(&pair.owner, name));
-            assert!(playlist(&pair.mirror, name).contains("#EXT-X-MEDIA-SEQUENCE:"));
+            assert_eq!(playlist(&pair.mirror, name).matches("#EXT-X-DATERANGE:").count(), 2);
         }
         assert_eq!(pair.mirror.mpd(1500, T0, "/time", None), pair.owner.mpd(1500, T0, "/time", None));
         let id = "96p".parse().unwrap();

@@ -2,6 +2,7 @@
 //! and all renditions cut at the same instants.
 
 mod captions;
+mod events;
 #[path = "../../../tests/kit/fragments.rs"]
 mod fragments;
 

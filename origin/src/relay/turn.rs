@@ -176,6 +176,7 @@ impl Waiting {
             feed::Event::Start(_) => {}
             feed::Event::Video(frame) | feed::Event::Again(frame) => print(true, frame),
             feed::Event::Audio(frame) => print(false, frame),
+            feed::Event::Data(_) => {}
             feed::Event::Restart(_) => self.whole = true,
         }
         self.events.push_back(event);

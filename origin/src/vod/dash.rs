@@ -9,7 +9,7 @@ use media::time::{Ticks, Timescale};
 use media::{RenditionId, SegmentNumber};
 
 use super::{measured, variant};
-use crate::dash::{accessibility, channel_configuration, seconds};
+use crate::dash::{accessibility, channel_configuration, event_streams, seconds};
 use crate::hls;
 use crate::window::Bitrate;
 
@@ -143,6 +143,11 @@ impl<'a> Stretch<'a> {
                 "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\" \
                  segmentAlignment=\"true\" startWithSAP=\"1\">\n"
             );
+            let has_video =
+                self.tracks.iter().any(|track| matches!(track.rendition.kind, Kind::Video { .. }));
+            if content == "video" || !has_video {
+                event_streams(out);
+            }
             if content == "video" {
                 accessibility(out, &self.run.captions);
             }

@@ -5,6 +5,7 @@ use archive::index::{Entry, Index, Span};
 use media::time::{Ticks, Timescale};
 use media::{Epoch, RenditionId, SegmentNumber};
 
+use crate::events;
 use crate::path;
 use crate::timeline::Anchor;
 
@@ -32,6 +33,10 @@ fn list(index: &Index, id: &RenditionId, iframes: bool) -> Option<String> {
     );
     if iframes {
         out.push_str("#EXT-X-I-FRAMES-ONLY\n");
+    }
+    if let Some(anchor) = spans.first().and_then(|span| anchor(index, span.epoch)) {
+        let events: Vec<_> = index.events().collect();
+        events::date_ranges(events.iter()).iter().for_each(|range| range.write(&mut out, anchor));
     }
     let base = if iframes { path::FROM_IFRAMES } else { "" };
     let mut mapped = None;

@@ -4,6 +4,7 @@ use archive::config::Store;
 use archive::index::{Anchor, Run};
 use archive::{BroadcastId, NewSegment};
 use bytes::Bytes;
+use media::event::{Event, What};
 use media::time::{FrameRate, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber};
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,10 @@ async fn recorded(folder: &std::path::Path, said: bool) -> std::sync::Arc<Index>
             segment(1, "audio", number, start, false);
         }
     }
+    let what = What::Data { name: "onTextData".into(), json: "{\"a\":1}".into() };
+    let event = Event { at: 2 * SECOND, what };
+    sink.event(&broadcast, Epoch(1), event.clone());
+    sink.event(&broadcast, Epoch(1), event);
     sink.run(&broadcast, run(2, 14, 25 * SECOND, 1, &["360p"]));
     for number in 14..17 {
         segment(2, "360p", number, 25 * SECOND + (number as i64 - 14) * SECOND, said && number == 14);
@@ -104,8 +109,19 @@ async fn a_recording_is_played_without_its_pauses() {
     }
 }
 
+/// The text without its one date range, which is as it should be.
+fn without_range(text: &str) -> String {
+    let is_range = |line: &&str| line.starts_with("#EXT-X-DATERANGE:");
+    let ranges: Vec<_> = text.lines().filter(is_range).collect();
+    let [range] = ranges[..] else { panic!("{text}") };
+    let attributes =
+        "START-DATE=\"2023-11-14T22:13:21.000Z\",CLASS=\"onTextData\",DURATION=0.000,X-DATA=\"{%22a%22:1}\"";
+    assert!(range.ends_with(attributes), "{range}");
+    text.lines().filter(|line| !is_range(line)).flat_map(|line| [line, "\n"]).collect()
+}
+
 fn check_recording(index: &Index) {
-    let video = playlist(index, &id("360p")).unwrap();
+    let video = without_range(&playlist(index, &id("360p")).unwrap());
     assert_eq!(
         video,
         "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n#EXT-X-MEDIA-SEQUENCE:10\n\
@@ -124,7 +140,7 @@ fn check_recording(index: &Index) {
         "{audio}"
     );
     assert_eq!((playlist(index, &id("720p")), iframes(index, &id("audio"))), (None, None));
-    let pictures = iframes(index, &id("360p")).unwrap();
+    let pictures = without_range(&iframes(index, &id("360p")).unwrap());
     let expected = "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:1\n#EXT-X-PLAYLIST-TYPE:VOD\n\
         #EXT-X-MEDIA-SEQUENCE:10\n#EXT-X-I-FRAMES-ONLY\n#EXT-X-MAP:URI=\"../1/360p/init.mp4\"\n\
         #EXT-X-PROGRAM-DATE-TIME:2023-11-14T22:13:20.000Z\n#EXT-X-BYTERANGE:110@0\n\

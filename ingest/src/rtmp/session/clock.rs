@@ -4,6 +4,9 @@
 /// How far around the half of 32 bits a step may be that is a wrap at 31 bits: frames of two tracks, and a pause.
 const WRAP_SLACK_MS: u32 = 20_000;
 
+/// How far a data message may be from the media before its time is not believed.
+const MOMENT_SLACK_MS: u32 = 10_000;
+
 /// FLV calls its timestamps signed, and some muxers (ffmpeg's is one) keep the sign bit zero: theirs wrap at 2^31 instead of
 /// 2^32, after 24.8 days. What leaves here wraps at 2^32 only: POP and origin must speak of the same time.
 #[derive(Default)]
@@ -25,11 +28,32 @@ impl Clock {
         self.last = Some(time_ms);
         time_ms.wrapping_add(self.offset)
     }
+
+    /// The same of a data message, which nothing follows. Some encoders stamp them zero, or with a time of their own: what is
+    /// far from the media is of its newest frame.
+    pub(super) fn moment(&self, time_ms: u32) -> u32 {
+        let far = |last: &u32| time_ms.wrapping_sub(*last).cast_signed().unsigned_abs() > MOMENT_SLACK_MS;
+        self.last.filter(far).unwrap_or(time_ms).wrapping_add(self.offset)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_messages_are_of_their_moment_or_of_now() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.moment(5), 5);
+        clock.extend(100_000);
+        for (sent, moment) in [(100_500, 100_500), (90_000, 90_000), (0, 100_000), (110_001, 100_000)] {
+            assert_eq!(clock.moment(sent), moment, "{sent}");
+        }
+        // A clock of 31 bits that has wrapped.
+        clock.extend((1 << 31) - 1);
+        clock.extend(0);
+        assert_eq!(clock.moment(40), (1 << 31) + 40);
+    }
 
     #[test]
     fn a_clock_of_31_bits_goes_on_and_one_of_32_is_left_alone() {
