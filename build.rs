@@ -1,11 +1,13 @@
-//! Embeds the watch page: the files of `web/watch`, the two players that `make web` installs and their licences.
+//! Embeds the watch page (the files of `web/watch`, the two players that `make web` installs and their licences) and the
+//! console (`web/console`, and what draws its charts).
 //!
-//! Writes `assets.rs` to `OUT_DIR`, which holds one table, sorted by path:
+//! Writes `assets.rs` to `OUT_DIR`, which holds two tables, each sorted by path:
 //!
 //! ```ignore
-//! /// (path below /watch/assets/, content type, body, the body gzipped, strong etag with its quotes)
+//! /// (path below /watch/assets/ or /console/, content type, body, the body gzipped, strong etag with its quotes)
 //! pub type Asset = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);
-//! pub static ASSETS: &[Asset] = …;
+//! pub static WATCH: &[Asset] = …;
+//! pub static CONSOLE: &[Asset] = …;
 //! ```
 //!
 //! The bodies are copied beside it, so that body, gzip form and etag always belong together.
@@ -32,6 +34,27 @@ const PLAYERS: &[(&str, &str)] = &[
     ("dashjs/dist/modern/umd/dash.mediaplayer.min.js", "dash.min.js"),
 ];
 
+/// Our own files below `web/console`.
+const CONSOLE: &[&str] = &[
+    "api.js",
+    "chart.js",
+    "console.css",
+    "console.js",
+    "dom.js",
+    "index.html",
+    "pages/cache.js",
+    "pages/fleet.js",
+    "pages/policy.js",
+    "pages/stream.js",
+    "pages/streams.js",
+    "policy.js",
+    "series.js",
+];
+
+/// What draws the console's charts, below `web/node_modules`, and the names it is served by.
+const CHARTS: &[(&str, &str)] =
+    &[("uplot/dist/uPlot.iife.min.js", "uplot.js"), ("uplot/dist/uPlot.min.css", "uplot.css")];
+
 /// Licence texts that open `licences.txt`; those of the packages under `web/node_modules` follow, by package name.
 const NOTICES: &[&str] = &["web/notices.txt", "LICENSE-APACHE"];
 
@@ -48,21 +71,45 @@ fn embed() -> Result<(), String> {
     let modules = root.join("web/node_modules");
     println!("cargo::rerun-if-changed=build.rs");
 
-    let mut assets = BTreeMap::new();
-    for (file, name) in PLAYERS {
+    let web = root.join("web");
+    let licences = licences(&root, &modules)?.into_bytes();
+    let mut watch = files(&web.join("watch"), PAGE, &modules, PLAYERS)?;
+    watch.insert("licences.txt".to_owned(), licences.clone());
+    let mut console = files(&web.join("console"), CONSOLE, &modules, CHARTS)?;
+    console.insert("icon.svg".to_owned(), watch["icon.svg"].clone());
+    console.insert("licences.txt".to_owned(), licences);
+    let source = [
+        "/// (path below /watch/assets/ or /console/, content type, body, the body gzipped, strong etag with its quotes)\n\
+         #[allow(unreachable_pub)]\n\
+         pub type Asset = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);\n\n"
+            .to_owned(),
+        table(&out, "watch", &watch)?,
+        table(&out, "console", &console)?,
+    ];
+    fs::write(out.join("assets.rs"), source.concat()).map_err(|error| format!("assets.rs: {error}"))
+}
+
+/// Our own files of a page, and those of packages under the names that they are served by.
+fn files(
+    folder: &Path,
+    own: &[&str],
+    modules: &Path,
+    packaged: &[(&str, &str)],
+) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let mut files = BTreeMap::new();
+    for (file, name) in packaged {
         let path = modules.join(file);
         if !path.is_file() {
             // A path that does not exist counts as changed, so that the next build looks again.
             println!("cargo::rerun-if-changed={}", path.display());
-            return Err("web/node_modules is missing: run `make web`".to_owned());
+            return Err(format!("web/node_modules/{file} is missing: run `make web`"));
         }
-        assets.insert((*name).to_owned(), read(&path)?);
+        files.insert((*name).to_owned(), read(&path)?);
     }
-    for name in PAGE {
-        assets.insert((*name).to_owned(), read(&root.join("web/watch").join(name))?);
+    for name in own {
+        files.insert((*name).to_owned(), read(&folder.join(name))?);
     }
-    assets.insert("licences.txt".to_owned(), licences(&root, &modules)?.into_bytes());
-    fs::write(out.join("assets.rs"), table(&out, &assets)?).map_err(|error| format!("assets.rs: {error}"))
+    Ok(files)
 }
 
 /// The licences of everything that is inside the two player files, as one text. Packages with the very same licence
@@ -113,26 +160,25 @@ fn packages(modules: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(found)
 }
 
-/// Writes bodies and gzip forms to `out` and returns the Rust source of the table.
-fn table(out: &Path, assets: &BTreeMap<String, Vec<u8>>) -> Result<String, String> {
-    let mut source = String::from(
-        "/// (path below /watch/assets/, content type, body, the body gzipped, strong etag with its quotes)\n\
-         #[allow(unreachable_pub)]\n\
-         pub type Asset = (&'static str, &'static str, &'static [u8], &'static [u8], &'static str);\n\n\
-         /// The files of the watch page, sorted by path.\n\
-         #[allow(unreachable_pub)]\n\
-         pub static ASSETS: &[Asset] = &[\n",
+/// Writes bodies and gzip forms to a folder of `out` and returns the Rust source of the table that is called like it.
+fn table(out: &Path, name: &str, assets: &BTreeMap<String, Vec<u8>>) -> Result<String, String> {
+    let mut source = format!(
+        "/// Sorted by path.\n#[allow(unreachable_pub)]\npub static {}: &[Asset] = &[\n",
+        name.to_ascii_uppercase()
     );
-    for (name, body) in assets {
-        let kind = content_type(name)?;
-        let zipped = gzip(body).map_err(|error| format!("{name}: {error}"))?;
-        for (file, bytes) in [(name.clone(), body), (format!("{name}.gz"), &zipped)] {
-            fs::write(out.join(&file), bytes).map_err(|error| format!("{file}: {error}"))?;
+    for (path, body) in assets {
+        let kind = content_type(path)?;
+        let zipped = gzip(body).map_err(|error| format!("{path}: {error}"))?;
+        let (plain, zip) = (format!("{name}/{path}"), format!("{name}/{path}.gz"));
+        for (file, bytes) in [(&plain, body), (&zip, &zipped)] {
+            let file = out.join(file);
+            let folder = file.parent().unwrap_or(out);
+            fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+            fs::write(&file, bytes).map_err(|error| format!("{}: {error}", file.display()))?;
         }
         let _ = writeln!(
             source,
-            "    ({name:?}, {kind:?}, include_bytes!({name:?}), include_bytes!({:?}), {:?}),",
-            format!("{name}.gz"),
+            "    ({path:?}, {kind:?}, include_bytes!({plain:?}), include_bytes!({zip:?}), {:?}),",
             etag(body),
         );
     }

@@ -23,16 +23,18 @@ impl edge::Pages for WatchPages {
             _ => {}
         }
         let name = path.strip_prefix("/watch/")?;
-        if let Some(asset) = name.strip_prefix("assets/") {
-            return Some(find(asset).map_or_else(not_found, |asset| serve(asset, headers)));
-        }
-        let page = name.parse::<StreamName>().ok().and_then(|_| find("watch.html"));
-        Some(page.map_or_else(not_found, |page| serve(page, headers)))
+        Some(match (name.strip_prefix("assets/"), name.parse::<StreamName>()) {
+            (Some(name), _) => asset(WATCH, name, headers),
+            (None, Ok(_)) => asset(WATCH, "watch.html", headers),
+            (None, Err(_)) => not_found(),
+        })
     }
 }
 
-fn find(name: &str) -> Option<&'static Asset> {
-    ASSETS.binary_search_by(|asset| asset.0.cmp(name)).ok().map(|index| &ASSETS[index])
+/// A file of `assets`, or that there is none of that name.
+pub(crate) fn asset(assets: &'static [Asset], name: &str, headers: &HeaderMap) -> Response<Bytes> {
+    let found = assets.binary_search_by(|asset| asset.0.cmp(name)).ok();
+    found.map_or_else(not_found, |index| serve(&assets[index], headers))
 }
 
 fn serve(&(_, content_type, body, gzip, etag): &'static Asset, headers: &HeaderMap) -> Response<Bytes> {
@@ -89,7 +91,7 @@ mod tests {
         let get = |path: &str| WatchPages.page(path, &HeaderMap::new());
         let page = get("/watch/demo").unwrap();
         assert!(page.status() == StatusCode::OK && page.body().starts_with(b"<!"));
-        for asset in ASSETS {
+        for asset in WATCH {
             let response = get(&format!("/watch/assets/{}", asset.0)).unwrap();
             assert_eq!(response.body().as_ref(), asset.2, "{}", asset.0);
         }

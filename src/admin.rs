@@ -1,10 +1,11 @@
 //! The operators' listener: `/healthz`, `/readyz`, `/metrics`, how the node stands at `/admin/status` and its end at
-//! `/admin/drain` ([`crate::status`]), the cache policy at `/admin/policy`, purges at `/admin/purge`; broadcasts are for [`crate::streams`] and, under `/v1/`, for [`crate::api`].
+//! `/admin/drain` ([`crate::status`]), the cache policy at `/admin/policy`, purges at `/admin/purge`; broadcasts are for
+//! [`crate::streams`] and, under `/v1/`, for [`crate::api`], pages for [`crate::console`].
 //!
 //! It is plain HTTP on a loopback address, so whoever may log in here may use it; a web page that happens to be open here
-//! may not. Changes must say that they are JSON, which no form of another page can without being asked first; requests
-//! that a page of any origin caused are refused; and the host must be this machine's own name for itself, so that no
-//! name of someone else's that resolves to it will do.
+//! may not, but for the console's own. Changes must say that they are JSON, which no form of another page can without being
+//! asked first; requests that a page of another origin caused are refused; and the host must be this machine's own name for
+//! itself, so that no name of someone else's that resolves to it will do.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
+use crate::console::Console;
 use crate::operator::{self, Operator, Refusal};
 use crate::status::Status;
 use crate::streams::Streams;
@@ -56,6 +58,7 @@ struct State {
     archive: archive::Sink,
     api: Arc<Api>,
     status: Status,
+    console: Console,
 }
 
 /// What the admin listener shows and serves of other parts of the node.
@@ -68,6 +71,8 @@ pub(crate) struct Parts {
     pub(crate) api: Arc<Api>,
     /// How the node stands.
     pub(crate) status: Status,
+    /// The pages for operators.
+    pub(crate) console: Console,
 }
 
 impl Admin {
@@ -79,8 +84,9 @@ impl Admin {
         streams: Streams,
         parts: Parts,
     ) -> Result<Self, net::Error> {
-        let Parts { store, archive, api, status } = parts;
-        let state = Arc::new(State { registry, ready, operator, streams, store, archive, api, status });
+        let Parts { store, archive, api, status, console } = parts;
+        let state =
+            Arc::new(State { registry, ready, operator, streams, store, archive, api, status, console });
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -90,11 +96,16 @@ impl Admin {
 
     pub(crate) async fn serve(self, shutdown: CancellationToken) {
         let Admin { listener, state } = self;
+        let sampled = state.clone();
+        let sampling = async move { sampled.console.sample(&sampled.registry).await };
         let service = move |request, _peer| {
             let state = state.clone();
             async move { answer(&state, request).await }
         };
-        net::http::serve(listener, None, net::http::Options::default(), shutdown, DRAIN, service).await;
+        tokio::select! {
+            () = net::http::serve(listener, None, net::http::Options::default(), shutdown, DRAIN, service) => {}
+            () = sampling => {}
+        }
     }
 }
 
@@ -112,6 +123,13 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         return match from_here(&head) {
             Ok(()) => state.api.answer(Request::from_parts(head, body)).await,
             Err(Failure(status, why)) => state.api.refuse(status, why.join("; ")),
+        };
+    }
+    if Console::has(&path) {
+        let (head, _) = request.into_parts();
+        return match from_here(&head) {
+            Ok(()) => state.console.answer(&head).await,
+            Err(failure) => failure.response(),
         };
     }
     if let Some(rest) = path.strip_prefix("/admin/") {
@@ -135,7 +153,9 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         "/metrics" => metrics(&state.registry),
         _ => text(
             StatusCode::NOT_FOUND,
-            "there are /healthz, /readyz, /metrics, /admin/status, /admin/policy, /admin/purge, /admin/drain and /v1/broadcasts\n".into(),
+            "there are /console/, /healthz, /readyz, /metrics, /admin/status, /admin/streams, /admin/policy, /admin/purge, \
+             /admin/drain and /v1/broadcasts\n"
+                .into(),
         ),
     }
 }
@@ -268,8 +288,16 @@ fn from_here(head: &http::request::Parts) -> Result<(), Failure> {
     if !is_this_machine(host) {
         return refuse(format!("host {host:?} is not this machine: use 127.0.0.1, [::1] or localhost"));
     }
-    if head.headers.contains_key(header::ORIGIN) {
-        return refuse("requests of web pages (with an Origin) are refused".into());
+    if let Some(origin) = head.headers.get(header::ORIGIN) {
+        // The console's own pages say where they are from when they change something.
+        let own = origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.strip_prefix("http://"))
+            .is_some_and(|of| of == host);
+        if !own {
+            return refuse("requests of other sites' pages (by Origin) are refused".into());
+        }
     }
     let site = head.headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
     if site.is_some_and(|site| site != b"none" && site != b"same-origin") {

@@ -10,6 +10,7 @@ mod admin;
 pub mod api;
 pub mod cli;
 pub mod config;
+mod console;
 mod fleet;
 pub mod operator;
 mod secrets;
@@ -199,6 +200,7 @@ impl Server {
         let drain = CancellationToken::new();
         let sink = archive.as_ref().map(archive::Writer::sink).unwrap_or_default();
         let (control, contact) = (streams.origin.clone(), member.contact());
+        let console = console::Console::new(member.clone(), streams.clone());
         let status = status::Status::new(
             &config,
             &listeners,
@@ -209,7 +211,7 @@ impl Server {
             control,
         );
         let operator = Operator::new(tiers, in_use, config);
-        let parts = admin::Parts { store: contact, archive: sink, api: api.api(), status };
+        let parts = admin::Parts { store: contact, archive: sink, api: api.api(), status, console };
         let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams, parts);
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());

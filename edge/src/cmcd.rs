@@ -342,8 +342,9 @@ mod tests {
         assert_eq!(names(at(41)), ["/live/b", "/live/a"], "the one in trouble first");
         let a = &board.list(at(41))[1];
         assert_eq!((a.requests, a.starvations, a.buffer_ms, a.bitrate_kbps), (3, 0, Some(2000), None));
-        // Half a minute later the first half is forgotten.
-        assert_eq!(board.list(at(75))[0].buffer_ms, Some(3000));
+        // Half a minute later the first half of one is forgotten, then that of the other.
+        assert_eq!(board.list(at(75))[1].buffer_ms, Some(3000));
+        assert_eq!(names(at(81)), ["/live/a"]);
         assert_eq!(names(at(200)), Vec::<String>::new());
     }
 

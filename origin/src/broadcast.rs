@@ -10,13 +10,14 @@ use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, object};
 
 use crate::continuation::Continuation;
+use crate::control::Rung;
 use crate::dash::{Mpd, Period};
 use crate::dvr::{Past, PastRuns};
 use crate::events;
 use crate::hls::{self, BadDirective, Directives, Hint, Playlist, Report, Targets, Variant};
 use crate::live::{Found, Place, State};
 use crate::timeline::Anchor;
-use crate::window::{Segment, Window};
+use crate::window::{Bitrate, Segment, Window};
 
 /// Init segments kept per rendition: one per run that may still be listed. A broadcaster whose encoder restarts more
 /// often than this within a window is not watchable anyway.
@@ -628,6 +629,34 @@ impl Broadcast {
             }
         });
         View { state, run: self.epoch(), renditions: renditions.collect() }
+    }
+
+    /// The renditions of the newest run, as operators see them.
+    pub(crate) fn ladder(&self) -> Vec<Rung> {
+        let zero = self.anchor.zero_unix_ms();
+        let current = self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch());
+        let rung = |rendition: &Rendition| {
+            let (variant, window) = (&rendition.variant, &rendition.window);
+            let newest = window.segments().last();
+            // The open segment has media once its first part is there.
+            let media = window.segments().rfind(|segment| segment.object.is_some());
+            let until = |segment: &Segment| {
+                zero + window.timescale().rescale(segment.start + segment.duration, Timescale::MILLIS)
+            };
+            Rung {
+                id: variant.id.clone(),
+                codec: variant.codec.clone(),
+                kind: variant.kind,
+                bitrate_bps: match window.bitrate() {
+                    Bitrate { segments: 0, .. } => variant.bitrate_bps,
+                    measured => measured.average_bps,
+                },
+                newest: newest.map(|segment| segment.number),
+                is_gap: newest.is_some_and(|segment| segment.object.is_none()),
+                until_unix_ms: media.map(until),
+            }
+        };
+        current.map(rung).collect()
     }
 
     /// How far back viewers may go, in whole segments. A young broadcast says its age: FFmpeg's reader subtracts the depth

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use cluster::record::StreamState;
 use media::lately::Spread;
-use media::{Epoch, StreamName};
+use media::{Epoch, RenditionId, SegmentNumber, StreamName};
 use tokio::sync::watch;
 use tracing::info;
 
 use crate::Control;
+use crate::hls::Kind;
 use crate::hops::Hop;
 use crate::live::State;
 
@@ -31,7 +32,31 @@ pub struct Standing {
     pub token: Option<String>,
 }
 
+/// One rendition of a stream, as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rung {
+    /// Its name.
+    pub id: RenditionId,
+    /// RFC 6381.
+    pub codec: String,
+    /// What kind of track it is.
+    pub kind: Kind,
+    /// Bits per second: measured over what is listed, or as configured before a segment is whole.
+    pub bitrate_bps: u64,
+    /// Its newest segment.
+    pub newest: Option<SegmentNumber>,
+    /// Whether the newest segment has no media: the rung is shed, or the broadcaster is away.
+    pub is_gap: bool,
+    /// Until when there is media, milliseconds since 1970.
+    pub until_unix_ms: Option<i64>,
+}
+
 impl Control {
+    /// The renditions of a stream's newest run, largest first and audio last; `None` if it was not published here.
+    pub fn ladder(&self, stream: &StreamName) -> Option<Vec<Rung>> {
+        self.0.stream(stream)?.ladder()
+    }
+
     /// The streams that were published here and are remembered, by name.
     pub fn list(&self) -> Vec<Standing> {
         let mut listed: Vec<_> = self.0.streams().values().filter_map(|live| live.described()).collect();

@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 
 use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
-use crate::control::Standing;
+use crate::control::{Rung, Standing};
 use crate::dvr::Past;
 use crate::hls::{self, BadDirective, Directives, Targets, Variant};
 use crate::hops;
@@ -557,6 +557,11 @@ impl Live {
     pub fn view(&self, segments: usize) -> Option<View> {
         let inner = self.lock();
         Some(inner.broadcast.as_ref()?.view(inner.state, segments))
+    }
+
+    /// The renditions of the newest run; `None` before the first run.
+    pub fn ladder(&self) -> Option<Vec<Rung>> {
+        self.lock().broadcast.as_ref().map(Broadcast::ladder)
     }
 
     /// What playlists promise; `None` before the first run.

@@ -12,6 +12,7 @@ mod bad_input;
 mod boxes;
 mod browser;
 mod cli;
+mod console;
 mod dashboards;
 mod encoders;
 mod endurance;

@@ -1,0 +1,128 @@
+// The console in a real browser, as an operator uses it: every page, wide and narrow, a policy changed, refused and taken
+// back. One JSON object on stdout: what was seen. Exits with 1 at the first thing that is not as it should be.
+//
+//   node console.mjs --admin http://127.0.0.1:9090 --stream demo --class media-playlist [--shots FOLDER]
+//
+// CHROMIUM names the browser.
+
+import assert from 'node:assert/strict';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
+
+import { chromium } from 'playwright-core';
+
+const SIZES = [
+  { width: 1280, height: 900 },
+  { width: 390, height: 844 },
+];
+
+const { values: options } = parseArgs({
+  options: { admin: { type: 'string' }, stream: { type: 'string' }, class: { type: 'string' }, shots: { type: 'string' } },
+});
+const profile = await mkdtemp(join(tmpdir(), 'rooftop-console-'));
+const context = await chromium.launchPersistentContext(profile, {
+  executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
+  args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking'],
+  headless: true,
+  timeout: 60_000,
+});
+let code = 0;
+for (const signal of ['SIGINT', 'SIGTERM']) process.once(signal, () => finish().finally(() => process.exit(1)));
+try {
+  process.stdout.write(`${JSON.stringify(await use())}\n`);
+} catch (error) {
+  process.stderr.write(`${error.stack}\n`);
+  code = 1;
+} finally {
+  await finish();
+}
+process.exit(code);
+
+async function use() {
+  const page = context.pages()[0] ?? (await context.newPage());
+  const complaints = [];
+  page.on('console', (message) => {
+    // That a change was refused is no fault of the page, though the browser notes it.
+    const refused = message.text().includes('status of 422') && message.location().url.endsWith('/admin/policy');
+    if (['error', 'warning'].includes(message.type()) && !refused) complaints.push(message.text());
+  });
+  page.on('pageerror', (error) => complaints.push(error.message));
+  const seen = { pages: [], complaints };
+  for (const colorScheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme });
+    for (const size of SIZES) {
+      await page.setViewportSize(size);
+      for (const [name, sign] of pages()) {
+        await page.goto(`${options.admin}/console/#/${name}`);
+        await page.reload();
+        await page.locator(sign).first().waitFor({ timeout: 20_000 });
+        const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        assert.ok(wide <= 0, `${name} is ${wide} px too wide at ${size.width} px`);
+        assert.ok(await page.locator('#trouble').isHidden(), `${name}: ${await page.locator('#trouble').textContent()}`);
+        if (options.shots) {
+          await page.screenshot({ path: join(options.shots, `${name.replace('/', '-')}-${size.width}-${colorScheme}.png`), fullPage: true });
+        }
+        seen.pages.push(`${name} ${size.width} ${colorScheme}`);
+      }
+    }
+  }
+  seen.policy = await turn(page);
+  seen.keyboard = await byKeyboard(page);
+  assert.deepEqual(complaints, []);
+  return seen;
+}
+
+/** Names of pages, and what is there when they have loaded. */
+function pages() {
+  return [
+    ['fleet', '.figure'],
+    ['streams', `a[href="#/streams/${options.stream}"]`],
+    [`streams/${options.stream}`, '.uplot'],
+    ['cache', '.uplot'],
+    ['policy', `[data-class="${options.class}"] .effect b`],
+  ];
+}
+
+/** Changes a TTL, has a bad one refused, takes the change back; what was in force each time. */
+async function turn(page) {
+  const inForce = () => page.evaluate(async (name) => {
+    const policy = await (await fetch('/admin/policy')).json();
+    return policy.edge.classes.find((one) => one.name === name).stale_if_error;
+  }, options.class);
+  const field = page.locator(`[data-class="${options.class}"] input[name="stale_if_error"]`);
+  await page.goto(`${options.admin}/console/#/policy`);
+  const before = await inForce();
+  await field.fill('7s');
+  await page.getByRole('button', { name: 'Apply' }).last().click();
+  await page.getByText('Applied:').waitFor();
+  const changed = await inForce();
+  await field.fill('7 parsecs');
+  await field.press('Enter');
+  const problem = await page.locator('.problems li').first().textContent();
+  const refused = await inForce();
+  await page.getByRole('button', { name: 'Take the last change back' }).click();
+  await page.getByText('was taken back').waitFor();
+  return { before, changed, problem, refused, back: await inForce() };
+}
+
+/** Where the first keys lead. */
+async function byKeyboard(page) {
+  await page.goto(`${options.admin}/console/#/fleet`);
+  await page.reload();
+  await page.locator('.figure').first().waitFor();
+  const focused = [];
+  for (let press = 0; press < 3; press += 1) {
+    await page.keyboard.press('Tab');
+    focused.push(await page.evaluate(() => document.activeElement.textContent));
+  }
+  await page.keyboard.press('Enter');
+  await page.getByRole('heading', { level: 1, name: 'Streams' }).waitFor();
+  return focused;
+}
+
+async function finish() {
+  await context?.close().catch(() => {});
+  await rm(profile, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 });
+}
