@@ -167,12 +167,15 @@ impl Stream {
         if age >= HALF {
             self.older = if age < 2 * HALF { self.younger } else { Sums::default() };
             self.younger = Sums::default();
-            self.began = now;
+            // Not from now on: how long something is remembered does not depend on when somebody looked.
+            self.began = now - Duration::from_nanos((age.as_nanos() % HALF.as_nanos()) as u64);
         }
     }
 
-    fn is_over(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.began) >= 2 * HALF
+    /// Whether nothing is left of what was said.
+    fn is_over(&mut self, now: Instant) -> bool {
+        self.turn(now);
+        self.older.requests + self.younger.requests == 0
     }
 }
 
@@ -215,9 +218,8 @@ impl Board {
         let mut streams = self.lock();
         streams.retain(|_, stream| !stream.is_over(now));
         let mut playing: Vec<_> = streams
-            .iter_mut()
+            .iter()
             .map(|(name, stream)| {
-                stream.turn(now);
                 let (a, b) = (&stream.older, &stream.younger);
                 let mean = |a: (u64, u64), b: (u64, u64)| (a.0 + b.0).checked_div(a.1 + b.1);
                 Playing {
