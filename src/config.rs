@@ -476,7 +476,11 @@ impl Config {
         }
         if self.has(Role::Origin) {
             problems.extend(self.origin.problems("origin"));
-            problems.extend(self.transcode.problems("transcode"));
+            let ladder = self.transcode.problems("transcode");
+            if ladder.is_empty() {
+                problems.extend(transcode::try_encoders(&self.transcode, "transcode"));
+            }
+            problems.extend(ladder);
             problems.extend(self.archive.problems("archive"));
         }
         if self.has(Role::Shield) {

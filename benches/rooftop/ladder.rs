@@ -337,9 +337,9 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
         let mut files: Vec<Option<VideoFile>> = rungs.iter().map(|_| None).collect();
         while let Some(event) = output.next().await {
             match event {
-                Event::Config { rung, avcc, width, height } => {
+                Event::Config { rung, config } => {
                     let path = folder.join(format!("{}.mp4", rungs[rung].id));
-                    let init = cmaf::video_init(Timescale::VIDEO, width, height, &avcc);
+                    let init = cmaf::source_init(Timescale::VIDEO, &config);
                     files[rung] = Some(VideoFile::create(path, &init)?);
                 }
                 Event::Sample { rung, sample } => {

@@ -8,7 +8,7 @@ use media::{Epoch, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
 use crate::events;
-use crate::hls::{Kind, Targets, Variant};
+use crate::hls::{Kind, Targets, Variant, fourcc};
 use crate::timeline::{Anchor, rfc3339};
 
 /// One uninterrupted run of a broadcast.
@@ -178,8 +178,18 @@ impl Mpd<'_> {
         }
         out.push_str(">\n");
         let variants = &stretch.run.variants;
-        let video: Vec<_> = variants.iter().filter(|variant| is_video(variant)).collect();
-        self.adaptation_set(out, stretch, VIDEO_SET, Timescale::VIDEO, &video);
+        // Players switch within a set, and not between codecs.
+        let mut sets: Vec<(&str, Vec<&Variant>)> = Vec::new();
+        for variant in variants.iter().filter(|variant| is_video(variant)) {
+            match sets.iter_mut().find(|(codec, _)| *codec == fourcc(&variant.codec)) {
+                Some((_, set)) => set.push(variant),
+                None => sets.push((fourcc(&variant.codec), vec![variant])),
+            }
+        }
+        for (index, (_, set)) in sets.iter().enumerate() {
+            let id = if index == 0 { VIDEO_SET } else { OTHER_VIDEO_SETS + index as u32 };
+            self.adaptation_set(out, stretch, id, Timescale::VIDEO, set);
+        }
         for variant in variants.iter().filter(|variant| !is_video(variant)) {
             if let Kind::Audio { sample_rate, .. } = variant.kind
                 && let Some(timescale) = Timescale::new(sample_rate)
@@ -204,7 +214,7 @@ impl Mpd<'_> {
         let ticks = |video: Ticks| Timescale::VIDEO.rescale(video, timescale);
         let Targets { segment_duration, part_target } = self.targets;
         let (epoch, start) = (stretch.run.epoch, ticks(stretch.start));
-        let content = if id == VIDEO_SET { "video" } else { "audio" };
+        let content = if id == AUDIO_SET { "audio" } else { "video" };
         put!(
             out,
             "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\"{} \
@@ -299,6 +309,8 @@ impl Mpd<'_> {
 /// `AdaptationSet@id`, and that of the set's reference time.
 const VIDEO_SET: u32 = 0;
 const AUDIO_SET: u32 = 1;
+/// Of video in other codecs than the first, from the next on.
+const OTHER_VIDEO_SETS: u32 = 8;
 
 fn is_video(variant: &Variant) -> bool {
     matches!(variant.kind, Kind::Video { .. })

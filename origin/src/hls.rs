@@ -59,6 +59,11 @@ pub enum Kind {
 /// Segments to measure before the measured rate is announced instead of the configured one.
 const ENOUGH_SEGMENTS: u64 = 5;
 
+/// A codec without profile and level, such as `avc1`.
+pub fn fourcc(codec: &str) -> &str {
+    codec.split('.').next().unwrap_or_default()
+}
+
 impl Variant {
     /// Peak bits per second of a segment: no segment that was measured has more (4.4.6.2).
     pub fn bandwidth(&self) -> u64 {

@@ -5,11 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use media::captions::{Captions, Service};
 use media::codec::VideoConfig;
 use media::codec::aac::AacConfig;
-use media::codec::avc::AvcConfig;
 use media::event::{Event as Moment, What};
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, Sample, SegmentNumber};
@@ -215,18 +213,7 @@ impl Packager {
     /// What is passed through needs no encoder to be opened.
     fn configure_copied(&mut self) {
         let (Some(config), Some(rung)) = (&self.plan.copied, self.plan.rungs.first()) else { return };
-        let VideoConfig { width, height, .. } = *config;
-        self.configured[0] = Some(NewRendition {
-            variant: Variant {
-                id: rung.id.clone(),
-                codec: config.codec_string(),
-                bitrate_bps: u64::from(rung.bitrate_bps),
-                measured: Bitrate::default(),
-                kind: Kind::Video { width, height, frame_rate: self.plan.frame_rate },
-            },
-            timescale: Timescale::VIDEO,
-            init: cmaf::source_init(Timescale::VIDEO, config),
-        });
+        self.configured[0] = Some(video_rendition(rung, config, self.plan.frame_rate));
     }
 
     /// Another session goes on with the run: its clock shows so many milliseconds more than the one before.
@@ -239,23 +226,11 @@ impl Packager {
         self.offset_ms
     }
 
-    /// A rung's encoder was opened.
-    pub fn configured(&mut self, rung: usize, avcc: &Bytes, width: u32, height: u32) {
+    /// A rung's encoder was opened: what it makes.
+    pub fn configured(&mut self, rung: usize, config: &VideoConfig) {
         let Some(slot) = self.configured.get_mut(rung) else { return };
-        let codec =
-            AvcConfig::parse(avcc.clone()).map_or_else(|_| "avc1".into(), |config| config.codec_string());
         let rung = &self.plan.rungs[rung];
-        *slot = Some(NewRendition {
-            variant: Variant {
-                id: rung.id.clone(),
-                codec,
-                bitrate_bps: u64::from(rung.bitrate_bps),
-                measured: Bitrate::default(),
-                kind: Kind::Video { width, height, frame_rate: rung.frame_rate },
-            },
-            timescale: Timescale::VIDEO,
-            init: cmaf::video_init(Timescale::VIDEO, width, height, avcc),
-        });
+        *slot = Some(video_rendition(rung, config, rung.frame_rate));
         self.begin_if_configured();
     }
 
@@ -538,6 +513,21 @@ fn note(boundaries: &mut BTreeMap<i64, (Ticks, i64)>, index: i64, pts: Ticks, so
     *first = (*first).min((pts, source_ms));
     if boundaries.len() > MAX_BOUNDARIES {
         boundaries.pop_first();
+    }
+}
+
+fn video_rendition(rung: &Rung, config: &VideoConfig, frame_rate: Option<FrameRate>) -> NewRendition {
+    let VideoConfig { width, height, .. } = *config;
+    NewRendition {
+        variant: Variant {
+            id: rung.id.clone(),
+            codec: config.codec_string(),
+            bitrate_bps: u64::from(rung.bitrate_bps),
+            measured: Bitrate::default(),
+            kind: Kind::Video { width, height, frame_rate },
+        },
+        timescale: Timescale::VIDEO,
+        init: cmaf::source_init(Timescale::VIDEO, config),
     }
 }
 

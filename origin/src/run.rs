@@ -323,8 +323,8 @@ pub(crate) async fn publish(
 ) -> Result<(), Error> {
     while let Some(event) = output.next().await {
         match event {
-            transcode::Event::Config { rung, avcc, width, height } => {
-                with(&packager, |packager| packager.configured(first + rung, &avcc, width, height));
+            transcode::Event::Config { rung, config } => {
+                with(&packager, |packager| packager.configured(first + rung, &config));
             }
             transcode::Event::Sample { rung, sample } => {
                 let decoded = output.decoded(sample.pts);

@@ -5,20 +5,11 @@
 use std::ops::{Deref, DerefMut};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use media::codec::{AvcConfig, VideoCodec, VideoConfig};
+use media::codec::{VideoCodec, VideoConfig};
 use media::{Sample, Ticks, Timescale};
 
-/// The header of a video rendition (`ftyp` and `moov`), for H.264 samples with length prefixes of 4 bytes.
-///
-/// `width` and `height` are the coded picture's in pixels; `avcc` is its AVCDecoderConfigurationRecord,
-/// from which the sample aspect ratio is taken.
-pub fn video_init(timescale: Timescale, width: u32, height: u32, avcc: &[u8]) -> Bytes {
-    let sar = AvcConfig::parse(Bytes::copy_from_slice(avcc)).map_or((1, 1), |config| config.sar);
-    coded_init(timescale, (b"avc1", b"avcC"), width, height, sar, avcc)
-}
-
-/// The same for samples of any codec as a broadcaster sends them (ISO/IEC 14496-15; AV1 and VP codec ISO media file format
-/// bindings). Parameter sets of H.264 and HEVC are in the header only (`avc1`, `hvc1`).
+/// The header of a video rendition (`ftyp` and `moov`; ISO/IEC 14496-15; AV1 and VP codec ISO media file format bindings), for
+/// samples of H.264 and HEVC with length prefixes of 4 bytes. `config` is of the coded pictures. Parameter sets of H.264 and HEVC are in the header only (`avc1`, `hvc1`).
 pub fn source_init(timescale: Timescale, config: &VideoConfig) -> Bytes {
     let VideoConfig { width, height, sar, .. } = *config;
     let kinds: Kinds = match config.codec {
@@ -495,6 +486,8 @@ impl DerefMut for Writer {
 
 #[cfg(test)]
 mod tests {
+    use media::codec::AvcConfig;
+
     use super::*;
 
     /// What x264 writes for 638x358 at 30000/1001, with a sample aspect ratio of 1:1.
@@ -542,6 +535,14 @@ mod tests {
         let (_, content) = found.next().unwrap_or_else(|| panic!("no {path}"));
         assert!(found.next().is_none(), "two of {path}");
         content
+    }
+
+    /// Of H.264 pictures of this size; the shape of their pixels is that of the record.
+    fn video_init(timescale: Timescale, width: u32, height: u32, avcc: &[u8]) -> Bytes {
+        let record = Bytes::copy_from_slice(avcc);
+        let sar = AvcConfig::parse(record.clone()).map_or((1, 1), |config| config.sar);
+        let codec = VideoCodec::Avc;
+        source_init(timescale, &VideoConfig { codec, record, width, height, sar, frame_rate: None })
     }
 
     fn u32_at(bytes: &[u8], at: usize) -> u32 {

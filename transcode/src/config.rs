@@ -1,15 +1,14 @@
 //! What operators choose about the ladder and its encoders.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use media::RenditionId;
 use media::codec::VideoCodec;
 use serde::{Deserialize, Serialize};
 
+use crate::encoders::{self, EncoderKind};
 use crate::ladder::default_name;
-
-/// The presets of x264 that keep up with live video, fastest first.
-pub const PRESETS: [&str; 7] = ["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"];
 
 /// Most rungs in the table, and so in a ladder: each is a thread per stream.
 pub const MAX_RUNGS: usize = 12;
@@ -35,9 +34,13 @@ const PASSTHROUGH_CODECS: [(&str, VideoCodec); 3] =
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// x264 preset of every rung, one of [`PRESETS`]. Default `superfast`: about two thirds of the CPU time
-    /// of `veryfast` and a shorter way through the encoder.
+    /// The encoder of rungs that name none, one of [`encoders::ENCODERS`]. Default `libx264`.
+    pub encoder: String,
+    /// Its preset. Default `superfast`: of libx264, about two thirds of the CPU time of `veryfast` and a shorter way through
+    /// the encoder.
     pub preset: String,
+    /// Its private options, as libavcodec names them, in addition to those that live encoding depends on. Default none.
+    pub options: BTreeMap<String, String>,
     /// The rungs, largest first, at most [`MAX_RUNGS`]. Default 2160, 1440, 1080, 720, 480, 360 and 240
     /// lines.
     pub rungs: Vec<RungConfig>,
@@ -76,46 +79,78 @@ const TAKEN_NAMES: [&str; 5] = ["audio", "index", "manifest", "thumbnails", "thu
 #[serde(deny_unknown_fields)]
 pub struct RungConfig {
     /// Its rendition's name in playlists and paths: 1 to 64 of `A-Z a-z 0-9 - _ .`, not starting with `.` or `-`. Default
-    /// its lines and a `p`, such as `720p`. Two rungs of one height have different names.
+    /// its lines and a `p`, such as `720p`, of HEVC and AV1 `720p-hevc` and `720p-av1`. Two rungs of one height have different names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Lines (of a portrait picture: columns); even, 16 to 2304.
     pub height: u32,
     /// Average bit rate at up to 40 frames per second, in kilobits per second, 50 to 100000.
     pub bitrate_kbps: u32,
-    /// Its own preset instead of [`Config::preset`].
+    /// Its own encoder instead of [`Config::encoder`]. One of another codec makes it a rung of that codec's ladder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<String>,
+    /// Its own preset instead of [`Config::preset`], or of that encoder's usual one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Most frames per second, 5 to 120, to a tenth: of a source with more every second frame is encoded, or every third,
     /// and so on. Default: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_fps: Option<u32>,
+    /// Options of its encoder; those of [`Config::options`] hold as well if that is the encoder.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
 }
 
 impl RungConfig {
     /// A rung with defaults for all else.
     pub fn new(height: u32, bitrate_kbps: u32) -> Self {
-        Self { name: None, height, bitrate_kbps, preset: None, max_fps: None }
+        let options = BTreeMap::new();
+        Self { name: None, height, bitrate_kbps, encoder: None, preset: None, max_fps: None, options }
     }
 
-    /// Its own name, or that of its height.
-    pub(crate) fn name(&self) -> String {
-        self.name.clone().unwrap_or_else(|| default_name(self.height))
+    /// Its own name, or that of its height and codec.
+    pub(crate) fn name(&self, config: &Config) -> String {
+        let default = || default_name(self.height, self.encoder(config).codec);
+        self.name.clone().unwrap_or_else(default)
+    }
+
+    /// Its own encoder, or that of all rungs.
+    pub(crate) fn encoder(&self, config: &Config) -> &'static EncoderKind {
+        self.encoder.as_deref().and_then(encoders::find).unwrap_or(config.encoder())
+    }
+
+    /// Its own preset, or that of its encoder.
+    pub(crate) fn preset(&self, config: &Config) -> String {
+        let encoder = self.encoder(config);
+        let usual = if encoder == config.encoder() { config.preset.as_str() } else { encoder.usual_preset };
+        self.preset.clone().unwrap_or_else(|| usual.to_owned())
+    }
+
+    /// Its own options, and those of all rungs if it has their encoder.
+    pub(crate) fn options(&self, config: &Config) -> BTreeMap<String, String> {
+        let mut options = BTreeMap::new();
+        if self.encoder(config) == config.encoder() {
+            options.clone_from(&config.options);
+        }
+        options.extend(self.options.clone());
+        options
     }
 
     /// What is wrong with its name.
-    fn name_problem(&self, before: &[RungConfig]) -> Option<String> {
-        let name = self.name();
+    fn name_problem(&self, config: &Config, before: &[RungConfig]) -> Option<String> {
+        let name = self.name(config);
         // A source between two rungs gets one that is named by its own height.
-        let lines = name.strip_suffix('p').filter(|lines| lines.bytes().all(|byte| byte.is_ascii_digit()));
+        let of_codec = name.strip_suffix("-hevc").or(name.strip_suffix("-av1")).unwrap_or(&name);
+        let lines =
+            of_codec.strip_suffix('p').filter(|lines| lines.bytes().all(|byte| byte.is_ascii_digit()));
         if let Err(error) = name.parse::<RenditionId>() {
             Some(error.to_string())
         } else if TAKEN_NAMES.contains(&name.as_str()) {
             Some(format!("{name:?} is taken; neither of {} can be a rung", TAKEN_NAMES.join(", ")))
-        } else if lines.is_some() && name != default_name(self.height) {
-            Some(format!("{name:?} is what a rung of another height is called"))
+        } else if lines.is_some() && name != default_name(self.height, self.encoder(config).codec) {
+            Some(format!("{name:?} is what a rung of another height or codec is called"))
         } else {
-            let twice = before.iter().position(|other| other.name() == name)?;
+            let twice = before.iter().position(|other| other.name(config) == name)?;
             Some(format!("{name:?} is the name of rungs[{twice}] too; give one of them another"))
         }
     }
@@ -133,7 +168,9 @@ impl Default for Config {
             (240, 350),
         ];
         Self {
+            encoder: "libx264".to_owned(),
             preset: "superfast".to_owned(),
+            options: BTreeMap::new(),
             rungs: table.map(|(height, bitrate_kbps)| RungConfig::new(height, bitrate_kbps)).to_vec(),
             step_percent: 90,
             high_frame_rate_percent: 150,
@@ -148,6 +185,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The encoder of rungs that name none.
+    pub(crate) fn encoder(&self) -> &'static EncoderKind {
+        encoders::find(&self.encoder).unwrap_or(&encoders::ENCODERS[0])
+    }
+
     /// Whether video of this kind is to be passed through, if its keyframes allow it. H.264 beyond 8 bits of 4:2:0 is not:
     /// no browser plays it.
     pub fn passes_through(&self, codec: VideoCodec, record: &[u8]) -> bool {
@@ -171,15 +213,36 @@ impl Config {
                 problems.push(format!("{path}.{key}: {text}"));
             }
         };
-        let presets = self.rungs.iter().enumerate();
-        let presets = presets
-            .filter_map(|(index, rung)| Some((format!("rungs[{index}].preset"), rung.preset.as_ref()?)));
-        for (key, preset) in std::iter::once(("preset".to_owned(), &self.preset)).chain(presets) {
-            check(
-                PRESETS.contains(&preset.as_str()),
-                &key,
-                format!("{preset:?} is not one of {}", PRESETS.join(", ")),
-            );
+        let encoders = std::iter::once(("encoder".to_owned(), Some(&self.encoder)));
+        let own = |(index, rung): (usize, &'_ RungConfig)| {
+            (format!("rungs[{index}].encoder"), rung.encoder.clone())
+        };
+        for (key, encoder) in
+            encoders.map(|(key, of)| (key, of.cloned())).chain(self.rungs.iter().enumerate().map(own))
+        {
+            if let Some(encoder) = encoder {
+                let known = encoders::find(&encoder).is_some();
+                check(known, &key, format!("{encoder:?} is not one of {}", encoders::names()));
+            }
+        }
+        let mut check_preset = |key: &str, encoder: &EncoderKind, preset: &str| {
+            let name = encoder.name;
+            let problem = format!("{preset:?} of {name} is not one of {}", encoder.presets.join(", "));
+            check(encoder.presets.contains(&preset), key, problem);
+        };
+        check_preset("preset", self.encoder(), &self.preset);
+        for (index, rung) in self.rungs.iter().enumerate() {
+            if let Some(preset) = &rung.preset {
+                check_preset(&format!("rungs[{index}].preset"), rung.encoder(self), preset);
+            }
+        }
+        for problem in self.encoder().option_problems(&self.options) {
+            check(false, "options", problem);
+        }
+        for (index, rung) in self.rungs.iter().enumerate() {
+            for problem in rung.encoder(self).option_problems(&rung.options) {
+                check(false, &format!("rungs[{index}].options"), problem);
+            }
         }
         let count = self.rungs.len();
         check(
@@ -203,7 +266,7 @@ impl Config {
             if let Some(fps) = max_fps {
                 check((5..=120).contains(&fps), &at("max_fps"), format!("{fps} is outside 5 to 120"));
             }
-            if let Some(problem) = rung.name_problem(&self.rungs[..index]) {
+            if let Some(problem) = rung.name_problem(self, &self.rungs[..index]) {
                 check(false, &at("name"), problem);
             }
             if let Some(above) = index.checked_sub(1).map(|above| &self.rungs[above]) {
@@ -212,10 +275,17 @@ impl Config {
                     &at("height"),
                     format!("{height} must not be above the {} of the rung before it", above.height),
                 );
+            }
+            let codec = rung.encoder(self).codec;
+            if let Some(above) = self.rungs[..index].iter().rfind(|above| above.encoder(self).codec == codec)
+            {
                 check(
                     bitrate_kbps < above.bitrate_kbps,
                     &at("bitrate_kbps"),
-                    format!("{bitrate_kbps} must be below the {} of the rung before it", above.bitrate_kbps),
+                    format!(
+                        "{bitrate_kbps} must be below the {} of the {codec} rung before it",
+                        above.bitrate_kbps
+                    ),
                 );
             }
         }
@@ -269,12 +339,16 @@ mod tests {
             rungs: vec![
                 RungConfig { preset: Some("warp".into()), ..RungConfig::new(361, 10) },
                 RungConfig { max_fps: Some(4), ..RungConfig::new(480, 20) },
-                RungConfig::new(480, 19),
+                RungConfig { encoder: Some("libx262".into()), ..RungConfig::new(480, 19) },
                 named("../x", 480, 18),
                 named("index", 480, 17),
                 named("720p", 480, 16),
-                named("low", 480, 15),
-                named("low", 240, 14),
+                RungConfig { options: [("g".into(), "9".into())].into(), ..named("low", 480, 15) },
+                RungConfig {
+                    encoder: Some("libaom-av1".into()),
+                    preset: Some("superfast".into()),
+                    ..named("low", 240, 14)
+                },
             ],
             step_percent: 101,
             high_frame_rate_percent: 99,
@@ -286,7 +360,7 @@ mod tests {
         };
         let problems = config.problems("t");
         for key in [
-            "t.preset: \"placebo\"",
+            "t.preset: \"placebo\" of libx264 is not one of ultrafast",
             "t.rungs[0].height: 361",
             "t.rungs[0].bitrate_kbps: 10",
             "t.rungs[0].preset: \"warp\"",
@@ -295,9 +369,12 @@ mod tests {
             "t.rungs[2].name: \"480p\" is the name of rungs[1] too",
             "t.rungs[3].name: name \"../x\"",
             "t.rungs[4].name: \"index\" is taken",
-            "t.rungs[5].name: \"720p\" is what a rung of another height is called",
+            "t.rungs[5].name: \"720p\" is what a rung of another height or codec is called",
             "t.rungs[7].name: \"low\" is the name of rungs[6] too",
-            "t.rungs[1].bitrate_kbps: 20 must be below the 10",
+            "t.rungs[1].bitrate_kbps: 20 must be below the 10 of the H.264 rung",
+            "t.rungs[2].encoder: \"libx262\" is not one of libx264, libx265, libaom-av1, h264_nvenc, hevc_nvenc",
+            "t.rungs[6].options: \"g\" is set by Rooftop",
+            "t.rungs[7].preset: \"superfast\" of libaom-av1 is not one of 8, 7, 6, 5",
             "t.step_percent: 101",
             "t.high_frame_rate_percent: 99",
             "t.peak_percent: 0",

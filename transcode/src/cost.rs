@@ -4,7 +4,6 @@
 use media::time::FrameRate;
 
 use crate::VideoSource;
-use crate::config::PRESETS;
 use crate::ladder::{Rung, USUAL_FRAME_RATE};
 
 /// Thousandths of a CPU for a stream that is only packaged.
@@ -14,9 +13,6 @@ const PACKAGING: u64 = 10;
 /// 2026; only their proportion matters much.
 const DECODED: u64 = 6;
 const ENCODED: u64 = 15;
-
-/// What each of [`PRESETS`] costs, as a percentage of `superfast`.
-const PRESET_PERCENT: [u64; 7] = [65, 100, 150, 220, 290, 360, 600];
 
 /// Thousandths of a CPU that a source takes whose rungs these are; the first of them is not encoded if it is `copied`.
 pub fn milli_cpus(source: &VideoSource, rungs: &[Rung], copied: bool) -> u64 {
@@ -30,9 +26,7 @@ pub fn milli_cpus(source: &VideoSource, rungs: &[Rung], copied: bool) -> u64 {
         u64::from(width) * u64::from(height) * u64::from(rate.num) / u64::from(rate.den.max(1))
     };
     let encoding = encoded.iter().map(|rung| {
-        let preset = PRESETS.iter().position(|preset| *preset == rung.preset);
-        let percent = preset.and_then(|preset| PRESET_PERCENT.get(preset)).copied().unwrap_or(100);
-        pixels(rung.width, rung.height, rung.frame_rate) * ENCODED * percent / 100
+        pixels(rung.width, rung.height, rung.frame_rate) * ENCODED * rung.encoder.percent(&rung.preset) / 100
     });
     let decoding = pixels(source.width, source.height, source.frame_rate) * DECODED;
     PACKAGING + (decoding + encoding.sum::<u64>()) / 1_000_000

@@ -12,15 +12,30 @@ pub enum Error {
         /// What is wrong and what is allowed.
         problem: String,
     },
-    /// The linked FFmpeg was built without libx264.
-    #[error("the linked libavcodec has no encoder libx264")]
-    NoEncoder,
+    /// The linked FFmpeg was built without an encoder.
+    #[error("the linked libavcodec has no encoder {encoder}")]
+    NoEncoder {
+        /// Its name.
+        encoder: &'static str,
+    },
+    /// An encoder refuses what it is told, or finds no device to work with.
+    #[error("encoder {encoder} cannot be opened: {failure}{said}")]
+    Unopened {
+        /// Its name.
+        encoder: &'static str,
+        /// What libav returned.
+        failure: Failure,
+        /// What it said.
+        said: String,
+    },
     /// The linked FFmpeg cannot turn Opus into AAC.
     #[error("the linked libavcodec lacks the decoder opus or the encoder aac")]
     NoAudioEncoder,
-    /// The linked libx264 does not know an option that live encoding depends on.
-    #[error("the linked libavcodec's libx264 does not know the option {name:?}")]
+    /// An encoder does not know an option, of the configuration or one that live encoding depends on.
+    #[error("the linked libavcodec's {encoder} does not know the option {name:?}")]
     UnknownOption {
+        /// Its name.
+        encoder: &'static str,
         /// The option that was left over.
         name: String,
     },

@@ -21,7 +21,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use bytes::Bytes;
-use media::codec::VideoCodec;
+use media::codec::{VideoCodec, VideoConfig};
 use media::time::FrameRate;
 use media::{Sample, Ticks};
 use prometheus_client::metrics::gauge::Gauge;
@@ -98,20 +98,16 @@ pub enum Event {
     Config {
         /// Index into [`Job::rungs`].
         rung: usize,
-        /// AVCDecoderConfigurationRecord of what follows.
-        avcc: Bytes,
-        /// Width in pixels.
-        width: u32,
-        /// Height in pixels.
-        height: u32,
+        /// What follows: its codec and configuration record, its size and pixels.
+        config: VideoConfig,
     },
     /// One coded frame: one per source frame and rung, each rung in order. Of a rung with [`Rung::max_fps`], every so
     /// manieth, and each that begins a segment.
     Sample {
         /// Index into [`Job::rungs`].
         rung: usize,
-        /// `pts` is exactly the source frame's, `duration` too, with that of frames left out behind it; `dts == pts`, `key` means IDR, and `data`
-        /// is length-prefixed (4 bytes) without parameter sets and delimiters.
+        /// `pts` is exactly the source frame's, `duration` too, with that of frames left out behind it; `dts == pts`, `key` means that decoding can begin here, and `data`
+        /// is as in MP4, of H.264 and HEVC length-prefixed (4 bytes), without parameter sets and delimiters.
         sample: Sample,
     },
     /// A rung is shed: nothing of the segment that begins here is encoded for it.
@@ -139,8 +135,8 @@ pub enum Event {
 pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     validate(&job)?;
     libav::route_to_tracing();
-    if !libav::Encoder::is_available() {
-        return Err(Error::NoEncoder);
+    if let Some(rung) = job.rungs.iter().find(|rung| !libav::Encoder::is_available(rung.encoder)) {
+        return Err(Error::NoEncoder { encoder: rung.encoder.name });
     }
     let decoder = Decoder::open(job.source.codec, &job.source.record)?;
     let (input, access_units) = mpsc::channel(INPUT_QUEUE);

@@ -1,11 +1,16 @@
 //! The ladder: source and rules in, rungs worth encoding out.
 #![deny(clippy::disallowed_methods)]
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
 use media::RenditionId;
+use media::codec::VideoCodec;
 use media::time::{FrameRate, Ticks, Timescale};
 
 use crate::VideoSource;
 use crate::config::{Config, Passthrough, RungConfig};
+use crate::encoders::EncoderKind;
 use crate::thinning::{every, thinned};
 
 /// One configured target. Derived by [`derive()`]; sizes are even.
@@ -23,8 +28,12 @@ pub struct Rung {
     pub peak_bps: u32,
     /// The size of the encoder's buffer model in bits.
     pub buffer_bits: u32,
-    /// x264 preset.
+    /// What encodes it.
+    pub encoder: &'static EncoderKind,
+    /// One of its presets.
     pub preset: String,
+    /// Options of the configuration for it.
+    pub options: BTreeMap<String, String>,
     /// Nominal frame rate, where the source's is known.
     pub frame_rate: Option<FrameRate>,
     /// Most frames per second, to a tenth: of a source with more, every second one is encoded, or every third, and so on.
@@ -41,16 +50,36 @@ const MIN_BITRATE_KBPS: u64 = 50;
 ///
 /// Sizes are judged by the shorter side, so that a portrait source gets the same rungs, turned. A source
 /// that is not in the table gets a rung of its own size on top, named by its lines, unless it is larger
-/// than the whole table.
+/// than the whole table. Rungs of each codec are chosen for themselves, as if they were a table of their own; but the source's
+/// own size is there in the codecs only that reach both above and below it, or have the next larger rung.
 pub fn derive(config: &Config, source: &VideoSource) -> Vec<Rung> {
-    let lines = lines(source);
-    let mut wanted: Vec<Wanted<'_>> = Vec::new();
-    let fits = |rung: &RungConfig| rung.height <= lines;
-    let has_own = config.rungs.iter().any(|rung| rung.height == lines);
-    if !has_own && (config.rungs.is_empty() || config.rungs.iter().any(|rung| !fits(rung))) {
-        wanted.push(own(config, source));
+    if config.rungs.is_empty() {
+        return vec![own(config, source).rung(config, source)];
     }
-    for rung in config.rungs.iter().filter(|rung| fits(rung)) {
+    let mut codecs: Vec<VideoCodec> = Vec::new();
+    for codec in config.rungs.iter().map(|rung| rung.encoder(config).codec) {
+        if !codecs.contains(&codec) {
+            codecs.push(codec);
+        }
+    }
+    let mut wanted: Vec<_> = codecs.iter().flat_map(|codec| of_codec(config, source, *codec)).collect();
+    // What the largest rungs cost is the first to be saved, and H.264 is the last to be missed.
+    let is_avc = |wanted: &Wanted<'_>| wanted.codec(config) == VideoCodec::Avc;
+    wanted.sort_by_key(|wanted| (Reverse(wanted.lines), is_avc(wanted)));
+    wanted.iter().map(|wanted| wanted.rung(config, source)).collect()
+}
+
+fn of_codec<'a>(config: &'a Config, source: &VideoSource, codec: VideoCodec) -> Vec<Wanted<'a>> {
+    let lines = lines(source);
+    let rungs = || config.rungs.iter().filter(|rung| rung.encoder(config).codec == codec);
+    let fits = |rung: &&RungConfig| rung.height <= lines;
+    let mut wanted: Vec<Wanted<'_>> = Vec::new();
+    if let Some(like) = above(config, rungs(), lines).filter(|above| above.height > lines)
+        && (rungs().any(|rung| fits(&rung)) || above(config, config.rungs.iter(), lines) == Some(like))
+    {
+        wanted.push(Wanted { lines, kbps: own_kbps(rungs(), lines), like: Some(like) });
+    }
+    for rung in rungs().filter(fits) {
         let smaller = |above: &Wanted<'_>| {
             // Rungs of one height come together.
             let same =
@@ -61,7 +90,7 @@ pub fn derive(config: &Config, source: &VideoSource) -> Vec<Rung> {
             wanted.push(Wanted { lines: rung.height, kbps: rung.bitrate_kbps.into(), like: Some(rung) });
         }
     }
-    wanted.iter().map(|wanted| wanted.rung(config, source)).collect()
+    wanted
 }
 
 /// The rungs where the source's video may be passed through. If it `passes`, the first is the source itself, under the name
@@ -107,6 +136,10 @@ struct Wanted<'a> {
 }
 
 impl Wanted<'_> {
+    fn codec(&self, config: &Config) -> VideoCodec {
+        self.like.map_or_else(|| config.encoder(), |like| like.encoder(config)).codec
+    }
+
     fn rung(&self, config: &Config, source: &VideoSource) -> Rung {
         let Wanted { lines, kbps, like } = *self;
         let (width, height) = scaled(source, lines);
@@ -122,10 +155,11 @@ impl Wanted<'_> {
         let bitrate = kbps * 10 * u64::from(percent);
         let peak = bitrate * u64::from(config.peak_percent) / 100;
         let buffer = peak.saturating_mul(config.rate_buffer.as_millis() as u64) / 1000;
-        let id = like.filter(|like| like.height == lines).map(RungConfig::name);
+        let encoder = like.map_or_else(|| config.encoder(), |like| like.encoder(config));
+        let id = like.filter(|like| like.height == lines).map(|like| like.name(config));
         Rung {
             id: id
-                .unwrap_or_else(|| default_name(lines))
+                .unwrap_or_else(|| default_name(lines, encoder.codec))
                 .parse()
                 .expect("a table without problems has valid names"),
             width,
@@ -133,7 +167,9 @@ impl Wanted<'_> {
             bitrate_bps: clamp_u32(bitrate),
             peak_bps: clamp_u32(peak),
             buffer_bits: clamp_u32(buffer),
-            preset: like.and_then(|like| like.preset.as_ref()).unwrap_or(&config.preset).clone(),
+            encoder,
+            preset: like.map_or_else(|| config.preset.clone(), |like| like.preset(config)),
+            options: like.map_or_else(BTreeMap::new, |like| like.options(config)),
             frame_rate,
             max_fps,
         }
@@ -141,8 +177,13 @@ impl Wanted<'_> {
 }
 
 /// What a rung is called that has no name of its own.
-pub(crate) fn default_name(lines: u32) -> String {
-    format!("{lines}p")
+pub(crate) fn default_name(lines: u32, codec: VideoCodec) -> String {
+    match codec {
+        VideoCodec::Avc => format!("{lines}p"),
+        VideoCodec::Hevc => format!("{lines}p-hevc"),
+        VideoCodec::Av1 => format!("{lines}p-av1"),
+        VideoCodec::Vp9 => format!("{lines}p-vp9"),
+    }
 }
 
 fn lines(source: &VideoSource) -> u32 {
@@ -152,8 +193,20 @@ fn lines(source: &VideoSource) -> u32 {
 /// A rung of the source's own size. It takes after the next larger rung of the table.
 fn own<'a>(config: &'a Config, source: &VideoSource) -> Wanted<'a> {
     let lines = lines(source);
-    let above = config.rungs.iter().filter(|rung| rung.height >= lines).min_by_key(|rung| rung.height);
-    Wanted { lines, kbps: own_kbps(config, source), like: above.or(config.rungs.first()) }
+    let like = above(config, config.rungs.iter(), lines).or(config.rungs.first());
+    let codec = like.map(|like| like.encoder(config).codec);
+    let rungs = config.rungs.iter().filter(|rung| Some(rung.encoder(config).codec) == codec);
+    Wanted { lines, kbps: own_kbps(rungs, lines), like }
+}
+
+/// The smallest rung of so many lines or more; of several that of H.264, which every player has, or the first.
+fn above<'a>(
+    config: &Config,
+    rungs: impl Iterator<Item = &'a RungConfig>,
+    lines: u32,
+) -> Option<&'a RungConfig> {
+    let order = |rung: &&RungConfig| (rung.height, rung.encoder(config).codec != VideoCodec::Avc);
+    rungs.filter(|rung| rung.height >= lines).min_by_key(order)
 }
 
 /// The source's size with a shorter side of `lines`, the other side to the nearest even number.
@@ -173,11 +226,12 @@ fn scaled(source: &VideoSource, lines: u32) -> (u32, u32) {
 
 /// The bit rate for the source's own size: that of the table where it is there, else in proportion to the
 /// lines between its neighbours, and below the table in proportion to the area.
-fn own_kbps(config: &Config, source: &VideoSource) -> u64 {
-    let lines = u64::from(lines(source));
-    let table = || config.rungs.iter().map(|rung| (u64::from(rung.height), u64::from(rung.bitrate_kbps)));
-    let above = table().filter(|&(height, _)| height >= lines).min_by_key(|&(height, _)| height);
-    let below = table().find(|&(height, _)| height < lines);
+fn own_kbps<'a>(rungs: impl Iterator<Item = &'a RungConfig>, lines: u32) -> u64 {
+    let lines = u64::from(lines);
+    let table: Vec<_> = rungs.map(|rung| (u64::from(rung.height), u64::from(rung.bitrate_kbps))).collect();
+    let above =
+        table.iter().copied().filter(|(height, _)| *height >= lines).min_by_key(|(height, _)| *height);
+    let below = table.iter().copied().find(|(height, _)| *height < lines);
     match (above, below) {
         (Some((high, high_kbps)), Some((low, low_kbps))) => {
             low_kbps + (lines - low) * high_kbps.saturating_sub(low_kbps) / (high - low)
@@ -320,6 +374,48 @@ mod tests {
         let capped = |max_fps| named("x", 720, 3000, Some(max_fps));
         assert_eq!(fps(60, &[capped(30), capped(20)]), 10.0);
         assert_eq!(fps(30, &[capped(5), capped(7), capped(12)]), 5.0, "those of the slowest");
+    }
+
+    #[test]
+    fn each_codec_has_a_ladder_of_its_own() {
+        let rung = |encoder: &str, height, kbps| RungConfig {
+            encoder: Some(encoder.into()),
+            ..RungConfig::new(height, kbps)
+        };
+        let rungs = vec![
+            rung("libx265", 2160, 9000),
+            rung("libx265", 1440, 5000),
+            rung("libx264", 1080, 4500),
+            rung("libx265", 1080, 3000),
+            rung("libx264", 720, 2500),
+            rung("libaom-av1", 480, 700),
+            rung("libx264", 480, 1200),
+        ];
+        let config = Config { rungs, ..Config::default() };
+        assert_eq!(config.problems("t"), Vec::<String>::new());
+        let names = |height: u32| {
+            let rungs = derive(&config, &source(height * 16 / 9, height, 30));
+            let text: Vec<_> = rungs
+                .iter()
+                .map(|rung| format!("{}/{}/{}", rung.id, rung.encoder.name, rung.preset))
+                .collect();
+            text.join(" ")
+        };
+        assert_eq!(
+            names(1080),
+            "1080p-hevc/libx265/ultrafast 1080p/libx264/superfast 720p/libx264/superfast 480p-av1/libaom-av1/8 \
+             480p/libx264/superfast"
+        );
+        assert!(names(2160).starts_with("2160p-hevc/libx265/ultrafast 1440p-hevc"));
+        // Below the smallest of HEVC it would not be in that codec at its own size.
+        assert_eq!(names(720), "720p/libx264/superfast 480p-av1/libaom-av1/8 480p/libx264/superfast");
+        assert!(
+            names(1200)
+                .starts_with("1200p-hevc/libx265/ultrafast 1080p-hevc/libx265/ultrafast 1080p/libx264")
+        );
+        assert!(names(600).starts_with("600p/libx264/superfast 480p-av1"));
+        // The next larger one is the only one that can.
+        assert_eq!(names(240), "240p/libx264/superfast");
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod config;
 pub mod copy;
 pub mod cost;
 mod decode;
+pub mod encoders;
 pub mod error;
 mod job;
 pub mod ladder;
@@ -30,6 +31,7 @@ mod rung;
 pub mod shed;
 mod thinning;
 pub mod timeline;
+mod trial;
 
 pub use config::{Config, Passthrough};
 pub use error::{Closed, Error};
@@ -38,8 +40,9 @@ pub use ladder::Rung;
 pub use libav::Failure;
 pub use metrics::Metrics;
 pub use timeline::segment_index;
+pub use trial::try_encoders;
 
-/// Whether the libavcodec that is linked has the encoder of the ladder, libx264.
+/// Whether the libavcodec that is linked has the encoder of most ladders, libx264.
 pub fn has_encoder() -> bool {
-    libav::Encoder::is_available()
+    libav::Encoder::is_available(&encoders::ENCODERS[0])
 }

@@ -1,7 +1,8 @@
-//! H.264 byte streams: from the encoder's start codes to the length prefixes of MP4.
+//! What encoders give, as MP4 has it: start codes become length prefixes, parameter sets become records.
 #![deny(clippy::disallowed_methods)]
 
 use bytes::{BufMut, Bytes, BytesMut};
+use media::codec::{VideoCodec, av1, hevc};
 
 /// NAL unit types, ITU-T H.264 table 7-1.
 const SEI: u8 = 6;
@@ -13,16 +14,32 @@ const FILLER: u8 = 12;
 /// SEI payload type 5, user_data_unregistered: x264 signs its work with one.
 const UNREGISTERED: u8 = 5;
 
-/// An access unit as length-prefixed (4 bytes) NAL units, without parameter sets, delimiters, filler and
-/// the encoder's signature. Captions and other SEI stay.
-pub(crate) fn to_length_prefixed(annex_b: &[u8]) -> Bytes {
+/// The same in HEVC, ITU-T H.265 table 7-1: parameter sets and the delimiter, and filler. SEI has a header of 2 bytes.
+const HEVC_SETS: std::ops::RangeInclusive<u8> = hevc::VPS..=35;
+const HEVC_FILLER: u8 = 38;
+const HEVC_SEI: u8 = 39;
+
+/// An access unit as its codec's samples are in MP4: H.264 and HEVC as length-prefixed (4 bytes) NAL units, without parameter
+/// sets, delimiters, filler and the encoder's signature; captions and other SEI stay. AV1 without temporal delimiters.
+pub(crate) fn to_sample(codec: VideoCodec, coded: &[u8]) -> Bytes {
+    if !matches!(codec, VideoCodec::Avc | VideoCodec::Hevc) {
+        return crate::copy::stripped(codec, &Bytes::copy_from_slice(coded));
+    }
     // A start code of three bytes grows by one.
-    let mut out = BytesMut::with_capacity(annex_b.len() + 16);
-    for nal in units(annex_b) {
-        let keep = match nal[0] & 0x1f {
-            SPS | PPS | DELIMITER | FILLER => false,
-            SEI => nal.get(1) != Some(&UNREGISTERED),
-            _ => true,
+    let mut out = BytesMut::with_capacity(coded.len() + 16);
+    for nal in units(coded) {
+        let keep = match codec {
+            VideoCodec::Avc => match nal[0] & 0x1f {
+                SPS | PPS | DELIMITER | FILLER => false,
+                SEI => nal.get(1) != Some(&UNREGISTERED),
+                _ => true,
+            },
+            _ => match nal[0] >> 1 & 0x3f {
+                kind if HEVC_SETS.contains(&kind) => false,
+                HEVC_FILLER => false,
+                HEVC_SEI => nal.get(2) != Some(&UNREGISTERED),
+                _ => true,
+            },
         };
         if keep {
             out.put_u32(nal.len() as u32);
@@ -32,9 +49,27 @@ pub(crate) fn to_length_prefixed(annex_b: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// The configuration record of an encoder: from its parameter sets as a byte stream, or its first OBUs. `None` if they are
+/// not all there. 8-bit 4:2:0 is assumed.
+pub(crate) fn record(codec: VideoCodec, headers: &[u8]) -> Option<Bytes> {
+    match codec {
+        VideoCodec::Avc => configuration_record(headers),
+        VideoCodec::Hevc => {
+            let of = |kind: u8| -> Vec<&[u8]> {
+                units(headers).filter(|nal| nal[0] >> 1 & 0x3f == kind).collect()
+            };
+            hevc::record(&of(hevc::VPS), &of(hevc::SPS), &of(hevc::PPS))
+        }
+        // Some encoders give the record itself.
+        VideoCodec::Av1 if headers.first() == Some(&0x81) => Some(Bytes::copy_from_slice(headers)),
+        VideoCodec::Av1 => av1::record(headers),
+        VideoCodec::Vp9 => None,
+    }
+}
+
 /// The AVCDecoderConfigurationRecord (ISO/IEC 14496-15 section 5.3.3.1) for an encoder's parameter sets;
 /// `None` if either kind is missing or too large. 8-bit 4:2:0 is assumed.
-pub(crate) fn configuration_record(annex_b: &[u8]) -> Option<Bytes> {
+fn configuration_record(annex_b: &[u8]) -> Option<Bytes> {
     let of = |kind: u8| -> Vec<&[u8]> { units(annex_b).filter(|nal| nal[0] & 0x1f == kind).collect() };
     let (sps, pps) = (of(SPS), of(PPS));
     let [_, profile, compatibility, level, ..] = **sps.first()? else { return None };
@@ -144,7 +179,26 @@ mod tests {
             &[0, 0, 1, 0x65, 7, 8],
         ]
         .concat();
-        assert_eq!(to_length_prefixed(&annex_b), [0, 0, 0, 4, 6, 4, 3, 4, 0, 0, 0, 3, 0x65, 7, 8][..]);
+        let sample = to_sample(VideoCodec::Avc, &annex_b);
+        assert_eq!(sample, [0, 0, 0, 4, 6, 4, 3, 4, 0, 0, 0, 3, 0x65, 7, 8][..]);
+    }
+
+    #[test]
+    fn hevc_and_av1_lose_the_same() {
+        let annex_b = [
+            &[0, 0, 0, 1, 0x46, 1, 0x50][..],
+            &[0, 0, 0, 1, 0x40, 1, 2],
+            &[0, 0, 0, 1, 0x42, 1, 2],
+            &[0, 0, 0, 1, 0x44, 1, 2],
+            &[0, 0, 1, 0x4E, 1, 5, 9],
+            &[0, 0, 1, 0x4E, 1, 4, 9],
+            &[0, 0, 1, 0x26, 1, 7],
+        ]
+        .concat();
+        let sample = to_sample(VideoCodec::Hevc, &annex_b);
+        assert_eq!(sample, [0, 0, 0, 4, 0x4E, 1, 4, 9, 0, 0, 0, 3, 0x26, 1, 7][..]);
+        let sample = to_sample(VideoCodec::Av1, &[0x12, 0, 0x32, 1, 7]);
+        assert_eq!(sample, [0x32, 1, 7][..]);
     }
 
     #[test]

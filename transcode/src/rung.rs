@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
 use media::Sample;
+use media::codec::{VideoCodec, VideoConfig};
 
 use crate::captions::Captions;
 use crate::error::Error;
@@ -16,7 +17,17 @@ use crate::timeline::Showing;
 
 /// Pictures inside the encoder at once: it is set to give each back at once, so more than a few mean that
 /// it does not work.
-const MAX_INSIDE: usize = 8;
+pub(crate) const MAX_INSIDE: usize = 8;
+
+/// What an encoder makes, by its headers or a keyframe with them.
+pub(crate) fn described(settings: &Settings, headers: &[u8]) -> Option<VideoConfig> {
+    let codec = settings.encoder.codec;
+    let config = VideoConfig::parse(codec, nal::record(codec, headers)?).ok()??;
+    // AV1 does not say.
+    let sar = if codec == VideoCodec::Av1 { settings.sar } else { config.sar };
+    let frame_rate = Some(settings.frame_rate);
+    Some(VideoConfig { width: settings.width, height: settings.height, sar, frame_rate, ..config })
+}
 
 /// A rung that waits for its first picture.
 pub(crate) struct Stage {
@@ -27,6 +38,8 @@ pub(crate) struct Stage {
     next: Option<Pictures>,
     events: Events,
     encoder: Option<Encoder>,
+    /// It is told what it makes.
+    configured: bool,
     /// What the encoder holds, oldest first.
     inside: VecDeque<Showing>,
     thinning: Thinning,
@@ -56,7 +69,9 @@ impl Stage {
             bitrate_bps: rung.bitrate_bps,
             peak_bps: rung.peak_bps,
             buffer_bits: rung.buffer_bits,
+            encoder: rung.encoder,
             preset: rung.preset.clone(),
+            options: rung.options.clone(),
             sar: source.sar,
         };
         Ok(Self {
@@ -67,6 +82,7 @@ impl Stage {
             next,
             events,
             encoder: None,
+            configured: false,
             inside: VecDeque::new(),
             thinning: Thinning::new(rung.max_fps),
             captions: Captions::default(),
@@ -137,25 +153,31 @@ impl Stage {
     /// Opens the encoder for pictures like `first`, whose colour properties are known only now.
     fn open(&mut self, first: &Picture) -> Result<(), Stop> {
         let encoder = Encoder::open(&self.settings, first)?;
-        let avcc = nal::configuration_record(encoder.parameter_sets());
-        let avcc = avcc.ok_or_else(|| self.wrong("has no parameter sets", 0))?;
-        let Settings { width, height, .. } = self.settings;
+        let config = described(&self.settings, encoder.headers());
         self.encoder = Some(encoder);
-        self.events.send(Event::Config { rung: self.index, avcc, width, height })
+        self.configured = config.is_some();
+        config.map_or(Ok(()), |config| self.events.send(Event::Config { rung: self.index, config }))
     }
 
     /// Takes out what the encoder has ready.
     fn drain(&mut self) -> Result<(), Stop> {
+        let codec = self.settings.encoder.codec;
         while let Some(encoder) = &mut self.encoder
             && let Some(packet) = encoder.receive()?
         {
-            let (pts, key, data) = (packet.pts, packet.key, nal::to_length_prefixed(packet.data));
+            let (pts, key, data) = (packet.pts, packet.key, nal::to_sample(codec, packet.data));
+            // Some say only with their first picture what it is.
+            let config = if self.configured { None } else { described(&self.settings, packet.data) };
             let showing = self.inside.pop_front();
             let Some(showing) = showing.filter(|showing| showing.pts == pts) else {
                 return Err(self.wrong("gave a picture out of turn", pts));
             };
             if showing.key && !key {
                 return Err(self.wrong("made no keyframe where one was asked for", pts));
+            }
+            if !std::mem::replace(&mut self.configured, true) {
+                let config = config.ok_or_else(|| self.wrong("has no parameter sets", pts))?;
+                self.events.send(Event::Config { rung: self.index, config })?;
             }
             let metrics = &self.events.metrics;
             metrics.frames_encoded.inc();

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
-use media::codec::VideoCodec;
 use media::codec::avc::AvcConfig;
+use media::codec::{VideoCodec, VideoConfig};
 use media::flv::{self, Video};
 use media::time::FrameRate;
 use media::{Sample, Ticks, Timescale};
@@ -99,7 +99,7 @@ impl Clip {
 /// What came out.
 struct Outcome {
     /// Per rung: its configuration and its samples.
-    rungs: Vec<(Bytes, Vec<Sample>)>,
+    rungs: Vec<(Option<VideoConfig>, Vec<Sample>)>,
     damaged: u64,
     /// Rungs that are not encoded, and the segments for which they are not.
     shed: Vec<(usize, Ticks)>,
@@ -128,13 +128,13 @@ async fn read(mut output: Output, rungs: &[Rung]) -> Outcome {
     while let Some(event) = output.next().await {
         assert!(!ended, "{event:?} after the end");
         match event {
-            Event::Config { rung, avcc, width, height } => {
-                assert_eq!((width, height), (rungs[rung].width, rungs[rung].height));
-                assert!(outcome.rungs[rung].0.is_empty() && outcome.rungs[rung].1.is_empty());
-                outcome.rungs[rung].0 = avcc;
+            Event::Config { rung, config } => {
+                assert_eq!((config.width, config.height), (rungs[rung].width, rungs[rung].height));
+                assert!(outcome.rungs[rung].0.is_none() && outcome.rungs[rung].1.is_empty());
+                outcome.rungs[rung].0 = Some(config);
             }
             Event::Sample { rung, sample } => {
-                assert!(!outcome.rungs[rung].0.is_empty(), "a sample before its configuration");
+                assert!(outcome.rungs[rung].0.is_some(), "a sample before its configuration");
                 outcome.rungs[rung].1.push(sample);
             }
             Event::Shed { rung, pts } => outcome.shed.push((rung, pts)),
@@ -184,8 +184,8 @@ fn check_files(name: &str, job: &Job, shown: &[(Ticks, Ticks)], outcome: &Outcom
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
     let mut files = Vec::new();
-    for (rung, (avcc, samples)) in job.rungs.iter().zip(&outcome.rungs) {
-        let mut bytes = cmaf::video_init(Timescale::VIDEO, rung.width, rung.height, avcc).to_vec();
+    for (rung, (config, samples)) in job.rungs.iter().zip(&outcome.rungs) {
+        let mut bytes = cmaf::source_init(Timescale::VIDEO, config.as_ref().unwrap()).to_vec();
         let mut last = None;
         let part = |sample: &Sample| transcode::segment_index(job.start, SECOND / 5, sample.pts);
         for (sequence, samples) in samples.chunk_by(|a, b| part(a) == part(b)).enumerate() {
@@ -399,7 +399,7 @@ async fn an_encoder_that_cannot_start_ends_the_job() {
     job.rungs[0].preset = "warp".to_owned();
     let outcome = transcode(job, clip.samples.clone()).await;
     let error = outcome.ended.unwrap_err().to_string();
-    assert!(error.starts_with("avcodec_open2 (libx264): "), "{error}");
+    assert!(error.starts_with("encoder libx264 cannot be opened: avcodec_open2: "), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

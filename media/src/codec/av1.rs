@@ -2,6 +2,8 @@
 //! keyframe (AV1 bitstream specification, 5.5).
 #![deny(clippy::disallowed_methods)]
 
+use bytes::Bytes;
+
 use super::bits::Bits;
 use super::{Invalid, Picture};
 use crate::time::FrameRate;
@@ -32,16 +34,58 @@ pub(super) fn picture(record: &[u8]) -> Result<Option<Picture>, Invalid> {
         .ok_or_else(|| invalid("its sequence header is cut short or damaged".into()))
 }
 
+/// The record of an encoder whose first OBUs these are, a sequence header among them (2.3): 4:2:0 of 8 bits. `None` without
+/// one.
+pub fn record(obus: &[u8]) -> Option<Bytes> {
+    let (obu, body) = find_sequence_header(obus)?;
+    let mut bits = Bits::new(body);
+    let profile = bits.take(3)?;
+    let (level, tier) = level(&mut bits)?;
+    // Marker and version, both subsamplings and an unknown place of colour samples; nothing about delay.
+    let head = [0x81, (profile << 5 | level) as u8, u8::from(tier) << 7 | 0x0C, 0];
+    Some([&head[..], obu].concat().into())
+}
+
+/// Level and tier of the first operating point, behind the profile.
+fn level(bits: &mut Bits<'_>) -> Option<(u32, bool)> {
+    bits.take(1)?;
+    if bits.flag()? {
+        return Some((bits.take(5)?, false));
+    }
+    if bits.flag()? {
+        bits.take(32)?;
+        bits.take(32)?;
+        if bits.flag()? {
+            bits.unsigned()?;
+        }
+        if bits.flag()? {
+            bits.take(32)?;
+            bits.take(15)?;
+        }
+    }
+    bits.take(1)?;
+    bits.take(5)?;
+    bits.take(12)?;
+    let level = bits.take(5)?;
+    Some((level, level > 7 && bits.flag()?))
+}
+
 /// The first sequence header among OBUs that have sizes.
-pub(super) fn sequence_header(mut obus: &[u8]) -> Option<Picture> {
+pub(super) fn sequence_header(obus: &[u8]) -> Option<Picture> {
+    find_sequence_header(obus).and_then(|(_, body)| parse(&mut Bits::new(body)))
+}
+
+/// The same with its header and size, and without.
+fn find_sequence_header(mut obus: &[u8]) -> Option<(&[u8], &[u8])> {
     loop {
+        let all = obus;
         let (&header, rest) = obus.split_first()?;
         let (kind, extended, sized) = (header >> 3 & 15, header & 4 != 0, header & 2 != 0);
         let rest = if extended { rest.get(1..)? } else { rest };
         let (len, rest) = if sized { leb128(rest)? } else { (rest.len(), rest) };
         let body = rest.get(..len)?;
         if kind == SEQUENCE_HEADER {
-            return parse(&mut Bits::new(body));
+            return Some((&all[..all.len() - (rest.len() - len)], body));
         }
         obus = &rest[len..];
     }

@@ -2,6 +2,8 @@
 //! 7.3.2.2 and annex E).
 #![deny(clippy::disallowed_methods)]
 
+use bytes::{BufMut, Bytes, BytesMut};
+
 use super::avc::{sample_aspect_ratio, unescape};
 use super::bits::Bits;
 use super::{Invalid, Picture};
@@ -10,8 +12,12 @@ use crate::time::FrameRate;
 /// Longest record: parameter sets of real encoders have below a kilobyte.
 const MAX_BYTES: usize = 64 << 10;
 
-/// NAL unit type of an SPS (table 7-1).
-const SPS: u8 = 33;
+/// NAL unit types of parameter sets (table 7-1).
+pub const VPS: u8 = 32;
+/// Sequence parameter set.
+pub const SPS: u8 = 33;
+/// Picture parameter set.
+pub const PPS: u8 = 34;
 
 /// Reads a configuration record.
 pub(super) fn picture(record: &[u8]) -> Result<Picture, Invalid> {
@@ -28,6 +34,33 @@ pub(super) fn picture(record: &[u8]) -> Result<Picture, Invalid> {
     }
     let sps = first_sps(record).ok_or_else(|| invalid("has no SPS".into()))?;
     parse(&unescape(sps)).ok_or_else(|| invalid("its SPS is cut short or damaged".into()))
+}
+
+/// The record of an encoder's parameter sets, NAL units without start codes (ISO/IEC 14496-15, 8.3.3.1): 4:2:0 of 8 bits,
+/// lengths of 4 bytes, and all sets are in it. `None` if a kind is missing, or a set is cut short.
+pub fn record(vps: &[&[u8]], sps: &[&[u8]], pps: &[&[u8]]) -> Option<Bytes> {
+    if vps.is_empty() || pps.is_empty() {
+        return None;
+    }
+    let first = unescape(sps.first()?);
+    // Behind the header: 4 bits of VPS id, 3 of layers, 1 of nesting; then 88 bits of profile, and 8 of level.
+    let (layers, profile_level) = (*first.get(2)?, first.get(3..15)?);
+    let mut out = BytesMut::with_capacity(128);
+    out.put_u8(1);
+    out.put_slice(profile_level);
+    // No spatial segmentation or parallelism is claimed; 4:2:0, 8 bits twice, frame rate not said. Reserved bits are ones.
+    out.put_slice(&[0xF0, 0, 0xFC, 0xFC | 1, 0xF8, 0xF8, 0, 0]);
+    out.put_u8((((layers >> 1) & 7) + 1) << 3 | (layers & 1) << 2 | 3);
+    out.put_u8(3);
+    for (kind, sets) in [(VPS, vps), (SPS, sps), (PPS, pps)] {
+        out.put_u8(0x80 | kind);
+        out.put_u16(u16::try_from(sets.len()).ok()?);
+        for set in sets {
+            out.put_u16(u16::try_from(set.len()).ok()?);
+            out.put_slice(set);
+        }
+    }
+    Some(out.freeze())
 }
 
 fn first_sps(record: &[u8]) -> Option<&[u8]> {

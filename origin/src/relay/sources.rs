@@ -5,6 +5,7 @@ mod captions;
 mod events;
 #[path = "../../../tests/kit/fragments.rs"]
 mod fragments;
+mod ladders;
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -186,6 +187,12 @@ async fn play_as(rules: transcode::Config, tags: Tags) -> Played {
 }
 
 impl Played {
+    /// The multivariant playlist and the MPD.
+    fn manifests(&self) -> (String, String) {
+        let live = self.shared.stream(&"demo".parse().unwrap()).unwrap();
+        (live.multivariant("").unwrap(), live.mpd(1500, 0, "/time", None).unwrap())
+    }
+
     fn video(&self) -> impl Iterator<Item = &Rendition> {
         self.renditions.iter().filter(|rendition| rendition.video)
     }
@@ -305,56 +312,6 @@ async fn every_frame_rate() {
         Case { filled: true, ..case("0.5", "testsrc2=s=320x180:r=1/2:d=12", &["-g", "2"]) },
     ] {
         check_case(&case).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rungs_with_fewer_frames_are_cut_with_the_others() {
-    for (name, rate, arguments, passthrough, there) in [
-        ("60", "60", &["-bf", "2"][..], Passthrough::Off, 120),
-        ("59.94", "60000/1001", &["-bf", "2"], Passthrough::Off, 120),
-        ("50", "50", &["-bf", "2"], Passthrough::Off, 100),
-        ("30", "30", &[], Passthrough::Off, 120),
-        (
-            "beside the source",
-            "60",
-            &["-x264-params", "keyint=60:min-keyint=60:scenecut=0"],
-            Passthrough::Top,
-            120,
-        ),
-    ] {
-        let Some(track) = made(&format!("testsrc2=s=320x180:r={rate}:d=4"), arguments) else { return };
-        let mut tags = Tags::default();
-        tags.video(VideoCodec::Avc, &track, 900_000);
-        let mut rules = rules(passthrough);
-        rules.rungs[2].max_fps = Some(30);
-        let thin = RungConfig { name: Some("thin".into()), max_fps: Some(10), ..RungConfig::new(60, 90) };
-        rules.rungs.extend([thin, RungConfig::new(40, 80)]);
-        let played = play_as(rules, tags).await;
-        played.check_cuts(name, false);
-        let source = times(&track);
-        for id in ["180p", "40p"] {
-            check_frames(name, id, &source, &played.shown(id), false);
-        }
-        let (full, half, thin) = (played.shown("180p"), played.shown("90p"), played.shown("thin"));
-        assert_eq!(half.len(), there, "{name}");
-        // Those of the source, in order, none twice; a frame that is left out is shown as the one before.
-        for shown in [&half, &thin] {
-            assert!(shown.iter().all(|(pts, _)| full.iter().any(|(at, _)| at == pts)), "{name}");
-            let end = |shown: &[(Ticks, Ticks)]| shown.last().map(|(pts, duration)| pts + duration);
-            assert_eq!(end(shown), end(&full), "{name}");
-        }
-        let fps = |id: &str| {
-            let found = played.kinds.iter().find(|(of, _)| of == id);
-            match found.map(|(_, kind)| *kind) {
-                Some(Kind::Video { frame_rate: Some(rate), .. }) => rate.fps(),
-                other => panic!("{name} {id}: {other:?}"),
-            }
-        };
-        let most = fps("180p");
-        assert_eq!(fps("90p"), if most > 33.0 { most / 2.0 } else { most }, "{name}");
-        assert!((9.0..11.0).contains(&fps("thin")) && fps("40p") == most, "{name}: {}", fps("thin"));
-        assert_eq!(played.shared.metrics.runs.get(), 1, "{name}");
     }
 }
 

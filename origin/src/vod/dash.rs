@@ -130,14 +130,17 @@ impl<'a> Stretch<'a> {
             seconds(start),
             seconds(self.duration())
         );
-        for (id, content) in ["video", "audio"].into_iter().enumerate() {
-            let of_kind = |track: &&Track<'_>| {
-                matches!(track.rendition.kind, Kind::Video { .. }) == (content == "video")
-            };
-            let tracks: Vec<_> = self.tracks.iter().filter(of_kind).collect();
-            if tracks.is_empty() {
-                continue;
+        // Players switch within a set, and not between codecs.
+        let mut sets: Vec<(&str, &str, Vec<&Track<'_>>)> = Vec::new();
+        for track in &self.tracks {
+            let content = if matches!(track.rendition.kind, Kind::Video { .. }) { "video" } else { "audio" };
+            let fourcc = hls::fourcc(&track.rendition.codec);
+            match sets.iter_mut().find(|(of, codec, _)| (*of, *codec) == (content, fourcc)) {
+                Some((.., tracks)) => tracks.push(track),
+                None => sets.push((content, fourcc, vec![track])),
             }
+        }
+        for (id, (content, _, tracks)) in sets.into_iter().enumerate() {
             put!(
                 out,
                 "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\" \

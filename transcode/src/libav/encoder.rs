@@ -1,14 +1,17 @@
-//! The H.264 encoder: libx264 tuned for live: every picture leaves as soon as it has been encoded.
+//! The video encoders, tuned for live: every picture leaves as soon as it has been encoded.
 
-use std::ffi::c_int;
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_int};
 use std::ptr::{self, NonNull};
 use std::slice;
 
 use ffmpeg_next::ffi;
+use media::codec::VideoCodec;
 use media::time::FrameRate;
 
 use super::options::Options;
-use super::{Failure, Picture, check, check_receive};
+use super::{Failure, Picture, check, check_receive, log};
+use crate::encoders::EncoderKind;
 use crate::error::Error;
 
 /// What an encoder is told about its rung.
@@ -26,39 +29,43 @@ pub(crate) struct Settings {
     pub(crate) peak_bps: u32,
     /// The buffer model's size in bits.
     pub(crate) buffer_bits: u32,
-    /// x264 preset.
+    /// Which encoder.
+    pub(crate) encoder: &'static EncoderKind,
+    /// One of its presets.
     pub(crate) preset: String,
+    /// Options of the configuration.
+    pub(crate) options: BTreeMap<String, String>,
     /// Sample aspect ratio.
     pub(crate) sar: (u32, u32),
 }
 
 /// One coded picture.
 pub(crate) struct Packet<'a> {
-    /// Annex B byte stream, without parameter sets.
+    /// Annex B byte stream of H.264 and HEVC, without parameter sets; OBUs of AV1.
     pub(crate) data: &'a [u8],
     /// The time given with the picture.
     pub(crate) pts: i64,
-    /// Whether it is an IDR picture.
+    /// Whether decoding can begin with it.
     pub(crate) key: bool,
 }
 
-/// One libx264 encoder on the calling thread.
+/// One encoder on the calling thread.
 pub(crate) struct Encoder {
     context: NonNull<ffi::AVCodecContext>,
     packet: NonNull<ffi::AVPacket>,
 }
 
-// SAFETY: owned by this struct alone; with one thread x264 works on the calling thread only.
+// SAFETY: owned by this struct alone; libav ties neither to a thread.
 unsafe impl Send for Encoder {}
 
 impl Encoder {
-    /// Opens libx264 for pictures like `first`, whose colour properties it takes over.
+    /// Opens the encoder for pictures like `first`, whose colour properties it takes over.
     pub(crate) fn open(settings: &Settings, first: &Picture) -> Result<Self, Error> {
         // SAFETY: each object is checked for null before use and freed by Drop.
         unsafe {
-            let codec = ffi::avcodec_find_encoder_by_name(c"libx264".as_ptr());
+            let codec = find(settings.encoder);
             if codec.is_null() {
-                return Err(Error::NoEncoder);
+                return Err(Error::NoEncoder { encoder: settings.encoder.name });
             }
             let context = NonNull::new(ffi::avcodec_alloc_context3(codec))
                 .ok_or(Failure::out_of_memory("avcodec_alloc_context3"))?;
@@ -69,23 +76,27 @@ impl Encoder {
             let encoder = Self { context, packet };
             configure(&mut *context.as_ptr(), settings, first.raw());
             let mut options = options(settings)?;
-            let opened = ffi::avcodec_open2(context.as_ptr(), codec, options.as_mut_ptr());
-            check("avcodec_open2 (libx264)", opened)?;
+            let open = || ffi::avcodec_open2(context.as_ptr(), codec, options.as_mut_ptr());
+            let (opened, said) = log::listen(open);
+            let encoder_name = settings.encoder.name;
+            check("avcodec_open2", opened).map_err(|failure| {
+                let said = said.map(|said| format!(" ({said})")).unwrap_or_default();
+                Error::Unopened { encoder: encoder_name, failure, said }
+            })?;
             match options.unknown() {
-                Some(name) => Err(Error::UnknownOption { name }),
+                Some(name) => Err(Error::UnknownOption { encoder: encoder_name, name }),
                 None => Ok(encoder),
             }
         }
     }
 
-    /// Whether the linked libavcodec has libx264.
-    pub(crate) fn is_available() -> bool {
-        // SAFETY: looks a name up in a static table.
-        unsafe { !ffi::avcodec_find_encoder_by_name(c"libx264".as_ptr()).is_null() }
+    /// Whether the linked libavcodec has it.
+    pub(crate) fn is_available(encoder: &EncoderKind) -> bool {
+        !find(encoder).is_null()
     }
 
-    /// The parameter sets as an Annex B byte stream.
-    pub(crate) fn parameter_sets(&self) -> &[u8] {
+    /// The parameter sets as an Annex B byte stream; of AV1 the sequence header.
+    pub(crate) fn headers(&self) -> &[u8] {
         // SAFETY: extradata is null or `extradata_size` bytes, set when the encoder was opened and constant
         // since.
         unsafe {
@@ -97,7 +108,7 @@ impl Encoder {
         }
     }
 
-    /// Feeds one picture, as a keyframe (IDR) if asked; drain with [`Encoder::receive`] after each.
+    /// Feeds one picture, as a closed keyframe if asked; drain with [`Encoder::receive`] after each.
     pub(crate) fn send(&mut self, mut picture: Picture, pts: i64, key: bool) -> Result<(), Failure> {
         let raw = picture.raw_mut();
         raw.pts = pts;
@@ -140,6 +151,12 @@ impl Encoder {
     }
 }
 
+fn find(encoder: &EncoderKind) -> *const ffi::AVCodec {
+    let Ok(name) = CString::new(encoder.name) else { return ptr::null() };
+    // SAFETY: looks a name up in a static table.
+    unsafe { ffi::avcodec_find_encoder_by_name(name.as_ptr()) }
+}
+
 fn configure(context: &mut ffi::AVCodecContext, settings: &Settings, first: &ffi::AVFrame) {
     context.width = settings.width as c_int;
     context.height = settings.height as c_int;
@@ -151,12 +168,19 @@ fn configure(context: &mut ffi::AVCodecContext, settings: &Settings, first: &ffi
     context.colorspace = first.colorspace;
     context.color_primaries = first.color_primaries;
     context.color_trc = first.color_trc;
-    context.chroma_sample_location = first.chroma_location;
+    if settings.encoder.codec != VideoCodec::Av1 {
+        // What AV1 says of it must be in its record as well.
+        context.chroma_sample_location = first.chroma_location;
+    }
     context.bit_rate = settings.bitrate_bps.into();
     context.rc_max_rate = settings.peak_bps.into();
+    if settings.encoder.constant_rate {
+        context.rc_min_rate = context.bit_rate;
+        context.rc_max_rate = context.bit_rate;
+    }
     context.rc_buffer_size = c_int::try_from(settings.buffer_bits).unwrap_or(c_int::MAX);
     context.max_b_frames = 0;
-    // x264's "infinite": keyframes come where segments begin and nowhere else.
+    // More than any encoder counts: keyframes come where segments begin and nowhere else.
     context.gop_size = 1 << 30;
     // The rungs run beside one another; threads within one only add overhead and delay.
     context.thread_count = 1;
@@ -165,16 +189,9 @@ fn configure(context: &mut ffi::AVCodecContext, settings: &Settings, first: &ffi
 
 fn options(settings: &Settings) -> Result<Options, Failure> {
     let mut options = Options::new();
-    options.set(c"preset", &settings.preset)?;
-    options.set(c"profile", "high")?;
-    options.set(c"forced-idr", "1")?;
-    options.set(c"sc_threshold", "0")?;
-    options.set(c"rc-lookahead", "0")?;
-    options.set(c"mbtree", "0")?;
-    // Captions of the source stay with their pictures.
-    options.set(c"a53cc", "1")?;
-    // A constant rate assumed, a picture need not wait for the next one to know how long it lasts.
-    options.set(c"x264-params", "sync-lookahead=0:force-cfr=1:sliced-threads=0:open-gop=0")?;
+    for (name, value) in settings.encoder.options(&settings.preset, &settings.options) {
+        options.set(&name, &value)?;
+    }
     Ok(options)
 }
 

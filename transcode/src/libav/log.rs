@@ -1,5 +1,6 @@
 //! libav's own log lines, as `tracing` events of target `libav`.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::panic::catch_unwind;
 use std::sync::Once;
@@ -15,6 +16,18 @@ const MAX_LINE_BYTES: usize = 400;
 /// Lines at WARN per second for the whole process: one broken broadcaster writes several per frame. The
 /// rest go to DEBUG.
 const MAX_WARNINGS_PER_SECOND: u64 = 5;
+
+thread_local! {
+    /// The last error of this thread, while somebody listens.
+    static HEARD: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Also says what libav had to say last about an error while it did `work` on this thread.
+pub(super) fn listen<T>(work: impl FnOnce() -> T) -> (T, Option<String>) {
+    HEARD.set(Some(String::new()));
+    let done = work();
+    (done, HEARD.take().filter(|heard| !heard.is_empty()))
+}
 
 /// Installs the callback, once per process.
 pub(crate) fn route_to_tracing() {
@@ -48,7 +61,9 @@ unsafe extern "C" fn callback(
 ) {
     // The upper bits may hold a colour.
     let level = level & 0xff;
-    if level > ffi::AV_LOG_INFO || !tracing::enabled!(target: "libav", tracing::Level::WARN) {
+    let is_heard = level <= ffi::AV_LOG_ERROR && HEARD.with_borrow(Option::is_some);
+    let is_logged = level <= ffi::AV_LOG_INFO && tracing::enabled!(target: "libav", tracing::Level::WARN);
+    if !is_heard && !is_logged {
         return;
     }
     let mut line: [c_char; MAX_LINE_BYTES] = [0; MAX_LINE_BYTES];
@@ -68,12 +83,19 @@ unsafe extern "C" fn callback(
         CStr::from_ptr(line.as_ptr()).to_string_lossy()
     };
     // A panic must not cross into C; a subscriber that panics loses its line.
-    let _ = catch_unwind(|| emit(level, text.trim_end()));
+    let _ = catch_unwind(|| {
+        // Control characters could forge lines of the log.
+        let line = text.trim_end().replace(|c: char| c.is_control(), " ");
+        if is_logged {
+            emit(level, &line);
+        }
+        if is_heard {
+            HEARD.set(Some(line));
+        }
+    });
 }
 
 fn emit(level: c_int, line: &str) {
-    // Control characters could forge lines of the log.
-    let line = line.replace(|c: char| c.is_control(), " ");
     if level <= ffi::AV_LOG_WARNING && may_warn() {
         tracing::warn!(target: "libav", "{line}");
     } else {

@@ -16,9 +16,11 @@ impl Options {
         Self(ptr::null_mut())
     }
 
-    pub(super) fn set(&mut self, key: &CStr, value: &str) -> Result<(), Failure> {
-        let value = CString::new(value)
-            .map_err(|_| Failure { call: "av_dict_set", code: ffi::AVERROR(ffi::EINVAL) })?;
+    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), Failure> {
+        let text = |text: &str| {
+            CString::new(text).map_err(|_| Failure { call: "av_dict_set", code: ffi::AVERROR(ffi::EINVAL) })
+        };
+        let (key, value) = (text(key)?, text(value)?);
         // SAFETY: both strings are copied by the call (no DONT_STRDUP flag); the dictionary is ours.
         check("av_dict_set", unsafe { ffi::av_dict_set(&mut self.0, key.as_ptr(), value.as_ptr(), 0) })?;
         Ok(())

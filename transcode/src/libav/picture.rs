@@ -71,6 +71,18 @@ impl Picture {
         Ok(())
     }
 
+    /// A grey picture; sides in pixels, even.
+    pub(crate) fn grey(width: u32, height: u32) -> Result<Self, Failure> {
+        let pool = Pool::new(width, height)?;
+        let mut picture = pool.get()?;
+        let raw = picture.raw_mut();
+        for (plane, bytes) in [(0, 0), (1, 1), (2, 1)].map(|(plane, of)| (plane, pool.plane_bytes[of])) {
+            // SAFETY: the pool's buffers have that many bytes behind each plane's first.
+            unsafe { raw.data[plane].write_bytes(128, bytes) }
+        }
+        Ok(picture)
+    }
+
     pub(super) fn as_ptr(&self) -> *mut ffi::AVFrame {
         self.0.as_ptr()
     }
