@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use media::captions::Captions;
-use media::codec::{AudioCodec, AudioConfig, VideoCodec, VideoConfig};
+use media::codec::{AudioCodec, AudioConfig, VideoCodec, VideoConfig, mp3};
 use media::flv::{Audio, Tag, TagKind, Video};
 use media::time::FrameRate;
 use rml_amf0::Amf0Value;
@@ -265,6 +265,9 @@ impl Feed {
                 Audio::Frame { data, .. } if data.len() > MAX_AUDIO_FRAME_BYTES => self.skipped += 1,
                 Audio::Frame { codec, data } => {
                     let dts_ms = self.clock.extend(tag.timestamp_ms);
+                    if let Some(record) = (codec == AudioCodec::Mp3).then(|| mp3::record(&data)).flatten() {
+                        self.audio_config(codec, record)?;
+                    }
                     let config = self.audio.as_ref().filter(|config| config.codec() == codec);
                     let samples = config.map_or(0, |config| config.frame_samples(&data));
                     let frame = Frame { dts_ms, pts_ms: dts_ms, pts_nanos: 0, key: true, samples, data };

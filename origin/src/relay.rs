@@ -744,12 +744,14 @@ impl Session<'_> {
         let timescale = source.audio.as_ref().map(AudioConfig::timescale);
         let (audio, recoder) = match source.audio.clone() {
             None => (None, None),
-            Some(AudioConfig::Aac(config)) => (Some(config), None),
-            Some(AudioConfig::Opus(config)) => {
+            Some(AudioConfig::Aac(config)) if !transcode::audio::mixes(&config, rules.surround) => {
+                (Some(config), None)
+            }
+            Some(config) => {
                 let metrics = self.shared.transcode_metrics.clone();
-                let (config, input, output) =
-                    transcode::audio::start(&config, metrics).map_err(source_error)?;
-                (Some(config), Some((input, output)))
+                let (aac, input, output) =
+                    transcode::audio::start(&config, rules.surround, metrics).map_err(source_error)?;
+                (Some(aac), Some((input, output, config.timescale())))
             }
         };
         info!(
@@ -802,9 +804,9 @@ impl Session<'_> {
             }
             _ => None,
         };
-        let recoder = recoder.map(|(input, output)| {
-            let start = Timescale::VIDEO.rescale(base, Timescale::OPUS);
-            let source_ms = move |pts| zero_ms + Timescale::OPUS.rescale(pts - start, Timescale::MILLIS);
+        let recoder = recoder.map(|(input, output, timescale)| {
+            let start = Timescale::VIDEO.rescale(base, timescale);
+            let source_ms = move |pts| zero_ms + timescale.rescale(pts - start, Timescale::MILLIS);
             let publisher = publish_audio(output, source_ms, packager.clone(), answers.clone());
             Recoder { input, publisher: tokio::spawn(publisher) }
         });

@@ -87,7 +87,11 @@ fn strangers_on_the_port(node: &Node) {
 fn unsupported_codecs(node: &Node) {
     for (name, extra, why) in [
         ("h263", &["-c:v", "flv1", "-s", "352x288"][..], "unsupported video codec Sorenson H.263"),
-        ("mp3", &["-c:a", "libmp3lame", "-ar", "44100"][..], "unsupported audio codec MP3"),
+        (
+            "nellymoser",
+            &["-c:a", "nellymoser", "-ar", "44100", "-ac", "1"][..],
+            "unsupported audio codec Nellymoser",
+        ),
     ] {
         let clip = Clip::make(name, Recipe { extra: leak(extra), ..SMALL });
         let (sent, _) = Broadcaster::send(&clip, &node.publish_url("rtmp", name), 0).wait();

@@ -1,4 +1,5 @@
-//! Audio that players do not take as it comes: one thread that decodes Opus and encodes AAC.
+//! Audio that players do not take as it comes: one thread that decodes Opus, MP3 or AAC of more than two channels, mixes it
+//! down to stereo, and encodes AAC.
 //!
 //! Times are kept to the sample: decoded audio is laid on one line, a hole in it becomes silence, what overlaps is left
 //! out, and the encoder's frames are cut from that line.
@@ -6,52 +7,73 @@
 use std::collections::VecDeque;
 use std::thread;
 
-use media::codec::{AacConfig, OpusConfig};
-use media::{Sample, Ticks, Timescale};
+use bytes::Bytes;
+use media::codec::{AacConfig, AudioConfig};
+use media::{Sample, Ticks};
 use tokio::sync::mpsc;
 use tracing::Span;
 
 use crate::error::{Closed, Error};
-use crate::libav::{self, AudioDecoder, AudioEncoder};
+use crate::libav::{self, AudioDecoder, AudioEncoder, Decoded};
 use crate::metrics::Metrics;
+use crate::mix;
 
 /// Packets that wait for the decoder, and frames that wait for the consumer: about a second and a quarter.
 const QUEUE: usize = 64;
 
-/// Longest hole that is filled with silence, in samples: half a second. A longer one stays a hole.
-const MAX_SILENCE: Ticks = 24_000;
+/// Longest hole that is filled with silence, as a part of a second. A longer one stays a hole.
+const MAX_SILENCE: (Ticks, Ticks) = (1, 2);
 
 /// Bits per second of each channel: what AAC-LC needs to sound like its source.
 const CHANNEL_BITRATE_BPS: u32 = 64_000;
+
+/// The same of low sample rates, in bits per sample: AAC cannot have more than six.
+const CHANNEL_SAMPLE_BITS: u32 = 3;
+
+/// Channels that every player has.
+const STEREO: u32 = 2;
 
 /// Takes the packets. Dropping it ends the work in good order: all that was sent still comes out.
 #[derive(Debug)]
 pub struct AudioInput(mpsc::Sender<Sample>);
 
-/// Gives the AAC frames, in samples at 48 kHz. Dropping it stops the work.
+/// Gives the AAC frames, in samples of the source's rate. Dropping it stops the work.
 #[derive(Debug)]
 pub struct AudioOutput(mpsc::Receiver<Result<Sample, Error>>);
 
-/// Starts the thread. Also returns what the AAC is.
+/// Whether AAC is mixed down to stereo, rather than copied: AAC-LC of more channels, unless `surround` is kept.
+pub fn mixes(config: &AacConfig, surround: bool) -> bool {
+    !surround && config.channels > STEREO && config.object_type == 2
+}
+
+/// Starts the thread. Also returns what the AAC is: as the source, but without `surround` of at most two channels.
 ///
 /// # Errors
 /// The linked FFmpeg lacks a codec or refuses the header, or the system refuses a thread. Nothing is left running then.
-pub fn start(source: &OpusConfig, metrics: Metrics) -> Result<(AacConfig, AudioInput, AudioOutput), Error> {
+pub fn start(
+    source: &AudioConfig,
+    surround: bool,
+    metrics: Metrics,
+) -> Result<(AacConfig, AudioInput, AudioOutput), Error> {
     libav::route_to_tracing();
-    if !libav::can_recode() {
+    if !libav::can_recode(source.codec()) {
         return Err(Error::NoAudioEncoder);
     }
-    let decoder = AudioDecoder::open(&source.record)?;
-    let encoder = AudioEncoder::open(
-        Timescale::OPUS.per_second(),
-        source.channels,
-        CHANNEL_BITRATE_BPS * source.channels,
-    )?;
+    let sample_rate = source.timescale().per_second();
+    let channels = if surround { source.channels() } else { source.channels().min(STEREO) };
+    let record = match source {
+        AudioConfig::Opus(config) => config.record.clone(),
+        AudioConfig::Aac(config) => as_it_says(&config.record),
+        AudioConfig::Mp3(_) => Bytes::new(),
+    };
+    let decoder = AudioDecoder::open(source.codec(), &record, sample_rate)?;
+    let bitrate_bps = CHANNEL_BITRATE_BPS.min(sample_rate * CHANNEL_SAMPLE_BITS) * channels;
+    let encoder = AudioEncoder::open(sample_rate, channels, bitrate_bps)?;
     let config =
         AacConfig::parse(encoder.record()).map_err(|error| Error::Job { problem: error.to_string() })?;
     let (input, packets) = mpsc::channel(QUEUE);
     let (frames, output) = mpsc::channel(QUEUE);
-    let line = Line::new(source.channels as usize, encoder.frame_samples());
+    let line = Line::new(channels as usize, encoder.frame_samples(), sample_rate);
     let recoder = Recoder { decoder, encoder, line, frames, metrics };
     let span = Span::current();
     let name = "tc-audio".to_owned();
@@ -62,8 +84,17 @@ pub fn start(source: &OpusConfig, metrics: Metrics) -> Result<(AacConfig, AudioI
     Ok((config, AudioInput(input), AudioOutput(output)))
 }
 
+/// A configuration that leaves open whether there is more to it than AAC-LC says that there is not (ISO/IEC 14496-3,
+/// 1.6.6.1): frames then have the samples by which they are timed.
+fn as_it_says(record: &Bytes) -> Bytes {
+    match record.len() {
+        2 => [record, &[0x56, 0xE5, 0x00][..]].concat().into(),
+        _ => record.clone(),
+    }
+}
+
 impl AudioInput {
-    /// Sends one packet, times in samples at 48 kHz. Waits while the queue is full, that is until [`AudioOutput`] has been
+    /// Sends one packet, times in samples of the source's rate. Waits while the queue is full, that is until [`AudioOutput`] has been
     /// read: read it in another task. If dropped midway, the packet is not sent.
     ///
     /// # Errors
@@ -129,6 +160,10 @@ impl Recoder {
     fn drain(&mut self) -> Result<(), Stop> {
         loop {
             match self.decoder.receive() {
+                Ok(Some(Decoded { pts, planes, mask })) if planes.len() > self.line.planes.len() => {
+                    let mixed = mix::to_stereo(&planes, mask);
+                    self.line.push(pts, &mixed.each_ref().map(Vec::as_slice));
+                }
                 Ok(Some(decoded)) => self.line.push(decoded.pts, &decoded.planes),
                 Ok(None) => break,
                 Err(failure) => {
@@ -172,6 +207,8 @@ impl Recoder {
 /// Decoded audio in the order of its time, cut into the encoder's frames.
 struct Line {
     frame_samples: usize,
+    /// The longest hole that becomes silence, in samples.
+    most_silence: Ticks,
     /// Samples not yet cut, a plane per channel.
     planes: Vec<Vec<f32>>,
     /// Time of the first of them.
@@ -180,9 +217,10 @@ struct Line {
 }
 
 impl Line {
-    fn new(channels: usize, frame_samples: usize) -> Self {
+    fn new(channels: usize, frame_samples: usize, sample_rate: u32) -> Self {
         Self {
             frame_samples: frame_samples.max(1),
+            most_silence: Ticks::from(sample_rate) * MAX_SILENCE.0 / MAX_SILENCE.1,
             planes: vec![Vec::new(); channels],
             start: None,
             ready: VecDeque::new(),
@@ -195,7 +233,7 @@ impl Line {
         let mut skip = 0;
         match self.end() {
             None => self.start = Some(pts),
-            Some(end) if pts - end > MAX_SILENCE => {
+            Some(end) if pts - end > self.most_silence => {
                 self.finish();
                 self.start = Some(pts);
             }
@@ -250,7 +288,7 @@ mod tests {
 
     /// Frames of 10 samples; each sample's value is its own time.
     fn frames(pushed: &[(Ticks, usize)]) -> Vec<(Ticks, Vec<f32>)> {
-        let mut line = Line::new(2, 10);
+        let mut line = Line::new(2, 10, 48_000);
         let mut out = Vec::new();
         for &(pts, len) in pushed {
             let plane: Vec<f32> = (0..len).map(|i| (pts + i as Ticks) as f32).collect();
@@ -278,7 +316,7 @@ mod tests {
         assert_eq!(line[0].1[..], [100., 101., 102., 103., 104., 0., 0., 0., 108., 109.]);
         assert_eq!(line[1], (110, vec![110., 111., 112., 113., 0., 0., 0., 0., 0., 0.]));
         // A long hole stays one.
-        let far = 105 + MAX_SILENCE + 1;
+        let far = 105 + 24_000 + 1;
         let line = frames(&[(100, 5), (far, 10)]);
         assert_eq!(line.iter().map(|(pts, _)| *pts).collect::<Vec<_>>(), [100, far]);
         assert_eq!(line[0].1[5..], [0.0; 5]);

@@ -62,6 +62,8 @@ pub struct Config {
     pub passthrough: Passthrough,
     /// The codecs that are passed through: `h264`, `hevc`, `av1`. Default `h264`, which every player has.
     pub passthrough_codecs: Vec<String>,
+    /// Whether sound of more than two channels stays so. Default false: it is mixed down to stereo.
+    pub surround: bool,
     /// Whether the largest rung is shed when the encoders of a stream fall behind. Default true; without it such a stream
     /// falls behind until its POP's buffer is full.
     pub shed: bool,
@@ -178,6 +180,7 @@ impl Default for Config {
             rate_buffer: Duration::from_secs(1),
             passthrough: Passthrough::Off,
             passthrough_codecs: vec!["h264".to_owned()],
+            surround: false,
             shed: true,
             max_keyframe_interval: Duration::from_secs(4),
         }

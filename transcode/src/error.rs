@@ -28,8 +28,8 @@ pub enum Error {
         /// What it said.
         said: String,
     },
-    /// The linked FFmpeg cannot turn Opus into AAC.
-    #[error("the linked libavcodec lacks the decoder opus or the encoder aac")]
+    /// The linked FFmpeg cannot turn the source's audio into AAC.
+    #[error("the linked libavcodec lacks the encoder aac, or the decoder of what is to become AAC")]
     NoAudioEncoder,
     /// An encoder does not know an option, of the configuration or one that live encoding depends on.
     #[error("the linked libavcodec's {encoder} does not know the option {name:?}")]

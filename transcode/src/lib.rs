@@ -6,7 +6,7 @@
 //! every source frame leaves every rung exactly once (of a rung with a lower frame rate, every so manieth), a frame that
 //! cannot be decoded is stood in for by its neighbour and counted, and a consumer that is too slow makes the sender wait.
 //!
-//! Audio is copied by whoever packages it, but for Opus, which [`audio`] turns into AAC. So is video that is passed through:
+//! Audio is copied by whoever packages it, but for Opus, MP3 and surround sound, which [`audio`] turns into AAC. So is video that is passed through:
 //! [`copy`] says what of it goes into a file.
 //!
 //! [`start`] is the verb; read `job.rs` for the threads and queues behind it, [`timeline`] for the rule of
@@ -25,6 +25,7 @@ mod job;
 pub mod ladder;
 mod libav;
 pub mod metrics;
+mod mix;
 mod nal;
 pub mod remux;
 mod rung;

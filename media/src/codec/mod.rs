@@ -6,6 +6,7 @@ pub mod av1;
 pub mod avc;
 mod bits;
 pub mod hevc;
+pub mod mp3;
 pub mod opus;
 mod string;
 pub mod vp9;
@@ -18,6 +19,7 @@ use crate::time::{FrameRate, Timescale};
 
 pub use aac::AacConfig;
 pub use avc::AvcConfig;
+pub use mp3::Mp3Config;
 pub use opus::OpusConfig;
 
 /// Largest picture taken, in luma samples a side: level 6.2 of H.264 and HEVC ends at 8192 x 4320.
@@ -87,17 +89,20 @@ pub enum AudioCodec {
     Aac,
     /// Opus.
     Opus,
+    /// MP3.
+    Mp3,
 }
 
 impl AudioCodec {
     /// All of them.
-    pub const ALL: [AudioCodec; 2] = [AudioCodec::Aac, AudioCodec::Opus];
+    pub const ALL: [AudioCodec; 3] = [AudioCodec::Aac, AudioCodec::Opus, AudioCodec::Mp3];
 
     /// As Enhanced RTMP v2 names it (ExAudioTagHeader, `AudioFourCc`).
     pub const fn fourcc(self) -> &'static str {
         match self {
             AudioCodec::Aac => "mp4a",
             AudioCodec::Opus => "Opus",
+            AudioCodec::Mp3 => ".mp3",
         }
     }
 
@@ -181,6 +186,8 @@ pub enum AudioConfig {
     Aac(AacConfig),
     /// Opus.
     Opus(OpusConfig),
+    /// MP3.
+    Mp3(Mp3Config),
 }
 
 impl AudioConfig {
@@ -189,6 +196,7 @@ impl AudioConfig {
         Ok(match codec {
             AudioCodec::Aac => AudioConfig::Aac(AacConfig::parse(record)?),
             AudioCodec::Opus => AudioConfig::Opus(OpusConfig::parse(record)?),
+            AudioCodec::Mp3 => AudioConfig::Mp3(Mp3Config::parse(record)?),
         })
     }
 
@@ -197,6 +205,7 @@ impl AudioConfig {
         match self {
             AudioConfig::Aac(_) => AudioCodec::Aac,
             AudioConfig::Opus(_) => AudioCodec::Opus,
+            AudioConfig::Mp3(_) => AudioCodec::Mp3,
         }
     }
 
@@ -205,6 +214,7 @@ impl AudioConfig {
         match self {
             AudioConfig::Aac(config) => &config.record,
             AudioConfig::Opus(config) => &config.record,
+            AudioConfig::Mp3(config) => &config.record,
         }
     }
 
@@ -213,6 +223,7 @@ impl AudioConfig {
         match self {
             AudioConfig::Aac(config) => config.timescale(),
             AudioConfig::Opus(_) => opus::TIMESCALE,
+            AudioConfig::Mp3(config) => config.timescale(),
         }
     }
 
@@ -221,6 +232,7 @@ impl AudioConfig {
         match self {
             AudioConfig::Aac(config) => config.channels,
             AudioConfig::Opus(config) => config.channels,
+            AudioConfig::Mp3(config) => config.channels,
         }
     }
 
@@ -229,14 +241,16 @@ impl AudioConfig {
         match self {
             AudioConfig::Aac(config) => config.frame_samples,
             AudioConfig::Opus(_) => opus::packet_samples(frame).unwrap_or(0),
+            AudioConfig::Mp3(_) => mp3::packet_samples(frame),
         }
     }
 
-    /// Such as `mp4a.40.2` (RFC 6381, 3.3) or `opus`.
+    /// Such as `mp4a.40.2` (RFC 6381, 3.3), `opus` or `mp3`.
     pub fn codec_string(&self) -> String {
         match self {
             AudioConfig::Aac(config) => config.codec_string(),
             AudioConfig::Opus(_) => "opus".into(),
+            AudioConfig::Mp3(_) => "mp3".into(),
         }
     }
 }

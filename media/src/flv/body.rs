@@ -102,6 +102,8 @@ impl Tag {
         let codec = AudioCodec::Aac;
         let format = body.get_u8() >> 4;
         match format {
+            // The second is of 8 kHz. MP3 has no configuration: each frame says what it is.
+            2 | 14 => Ok(Audio::Frame { codec: AudioCodec::Mp3, data: body }),
             9 => self.enhanced_audio(),
             10 if body.is_empty() => Err(Error::Short { what: "AAC tag", len }),
             10 => match body.get_u8() {

@@ -52,7 +52,7 @@ pub enum Error {
 }
 
 fn taken(track: &str) -> &'static str {
-    if track == "video" { "H.264, HEVC, AV1 and VP9" } else { "AAC and Opus" }
+    if track == "video" { "H.264, HEVC, AV1 and VP9" } else { "AAC, MP3 and Opus" }
 }
 
 pub(super) fn fourcc_name(fourcc: &[u8; 4]) -> String {
@@ -61,7 +61,6 @@ pub(super) fn fourcc_name(fourcc: &[u8; 4]) -> String {
         b"vp08" => "VP8 ",
         b"ac-3" => "AC-3 ",
         b"ec-3" => "E-AC-3 ",
-        b".mp3" => "MP3 ",
         b"fLaC" => "FLAC ",
         _ => "",
     };
@@ -88,7 +87,6 @@ pub(super) fn audio_codec_name(id: u8) -> String {
     match id {
         0 | 3 => format!("PCM ({id})"),
         1 => "ADPCM (1)".into(),
-        2 | 14 => format!("MP3 ({id})"),
         4..=6 => format!("Nellymoser ({id})"),
         7 | 8 => format!("G.711 ({id})"),
         11 => "Speex (11)".into(),

@@ -58,8 +58,12 @@ fn bodies_are_understood() {
     let codec = AudioCodec::Opus;
     assert_eq!(audio(b"\x91Opusx"), Ok(Audio::Frame { codec, data: Bytes::from_static(b"x") }));
     assert_eq!(audio(b"\x94Opus\x01\x02"), Ok(Audio::Nothing), "a channel layout");
+    let codec = AudioCodec::Mp3;
+    for tag in [&b"\x2Fxy"[..], b"\xEExy", b"\x91.mp3xy"] {
+        assert_eq!(audio(tag), Ok(Audio::Frame { codec, data: Bytes::from_static(b"xy") }));
+    }
     for (data, message) in [
-        (&[0x2F, 1][..], "unsupported audio codec MP3 (2): AAC and Opus are taken"),
+        (&[0x6F, 1][..], "unsupported audio codec Nellymoser (6): AAC, MP3 and Opus are taken"),
         (b"\x91ac-3x", "unsupported audio codec AC-3 (ac-3): AAC and Opus are taken"),
         (b"\x91ac", "audio tag of 3 bytes is cut short"),
     ] {

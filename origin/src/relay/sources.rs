@@ -126,6 +126,8 @@ fn rules(passthrough: Passthrough) -> transcode::Config {
         passthrough,
         // They are sent faster than a machine that has other work to do may encode them.
         shed: false,
+        // What is sent as audio here is none.
+        surround: true,
         passthrough_codecs: ["h264", "hevc", "av1"].map(str::to_owned).to_vec(),
         ..transcode::Config::default()
     }
@@ -383,6 +385,49 @@ async fn every_kind_of_audio() {
     alone.video(VideoCodec::Avc, &track, 900_000);
     let played = play(Passthrough::Off, alone).await;
     check_frames("no audio", "180p", &times(&track), &played.shown("180p"), false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn surround_sound_and_mp3_become_aac_in_stereo() {
+    let Some(track) = made("testsrc2=s=320x180:r=25:d=4", &["-g", "25"]) else { return };
+    for (name, sample_rate, arguments) in [
+        ("5.1", 48_000, &["-c:a", "aac", "-ac", "6"][..]),
+        ("mp3", 44_100, &["-c:a", "libmp3lame", "-ac", "2"]),
+    ] {
+        let sine = format!("sine=r={sample_rate}:d=4");
+        let mut command = Command::new("ffmpeg");
+        command.args(["-nostdin", "-v", "error", "-f", "lavfi", "-i", &sine]).args(arguments);
+        let output = command.args(["-f", "flv", "-"]).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let mut tags = Tags::default();
+        tags.video(VideoCodec::Avc, &track, 900_000);
+        let begins = 10_000 + (times(&track)[0] / 90) as u32;
+        let mut sent = 0;
+        let mut flv = flv::Decoder::new();
+        flv.push(&output.stdout);
+        while let Some(tag) = flv.poll().unwrap() {
+            if tag.kind == TagKind::Audio {
+                sent += u32::from(tag.is_frame());
+                tags.0.push(Tag { timestamp_ms: tag.timestamp_ms + begins, ..tag });
+            }
+        }
+        let played = play_as(transcode::Config { surround: false, ..rules(Passthrough::Off) }, tags).await;
+        played.check_cuts(name, false);
+        check_frames(name, "180p", &times(&track), &played.shown("180p"), false);
+        let (_, kind) = played.kinds.iter().find(|(id, _)| id == "audio").expect("audio is published");
+        assert_eq!(*kind, Kind::Audio { channels: 2, sample_rate }, "{name}");
+        let audio = played.renditions.iter().find(|rendition| !rendition.video).unwrap();
+        assert_eq!(audio.codec, "mp4a.40.2");
+        check_with_ffmpeg(audio);
+        // A frame before is the encoder's priming; it may lie before the run.
+        let samples = sent * if name == "mp3" { 1152 } else { 1024 };
+        let least = samples as usize / 1024;
+        assert!((least..least + 4).contains(&audio.frames.len()), "{name}: {}", audio.frames.len());
+        let apart = audio.frames[0].pts * 1000 / i64::from(sample_rate) - played.shown("180p")[0].0 / 90;
+        assert!((-30..=5).contains(&apart), "{name}: {apart} ms apart");
+        assert_eq!(played.shared.transcode_metrics.audio_damaged.get(), 0, "{name}");
+        assert_eq!(played.shared.metrics.runs.get(), 1, "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Audio that must be coded anew: the Opus decoder and the AAC encoder, both in planes of 32-bit floats.
+//! Audio that must be coded anew: decoders and the AAC encoder, all in planes of 32-bit floats.
 
 use std::ffi::{CStr, c_int};
 use std::ptr::{self, NonNull};
@@ -6,6 +6,7 @@ use std::slice;
 
 use bytes::Bytes;
 use ffmpeg_next::ffi;
+use media::codec::AudioCodec;
 
 use super::{Failure, Picture, check, check_receive, to_int};
 use crate::error::Error;
@@ -59,38 +60,52 @@ impl Drop for Codec {
     }
 }
 
-/// An Opus decoder.
-pub(crate) struct AudioDecoder(Codec);
+/// A decoder of Opus, AAC or MP3.
+pub(crate) struct AudioDecoder {
+    codec: Codec,
+    /// Where the next samples are if they do not say: those of a second frame in a packet.
+    next: i64,
+}
+
+/// Those of libavcodec that give planes of floats.
+fn decoder_name(codec: AudioCodec) -> &'static CStr {
+    match codec {
+        AudioCodec::Opus => c"opus",
+        AudioCodec::Aac => c"aac",
+        AudioCodec::Mp3 => c"mp3float",
+    }
+}
 
 /// Decoded samples: one plane per channel, all of one length.
 pub(crate) struct Decoded<'a> {
-    /// Time of the first sample, in samples at 48 kHz.
+    /// Time of the first sample, in samples.
     pub(crate) pts: i64,
+    /// Which channels they are, as libav's mask; 0 if that is not known.
+    pub(crate) mask: u64,
     /// The planes.
     pub(crate) planes: Vec<&'a [f32]>,
 }
 
 impl AudioDecoder {
-    /// For the identification header `record` (RFC 7845, 5.1).
-    pub(crate) fn open(record: &[u8]) -> Result<Self, Failure> {
+    /// For audio of `sample_rate` with a configuration `record`, which of MP3 is empty.
+    pub(crate) fn open(codec: AudioCodec, record: &[u8], sample_rate: u32) -> Result<Self, Failure> {
         // SAFETY: as for video: extradata is allocated as libav demands (av_mallocz, zeroed padding) and owned by the
         // context, which Drop frees.
         unsafe {
-            // By name: libav's own gives planes of floats, libopus does not.
-            let codec = ffi::avcodec_find_decoder_by_name(c"opus".as_ptr());
+            let codec = ffi::avcodec_find_decoder_by_name(decoder_name(codec).as_ptr());
             if codec.is_null() {
                 return Err(Failure { call: "avcodec_find_decoder", code: ffi::AVERROR_DECODER_NOT_FOUND });
             }
-            let decoder = Self(Codec::new(codec)?);
-            let raw = &mut *decoder.0.context.as_ptr();
+            let decoder = Self { codec: Codec::new(codec)?, next: 0 };
+            let raw = &mut *decoder.codec.context.as_ptr();
             raw.extradata = ffi::av_mallocz(record.len() + ffi::AV_INPUT_BUFFER_PADDING_SIZE as usize).cast();
             if raw.extradata.is_null() {
                 return Err(Failure::out_of_memory("av_mallocz"));
             }
             ptr::copy_nonoverlapping(record.as_ptr(), raw.extradata, record.len());
             raw.extradata_size = to_int(record.len());
-            raw.pkt_timebase = ffi::AVRational { num: 1, den: 48_000 };
-            raw.sample_rate = 48_000;
+            raw.pkt_timebase = ffi::AVRational { num: 1, den: sample_rate as c_int };
+            raw.sample_rate = sample_rate as c_int;
             raw.thread_count = 1;
             check("avcodec_open2", ffi::avcodec_open2(raw, codec, ptr::null_mut()))?;
             Ok(decoder)
@@ -99,7 +114,7 @@ impl AudioDecoder {
 
     /// Feeds one packet; drain with [`AudioDecoder::receive`]. An error means that this packet is broken.
     pub(crate) fn send(&mut self, data: &[u8], pts: i64) -> Result<(), Failure> {
-        let packet = self.0.packet.as_ptr();
+        let packet = self.codec.packet.as_ptr();
         // SAFETY: the packet is ours and empty between calls; av_new_packet gives it `data.len()` bytes and padding.
         unsafe {
             check("av_new_packet", ffi::av_new_packet(packet, to_int(data.len())))?;
@@ -107,7 +122,7 @@ impl AudioDecoder {
             (*packet).pts = pts;
             (*packet).dts = pts;
             let sent =
-                check("avcodec_send_packet", ffi::avcodec_send_packet(self.0.context.as_ptr(), packet));
+                check("avcodec_send_packet", ffi::avcodec_send_packet(self.codec.context.as_ptr(), packet));
             ffi::av_packet_unref(packet);
             sent.map(drop)
         }
@@ -116,27 +131,35 @@ impl AudioDecoder {
     /// No more input: [`AudioDecoder::receive`] gives what is still held, then `None`.
     pub(crate) fn finish(&mut self) -> Result<(), Failure> {
         // SAFETY: a null packet starts draining.
-        let code = unsafe { ffi::avcodec_send_packet(self.0.context.as_ptr(), ptr::null()) };
+        let code = unsafe { ffi::avcodec_send_packet(self.codec.context.as_ptr(), ptr::null()) };
         check("avcodec_send_packet", code).map(drop)
     }
 
     /// The next samples; `None` until more input is sent.
     pub(crate) fn receive(&mut self) -> Result<Option<Decoded<'_>>, Failure> {
         // SAFETY: the call unreferences the frame first and fills it on success only.
-        let code = unsafe { ffi::avcodec_receive_frame(self.0.context.as_ptr(), self.0.frame.as_ptr()) };
+        let code =
+            unsafe { ffi::avcodec_receive_frame(self.codec.context.as_ptr(), self.codec.frame.as_ptr()) };
         if check_receive("avcodec_receive_frame", code)?.is_none() {
             return Ok(None);
         }
-        let frame = self.0.frame.raw();
+        let frame = self.codec.frame.raw();
         let (channels, samples) =
             (frame.ch_layout.nb_channels.max(0) as usize, frame.nb_samples.max(0) as usize);
-        if frame.format != FLOAT_PLANES || channels > MAX_CHANNELS || frame.pts == ffi::AV_NOPTS_VALUE {
+        if frame.format != FLOAT_PLANES || channels > MAX_CHANNELS {
             return Err(Failure { call: "avcodec_receive_frame", code: ffi::AVERROR_INVALIDDATA });
         }
         // SAFETY: a planar frame has a plane of `nb_samples` floats for each of its channels, in `data` while there are
         // at most eight; they live until the next call, which the borrow of `self` rules out.
         let plane = |plane: usize| unsafe { slice::from_raw_parts(frame.data[plane].cast::<f32>(), samples) };
-        Ok(Some(Decoded { pts: frame.pts, planes: (0..channels).map(plane).collect() }))
+        let pts = if frame.pts == ffi::AV_NOPTS_VALUE { self.next } else { frame.pts };
+        self.next = pts + samples as i64;
+        // SAFETY: in the native order the union holds a mask.
+        let mask = match frame.ch_layout.order {
+            ffi::AVChannelOrder::AV_CHANNEL_ORDER_NATIVE => unsafe { frame.ch_layout.u.mask },
+            _ => 0,
+        };
+        Ok(Some(Decoded { pts, mask, planes: (0..channels).map(plane).collect() }))
     }
 }
 
@@ -240,8 +263,8 @@ impl AudioEncoder {
     }
 }
 
-/// Whether the linked libavcodec can turn Opus into AAC.
-pub(crate) fn can_recode() -> bool {
+/// Whether the linked libavcodec can turn audio of this codec into AAC.
+pub(crate) fn can_recode(codec: AudioCodec) -> bool {
     let found = |name: &CStr, encoder: bool| {
         // SAFETY: looks a name up in a static table.
         unsafe {
@@ -251,5 +274,5 @@ pub(crate) fn can_recode() -> bool {
             }
         }
     };
-    found(c"opus", false) && found(c"aac", true)
+    found(decoder_name(codec), false) && found(c"aac", true)
 }

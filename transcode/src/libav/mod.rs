@@ -14,7 +14,7 @@ mod options;
 mod picture;
 mod scaler;
 
-pub(crate) use audio::{AudioDecoder, AudioEncoder, can_recode};
+pub(crate) use audio::{AudioDecoder, AudioEncoder, Decoded, can_recode};
 pub(crate) use decoder::{Decoder, MAX_PIXELS};
 pub(crate) use encoder::{Encoder, Settings};
 pub(crate) use log::route_to_tracing;

@@ -2,6 +2,7 @@
 //! players are told of them.
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use media::captions::each_triplet;
 use media::codec::VideoCodec;
@@ -68,10 +69,12 @@ fn said(played: &Played, id: &str) -> Vec<[u8; 3]> {
 
 /// What ffmpeg reads on the screen.
 fn read_by_ffmpeg(played: &Played, id: &str) -> String {
+    static FILES: AtomicU32 = AtomicU32::new(0);
+    let file = FILES.fetch_add(1, Ordering::Relaxed);
     let rendition = played.renditions.iter().find(|rendition| rendition.id == id).unwrap();
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tmp");
     std::fs::create_dir_all(&folder).unwrap();
-    let file = folder.join(format!("captions-{}-{id}.mp4", std::process::id()));
+    let file = folder.join(format!("captions-{}-{file}.mp4", std::process::id()));
     std::fs::write(&file, &rendition.bytes).unwrap();
     let movie = format!("movie={}[out+subcc]", file.display());
     let mut command = Command::new("ffmpeg");

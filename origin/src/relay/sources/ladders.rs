@@ -80,9 +80,9 @@ async fn a_ladder_of_several_codecs() {
         played.video().map(|rendition| (rendition.id.as_str(), rendition.codec.as_str())).collect();
     let expected = [
         ("180p-hevc", "hvc1.1.6.L60.90"),
-        ("180p", "avc1.64000d"),
+        ("180p", "avc1.42c015"),
         ("90p-av1", "av01.0.00M.08"),
-        ("90p", "avc1.64000b"),
+        ("90p", "avc1.42c00b"),
     ];
     assert_eq!(codecs, expected);
     for rendition in played.video() {
