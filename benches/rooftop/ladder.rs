@@ -313,6 +313,7 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
         segment_duration: SEGMENT,
         longest_showing: SEGMENT,
         given_cuts: false,
+        deinterlace: true,
         shed: None,
     };
     let (mut input, mut output) = transcode::start(job, Metrics::default())?;

@@ -796,7 +796,17 @@ impl Session<'_> {
                 let rungs = rungs[first..].to_vec();
                 let (start, given_cuts) = (place.start, copies);
                 let shed = rules.shed.then(|| self.writer.as_ref().map_or(0, |writer| writer.shed));
-                let job = Job { source, rungs, start, segment_duration, longest_showing, given_cuts, shed };
+                let deinterlace = rules.deinterlace == transcode::Deinterlace::Auto;
+                let job = Job {
+                    source,
+                    rungs,
+                    start,
+                    segment_duration,
+                    longest_showing,
+                    given_cuts,
+                    deinterlace,
+                    shed,
+                };
                 let started = transcode::start(job, self.shared.transcode_metrics.clone());
                 let (input, output) = started.map_err(source_error)?;
                 let publisher = tokio::spawn(publish(output, first, packager.clone(), answers.clone()));

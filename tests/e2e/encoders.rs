@@ -110,7 +110,7 @@ fn codecs_that_cannot_be_decoded_are_refused_by_name() {
         (9, &b"\x90vvc1record"[..], "unsupported video codec VVC (vvc1): H.264, HEVC, AV1 and VP9 are taken"),
         (9, b"\x90vp08record", "unsupported video codec VP8 (vp08)"),
         (9, &[0x12, 0, 0], "unsupported video codec Sorenson H.263 (2)"),
-        (8, b"\x91ac-3frame", "unsupported audio codec AC-3 (ac-3): AAC and Opus are taken"),
+        (8, b"\x91ac-3frame", "unsupported audio codec AC-3 (ac-3): AAC, MP3 and Opus are taken"),
         (8, b"\x90fLaCrecord", "unsupported audio codec FLAC (fLaC)"),
         (9, b"\x90hvc1record", "HEVC configuration record: 6 bytes are too few"),
     ] {

@@ -26,6 +26,17 @@ pub enum Passthrough {
     Only,
 }
 
+/// Whether interlaced pictures are made progressive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Deinterlace {
+    /// Those that say that they are interlaced.
+    #[default]
+    Auto,
+    /// None: they are encoded as they are.
+    Off,
+}
+
 /// The codecs that can be passed through, as [`Config::passthrough_codecs`] names them.
 const PASSTHROUGH_CODECS: [(&str, VideoCodec); 3] =
     [("h264", VideoCodec::Avc), ("hevc", VideoCodec::Hevc), ("av1", VideoCodec::Av1)];
@@ -62,6 +73,9 @@ pub struct Config {
     pub passthrough: Passthrough,
     /// The codecs that are passed through: `h264`, `hevc`, `av1`. Default `h264`, which every player has.
     pub passthrough_codecs: Vec<String>,
+    /// Whether interlaced pictures are made progressive. Default `auto`: those that say that they are interlaced. Video that
+    /// is passed through stays as it is.
+    pub deinterlace: Deinterlace,
     /// Whether sound of more than two channels stays so. Default false: it is mixed down to stereo.
     pub surround: bool,
     /// Whether the largest rung is shed when the encoders of a stream fall behind. Default true; without it such a stream
@@ -180,6 +194,7 @@ impl Default for Config {
             rate_buffer: Duration::from_secs(1),
             passthrough: Passthrough::Off,
             passthrough_codecs: vec!["h264".to_owned()],
+            deinterlace: Deinterlace::Auto,
             surround: false,
             shed: true,
             max_keyframe_interval: Duration::from_secs(4),

@@ -8,7 +8,7 @@ use media::{Sample, Ticks};
 use tokio::sync::mpsc::Receiver;
 
 use crate::job::{Event, Events, Pictures, Stop};
-use crate::libav::{Decoder, Failure, Picture};
+use crate::libav::{Decoder, Deinterlacer, Failure, Picture};
 use crate::metrics::Metrics;
 use crate::shed::{Change, Shedding};
 use crate::timeline::{Step, Timeline};
@@ -102,6 +102,7 @@ impl Drop for Pace {
 /// the decoder holds.
 pub(crate) fn run(
     decoder: Decoder,
+    deinterlacer: Option<Deinterlacer>,
     timeline: Timeline,
     pace: Pace,
     mut input: Receiver<AccessUnit>,
@@ -109,7 +110,17 @@ pub(crate) fn run(
     pictures: Pictures,
     events: Events,
 ) -> Result<(), Stop> {
-    let mut stage = Stage { decoder, timeline, pace, pictures, events, record: None, last: None, damaged: 0 };
+    let mut stage = Stage {
+        decoder,
+        deinterlacer,
+        timeline,
+        pace,
+        pictures,
+        events,
+        record: None,
+        last: None,
+        damaged: 0,
+    };
     while let Some(AccessUnit { sample, record, cut, sent }) = input.blocking_recv() {
         if stage.events.is_closed() {
             return Err(Stop::Closed);
@@ -129,6 +140,7 @@ pub(crate) fn run(
 
 struct Stage {
     decoder: Decoder,
+    deinterlacer: Option<Deinterlacer>,
     timeline: Timeline,
     pace: Pace,
     pictures: Pictures,
@@ -188,6 +200,14 @@ impl Stage {
             self.timeline.decoded(pts);
             self.events.decoded.note(pts);
         }
+        let picture = match &mut self.deinterlacer {
+            Some(deinterlacer) => {
+                let (picture, was_interlaced) = deinterlacer.take(picture)?;
+                self.events.metrics.frames_deinterlaced.inc_by(was_interlaced.into());
+                picture
+            }
+            None => picture,
+        };
         self.carry_out(Some(picture))
     }
 

@@ -32,7 +32,7 @@ use crate::config::MAX_RUNGS;
 use crate::decode::{self, AccessUnit, Pace};
 use crate::error::{Closed, Error};
 use crate::ladder::Rung;
-use crate::libav::{self, Decoder, Failure, MAX_PIXELS, Picture};
+use crate::libav::{self, Decoder, Deinterlacer, Failure, MAX_PIXELS, Picture};
 use crate::metrics::Metrics;
 use crate::rung::Stage;
 use crate::timeline::{Showing, Timeline};
@@ -86,6 +86,8 @@ pub struct Job {
     pub longest_showing: Ticks,
     /// Segments begin with the frames that are sent with [`Input::send_cut`], not by `segment_duration`.
     pub given_cuts: bool,
+    /// Whether interlaced pictures are made progressive.
+    pub deinterlace: bool,
     /// Whether rungs are shed when the encoders do not keep up with the clock, and how many of the largest are from the
     /// second segment on. `None`: never, for work that is not live.
     pub shed: Option<usize>,
@@ -162,10 +164,11 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     }
     let names = job.rungs.iter().map(|rung| rung.id.to_string()).collect();
     let pace = Pace::new(names, job.shed, metrics.clone());
+    let deinterlacer = job.deinterlace.then(Deinterlacer::default);
     let abandoned = Arc::new(AtomicBool::new(false));
     let abandon = abandoned.clone();
     threads.handles.push(crew.spawn("tc-decode".to_owned(), events, move || {
-        decode::run(decoder, timeline, pace, access_units, &abandoned, first, outlet)
+        decode::run(decoder, deinterlacer, timeline, pace, access_units, &abandoned, first, outlet)
     })?);
     let threads = Arc::new(threads);
     Ok((

@@ -19,6 +19,7 @@ pub mod config;
 pub mod copy;
 pub mod cost;
 mod decode;
+mod deinterlace;
 pub mod encoders;
 pub mod error;
 mod job;
@@ -34,7 +35,7 @@ mod thinning;
 pub mod timeline;
 mod trial;
 
-pub use config::{Config, Passthrough};
+pub use config::{Config, Deinterlace, Passthrough};
 pub use error::{Closed, Error};
 pub use job::{Event, Input, Job, Output, VideoSource, start};
 pub use ladder::Rung;

@@ -15,6 +15,8 @@ pub struct Metrics {
     pub frames_decoded: Counter,
     /// Pictures encoded, all rungs together.
     pub frames_encoded: Counter,
+    /// Pictures of two fields that were made progressive.
+    pub frames_deinterlaced: Counter,
     /// Pictures with errors that the decoder patched over.
     pub frames_damaged: Counter,
     /// Pictures that could not be decoded and for which the neighbouring one was shown again.
@@ -57,6 +59,11 @@ impl Metrics {
             ("transcode_access_units", "Access units given to the decoder", &m.access_units),
             ("transcode_frames_decoded", "Pictures that came out of the decoder", &m.frames_decoded),
             ("transcode_frames_encoded", "Pictures encoded, all rungs together", &m.frames_encoded),
+            (
+                "transcode_frames_deinterlaced",
+                "Pictures of two fields that were made progressive",
+                &m.frames_deinterlaced,
+            ),
             (
                 "transcode_frames_damaged",
                 "Pictures with errors that the decoder patched over",

@@ -55,6 +55,7 @@ async fn every_frame_comes_out(codec: VideoCodec, arguments: &[&str], from_keyfr
         segment_duration: 90_000,
         longest_showing: 90_000,
         given_cuts: false,
+        deinterlace: true,
         shed: None,
     };
     let (mut input, mut output) = transcode::start(job, Metrics::default()).unwrap();

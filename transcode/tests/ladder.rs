@@ -91,6 +91,7 @@ impl Clip {
             segment_duration: SECOND,
             longest_showing: SECOND,
             given_cuts: false,
+            deinterlace: true,
             shed: None,
         }
     }
@@ -455,6 +456,7 @@ fn senseless_jobs_are_refused() {
         segment_duration: SECOND,
         longest_showing: SECOND,
         given_cuts: false,
+        deinterlace: true,
         shed: None,
     };
     let check = |change: fn(&mut Job), expected: &str| {

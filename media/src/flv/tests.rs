@@ -64,7 +64,7 @@ fn bodies_are_understood() {
     }
     for (data, message) in [
         (&[0x6F, 1][..], "unsupported audio codec Nellymoser (6): AAC, MP3 and Opus are taken"),
-        (b"\x91ac-3x", "unsupported audio codec AC-3 (ac-3): AAC and Opus are taken"),
+        (b"\x91ac-3x", "unsupported audio codec AC-3 (ac-3): AAC, MP3 and Opus are taken"),
         (b"\x91ac", "audio tag of 3 bytes is cut short"),
     ] {
         assert_eq!(audio(data).unwrap_err().to_string(), message);

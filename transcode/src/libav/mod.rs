@@ -9,6 +9,7 @@
 mod audio;
 mod decoder;
 mod encoder;
+mod fields;
 mod log;
 mod options;
 mod picture;
@@ -17,6 +18,7 @@ mod scaler;
 pub(crate) use audio::{AudioDecoder, AudioEncoder, Decoded, can_recode};
 pub(crate) use decoder::{Decoder, MAX_PIXELS};
 pub(crate) use encoder::{Encoder, Settings};
+pub(crate) use fields::Deinterlacer;
 pub(crate) use log::route_to_tracing;
 pub(crate) use picture::Picture;
 pub(crate) use scaler::Scaler;

@@ -1,11 +1,13 @@
-//! Ladders as operators write them: rungs with fewer frames, and in several codecs.
+//! Ladders as operators write them: rungs with fewer frames, and in several codecs; interlaced sources.
+
+use std::process::{Command, Stdio};
 
 use media::codec::VideoCodec;
 use media::time::Ticks;
-use transcode::Passthrough;
 use transcode::config::RungConfig;
+use transcode::{Deinterlace, Passthrough};
 
-use super::{Tags, check_frames, check_with_ffmpeg, made, play_as, rules, times};
+use super::{Rendition, Tags, check_frames, check_with_ffmpeg, made, play_as, rules, times};
 use crate::hls::Kind;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,6 +94,8 @@ async fn a_ladder_of_several_codecs() {
         check_with_ffmpeg(rendition);
     }
     let (hls, dash) = played.manifests();
+    // The end of a broadcast is a period of its own.
+    let dash = dash.rsplit("<Period ").next().unwrap();
     for (id, codec) in expected {
         let listed = hls.split("#EXT-X-STREAM-INF:").find(|entry| entry.contains(&format!("\n{id}.m3u8")));
         assert!(
@@ -111,4 +115,54 @@ async fn a_ladder_of_several_codecs() {
     let ids: std::collections::BTreeSet<_> =
         dash.split("<AdaptationSet id=\"").skip(1).map(|set| set.split('"').next()).collect();
     assert_eq!(ids.len(), 4, "{dash}");
+}
+
+/// How near a rendition is to these pictures, in dB (PSNR of all frames together).
+fn likeness(rendition: &Rendition, pictures: &str) -> f64 {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tmp");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join(format!("fields-{}.mp4", std::process::id()));
+    std::fs::write(&file, &rendition.bytes).unwrap();
+    let mut command = Command::new("ffmpeg");
+    command.args(["-nostdin", "-v", "info", "-i"]).arg(&file).args(["-f", "lavfi", "-i", pictures]);
+    let graph = "[0:v]settb=1/25,setpts=N[a];[1:v]format=yuv420p,settb=1/25,setpts=N[b];[a][b]psnr";
+    let output = command.args(["-lavfi", graph, "-f", "null", "-"]).stdin(Stdio::null()).output().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let average = said.rsplit("average:").next().and_then(|rest| rest.split(' ').next());
+    average.and_then(|average| average.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_become_pictures() {
+    // Pictures move by four samples from field to field.
+    let moving = "testsrc2=s=640x180:r=50:d=3,gblur=sigma=1,crop=320:180:mod(4*n\\,300):0";
+    for (order, top_first) in [("interleave_top", "1"), ("interleave_bottom", "0")] {
+        let pattern = format!("{moving},tinterlace=mode={order}");
+        let fields = ["-flags", "+ildct+ilme", "-top", top_first, "-b:v", "8M", "-g", "25"];
+        let Some(track) = made(&pattern, &fields) else { return };
+        let mut likenesses = Vec::new();
+        for deinterlace in [Deinterlace::Auto, Deinterlace::Off] {
+            let mut tags = Tags::default();
+            tags.video(VideoCodec::Avc, &track, 900_000);
+            let rungs = vec![RungConfig::new(180, 8000), RungConfig::new(90, 3000)];
+            let rules = transcode::Config { deinterlace, rungs, ..rules(Passthrough::Off) };
+            let played = play_as(rules, tags).await;
+            played.check_cuts(order, false);
+            check_frames(order, "180p", &times(&track), &played.shown("180p"), false);
+            let made = played.shared.transcode_metrics.frames_deinterlaced.get();
+            assert_eq!(made, if deinterlace == Deinterlace::Auto { track.frames.len() as u64 } else { 0 });
+            let largest = played.video().next().unwrap();
+            likenesses.push(likeness(largest, &format!("{moving},framestep=2")));
+        }
+        let [with, without] = likenesses[..] else { unreachable!("two were pushed") };
+        println!("{order}: {with:.1} dB, {without:.1} dB as it is");
+        assert!(with > without + 6.0, "{order}: {with} dB, {without} dB as it is");
+    }
+    // What is progressive is left alone.
+    let Some(track) = made("testsrc2=s=320x180:r=25:d=1", &[]) else { return };
+    let mut tags = Tags::default();
+    tags.video(VideoCodec::Avc, &track, 900_000);
+    let played = play_as(rules(Passthrough::Off), tags).await;
+    assert_eq!(played.shared.transcode_metrics.frames_deinterlaced.get(), 0);
 }
