@@ -6,8 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use media::captions::{Captions, Service};
-use media::codec::VideoConfig;
-use media::codec::aac::AacConfig;
+use media::codec::{AudioConfig, VideoConfig};
 use media::event::{Event as Moment, What};
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, Sample, SegmentNumber};
@@ -63,7 +62,7 @@ pub struct Plan {
     /// The source's own video, if it is passed through: the first of `rungs` is it, and segments begin with its keyframes.
     pub copied: Option<VideoConfig>,
     /// The audio track, copied.
-    pub audio: Option<AacConfig>,
+    pub audio: Option<AudioConfig>,
     /// Closed captions that were seen in the video so far.
     pub captions: Captions,
     /// What they are called, if operators say so.
@@ -179,7 +178,7 @@ impl Packager {
         let video: Vec<_> =
             plan.rungs.iter().map(|rung| track(&rung.id, segmenter(Timescale::VIDEO, 0))).collect();
         let audio = plan.audio.as_ref().map(|config| {
-            let early = Ticks::from(config.frame_samples / 2);
+            let early = Ticks::from(usual_frame_samples(config) / 2);
             track(&audio_id(), segmenter(config.timescale(), early))
         });
         let mut packager = Self {
@@ -539,8 +538,17 @@ fn audio_id() -> RenditionId {
 /// What is announced for copied AAC until it has been measured.
 const AUDIO_BITRATE_BPS: u32 = 128_000;
 
-fn audio_rendition(config: &AacConfig) -> NewRendition {
-    let AacConfig { sample_rate, channels, .. } = *config;
+/// Samples of most frames.
+fn usual_frame_samples(config: &AudioConfig) -> u32 {
+    match config {
+        AudioConfig::Aac(config) => config.frame_samples,
+        // 20 ms; MP3 is never packaged.
+        AudioConfig::Opus(_) | AudioConfig::Mp3(_) => 960,
+    }
+}
+
+fn audio_rendition(config: &AudioConfig) -> NewRendition {
+    let (sample_rate, channels) = (config.timescale().per_second(), config.channels());
     NewRendition {
         variant: Variant {
             id: audio_id(),
@@ -550,13 +558,16 @@ fn audio_rendition(config: &AacConfig) -> NewRendition {
             kind: Kind::Audio { channels, sample_rate },
         },
         timescale: config.timescale(),
-        init: cmaf::audio_init(
-            config.timescale(),
-            sample_rate,
-            channels as u16,
-            &config.record,
-            AUDIO_BITRATE_BPS,
-        ),
+        init: match config {
+            AudioConfig::Opus(config) => cmaf::opus_init(config),
+            AudioConfig::Aac(_) | AudioConfig::Mp3(_) => cmaf::audio_init(
+                config.timescale(),
+                sample_rate,
+                channels as u16,
+                config.record(),
+                AUDIO_BITRATE_BPS,
+            ),
+        },
     }
 }
 

@@ -744,21 +744,19 @@ impl Session<'_> {
         let timescale = source.audio.as_ref().map(AudioConfig::timescale);
         let (audio, recoder) = match source.audio.clone() {
             None => (None, None),
-            Some(AudioConfig::Aac(config)) if !transcode::audio::mixes(&config, rules.surround) => {
-                (Some(config), None)
-            }
+            Some(config) if transcode::audio::is_copied(&config, rules) => (Some(config), None),
             Some(config) => {
                 let metrics = self.shared.transcode_metrics.clone();
                 let (aac, input, output) =
                     transcode::audio::start(&config, rules.surround, metrics).map_err(source_error)?;
-                (Some(aac), Some((input, output, config.timescale())))
+                (Some(AudioConfig::Aac(aac)), Some((input, output, config.timescale())))
             }
         };
         info!(
             epoch,
             video = video.as_ref().map(|video| format!("{} {}x{}", video.codec, video.width, video.height)),
             fps = source.frame_rate.map(media::time::FrameRate::fps),
-            audio = audio.as_ref().map(media::codec::AacConfig::codec_string),
+            audio = audio.as_ref().map(AudioConfig::codec_string),
             recoded = recoder.is_some(),
             rungs = rungs.iter().map(|rung| rung.id.as_str()).collect::<Vec<_>>().join(" "),
             passed_through = copies,

@@ -13,6 +13,7 @@ use media::{Sample, Ticks};
 use tokio::sync::mpsc;
 use tracing::Span;
 
+use crate::config::{Config, Opus};
 use crate::error::{Closed, Error};
 use crate::libav::{self, AudioDecoder, AudioEncoder, Decoded};
 use crate::metrics::Metrics;
@@ -44,6 +45,17 @@ pub struct AudioOutput(mpsc::Receiver<Result<Sample, Error>>);
 /// Whether AAC is mixed down to stereo, rather than copied: AAC-LC of more channels, unless `surround` is kept.
 pub fn mixes(config: &AacConfig, surround: bool) -> bool {
     !surround && config.channels > STEREO && config.object_type == 2
+}
+
+/// Whether audio is copied as it comes: AAC that is not mixed down, and Opus where the configuration has it so.
+pub fn is_copied(config: &AudioConfig, rules: &Config) -> bool {
+    match config {
+        AudioConfig::Aac(config) => !mixes(config, rules.surround),
+        AudioConfig::Opus(config) => {
+            rules.opus == Opus::Copy && (rules.surround || config.channels <= STEREO)
+        }
+        AudioConfig::Mp3(_) => false,
+    }
 }
 
 /// Starts the thread. Also returns what the AAC is: as the source, but without `surround` of at most two channels.

@@ -5,11 +5,12 @@
 use std::ops::{Deref, DerefMut};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use media::codec::{VideoCodec, VideoConfig};
+use media::codec::{OpusConfig, VideoCodec, VideoConfig};
 use media::{Sample, Ticks, Timescale};
 
 /// The header of a video rendition (`ftyp` and `moov`; ISO/IEC 14496-15; AV1 and VP codec ISO media file format bindings), for
-/// samples of H.264 and HEVC with length prefixes of 4 bytes. `config` is of the coded pictures. Parameter sets of H.264 and HEVC are in the header only (`avc1`, `hvc1`).
+/// samples of H.264 and HEVC with length prefixes of 4 bytes. `config` is of the coded pictures. Parameter sets of H.264 and HEVC
+/// are in the header only (`avc1`, `hvc1`).
 pub fn source_init(timescale: Timescale, config: &VideoConfig) -> Bytes {
     let VideoConfig { width, height, sar, .. } = *config;
     let kinds: Kinds = match config.codec {
@@ -103,6 +104,45 @@ pub fn audio_init(
             // 16.16: rates of 65536 and above do not fit and are left to the AudioSpecificConfig.
             w.put_u32(u16::try_from(sample_rate).map_or(0, |rate| u32::from(rate) << 16));
             w.full_box(b"esds", 0, 0, |w| elementary_stream(w, audio_specific_config, bitrate_bps));
+        });
+    };
+    init(&track, &[b"iso6", b"cmfc", b"dash"], media_header, sample_entry)
+}
+
+/// The header of an Opus rendition (Encapsulation of Opus in ISO Base Media File Format, 4.3), timed at 48 kHz. What the
+/// decoder gives before `pre_skip` is not cut off: samples are heard at their times.
+pub fn opus_init(config: &OpusConfig) -> Bytes {
+    let OpusConfig { record, channels, .. } = config;
+    let track = Track {
+        timescale: Timescale::OPUS,
+        handler: *b"soun",
+        name: b"Audio\0",
+        volume: 0x100,
+        size: (0, 0),
+    };
+    let media_header = |w: &mut Writer| w.full_box(b"smhd", 0, 0, |w| w.put_bytes(0, 4));
+    // Little-endian in the identification header (RFC 7845, 5.1), which the configuration was read from; big-endian here.
+    let byte = |at: usize| record.get(at).copied().unwrap_or_default();
+    let sample_entry = |w: &mut Writer| {
+        w.boxed(b"Opus", |w| {
+            w.put_bytes(0, 6);
+            w.put_u16(1);
+            w.put_bytes(0, 8);
+            w.put_u16(*channels as u16);
+            w.put_u16(16);
+            w.put_u32(0);
+            w.put_u32(Timescale::OPUS.per_second() << 16);
+            w.boxed(b"dOps", |w| {
+                w.put_u8(0);
+                w.put_u8(byte(9));
+                w.put_slice(&[byte(11), byte(10)]);
+                w.put_slice(&[byte(15), byte(14), byte(13), byte(12)]);
+                w.put_slice(&[byte(17), byte(16)]);
+                w.put_u8(byte(18));
+                if byte(18) != 0 {
+                    w.put_slice(record.get(19..21 + *channels as usize).unwrap_or_default());
+                }
+            });
         });
     };
     init(&track, &[b"iso6", b"cmfc", b"dash"], media_header, sample_entry)
@@ -503,7 +543,7 @@ mod tests {
             "moov" | "trak" | "mdia" | "minf" | "dinf" | "stbl" | "mvex" | "moof" | "traf" => Some(0),
             "dref" | "stsd" => Some(8),
             "avc1" => Some(78),
-            "mp4a" => Some(28),
+            "mp4a" | "Opus" => Some(28),
             _ => None,
         }
     }
@@ -690,6 +730,18 @@ mod tests {
         // A rate that does not fit 16.16.
         let high = boxes(&audio_init(Timescale::new(96_000).unwrap(), 96_000, 2, &[0x10, 0x10], 0));
         assert_eq!(u32_at(content(&high, "/moov/trak/mdia/minf/stbl/stsd/mp4a"), 24), 0);
+    }
+
+    #[test]
+    fn opus_headers_have_the_numbers_turned_round() {
+        let mut head = b"OpusHead\x01\x06".to_vec();
+        head.extend([0x38, 0x01, 0x80, 0xBB, 0, 0, 0xFE, 0xFF, 1, 4, 2, 0, 4, 1, 2, 3, 5]);
+        let boxes = boxes(&opus_init(&OpusConfig::parse(head.into()).unwrap()));
+        let entry = content(&boxes, "/moov/trak/mdia/minf/stbl/stsd/Opus");
+        assert_eq!((&entry[16..18], u32_at(entry, 24)), (&[0, 6][..], 48_000 << 16));
+        let expected = [0, 6, 1, 0x38, 0, 0, 0xBB, 0x80, 0xFF, 0xFE, 1, 4, 2, 0, 4, 1, 2, 3, 5];
+        assert_eq!(content(&boxes, "/moov/trak/mdia/minf/stbl/stsd/Opus/dOps"), expected);
+        assert_eq!(u32_at(content(&boxes, "/moov/trak/mdia/mdhd"), 12), 48_000);
     }
 
     #[test]

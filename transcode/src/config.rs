@@ -37,6 +37,17 @@ pub enum Deinterlace {
     Off,
 }
 
+/// What becomes of Opus.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Opus {
+    /// It becomes AAC.
+    #[default]
+    Aac,
+    /// It is offered as it comes.
+    Copy,
+}
+
 /// The codecs that can be passed through, as [`Config::passthrough_codecs`] names them.
 const PASSTHROUGH_CODECS: [(&str, VideoCodec); 3] =
     [("h264", VideoCodec::Avc), ("hevc", VideoCodec::Hevc), ("av1", VideoCodec::Av1)];
@@ -78,6 +89,8 @@ pub struct Config {
     pub deinterlace: Deinterlace,
     /// Whether sound of more than two channels stays so. Default false: it is mixed down to stereo.
     pub surround: bool,
+    /// What becomes of Opus. Default `aac`, which every player has.
+    pub opus: Opus,
     /// Whether the largest rung is shed when the encoders of a stream fall behind. Default true; without it such a stream
     /// falls behind until its POP's buffer is full.
     pub shed: bool,
@@ -196,6 +209,7 @@ impl Default for Config {
             passthrough_codecs: vec!["h264".to_owned()],
             deinterlace: Deinterlace::Auto,
             surround: false,
+            opus: Opus::Aac,
             shed: true,
             max_keyframe_interval: Duration::from_secs(4),
         }

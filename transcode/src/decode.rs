@@ -98,11 +98,17 @@ impl Drop for Pace {
     }
 }
 
+/// What makes pictures.
+pub(crate) struct Source {
+    pub(crate) decoder: Decoder,
+    /// `None` where interlaced pictures are left as they are.
+    pub(crate) deinterlacer: Option<Deinterlacer>,
+}
+
 /// Decodes until the input ends or nobody wants the result. An input that ends because it was `abandoned` leaves what
 /// the decoder holds.
 pub(crate) fn run(
-    decoder: Decoder,
-    deinterlacer: Option<Deinterlacer>,
+    source: Source,
     timeline: Timeline,
     pace: Pace,
     mut input: Receiver<AccessUnit>,
@@ -110,17 +116,7 @@ pub(crate) fn run(
     pictures: Pictures,
     events: Events,
 ) -> Result<(), Stop> {
-    let mut stage = Stage {
-        decoder,
-        deinterlacer,
-        timeline,
-        pace,
-        pictures,
-        events,
-        record: None,
-        last: None,
-        damaged: 0,
-    };
+    let mut stage = Stage { source, timeline, pace, pictures, events, record: None, last: None, damaged: 0 };
     while let Some(AccessUnit { sample, record, cut, sent }) = input.blocking_recv() {
         if stage.events.is_closed() {
             return Err(Stop::Closed);
@@ -139,8 +135,7 @@ pub(crate) fn run(
 }
 
 struct Stage {
-    decoder: Decoder,
-    deinterlacer: Option<Deinterlacer>,
+    source: Source,
     timeline: Timeline,
     pace: Pace,
     pictures: Pictures,
@@ -159,14 +154,14 @@ impl Stage {
         self.timeline.push(sample.pts, sample.duration);
         if sample.data.len() <= MAX_ACCESS_UNIT_BYTES && !sample.data.is_empty() {
             let record = self.record.take();
-            let sent = self.decoder.send(&sample.data, sample.pts, sample.dts, record.as_deref());
+            let sent = self.source.decoder.send(&sample.data, sample.pts, sample.dts, record.as_deref());
             self.survive(sent, "access unit not decoded");
         }
         self.drain()
     }
 
     fn finish(&mut self) -> Result<(), Stop> {
-        let finished = self.decoder.finish();
+        let finished = self.source.decoder.finish();
         self.survive(finished, "decoder not drained");
         self.drain()?;
         self.timeline.finish();
@@ -177,7 +172,7 @@ impl Stage {
     /// Takes out what the decoder has ready.
     fn drain(&mut self) -> Result<(), Stop> {
         loop {
-            match self.decoder.receive() {
+            match self.source.decoder.receive() {
                 Ok(Some(picture)) => self.show(picture)?,
                 Ok(None) => break,
                 Err(failure) => {
@@ -200,7 +195,7 @@ impl Stage {
             self.timeline.decoded(pts);
             self.events.decoded.note(pts);
         }
-        let picture = match &mut self.deinterlacer {
+        let picture = match &mut self.source.deinterlacer {
             Some(deinterlacer) => {
                 let (picture, was_interlaced) = deinterlacer.take(picture)?;
                 self.events.metrics.frames_deinterlaced.inc_by(was_interlaced.into());

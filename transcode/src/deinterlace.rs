@@ -101,7 +101,7 @@ fn limit(out: &mut [u8], other: [&[u8]; 2], kept: [&[u8]; 2], kept_before: [&[u8
 
 /// Rounded up.
 fn mean(a: u8, b: u8) -> u8 {
-    ((u16::from(a) + u16::from(b) + 1) / 2) as u8
+    (u16::from(a) + u16::from(b)).div_ceil(2) as u8
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn what_stands_still_stays_as_it_is() {
         // Single lines, which interpolation alone would lose.
-        let still = |x: usize, y: usize| if y % 5 == 0 { 200 } else { (x * 3) as u8 };
+        let still = |x: usize, y: usize| if y.is_multiple_of(5) { 200 } else { (x * 3) as u8 };
         let picture = drawn(still);
         for odd in [false, true] {
             assert_eq!(error(&filled(&picture, Some(&picture), odd), still), 0.0);

@@ -164,11 +164,11 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     }
     let names = job.rungs.iter().map(|rung| rung.id.to_string()).collect();
     let pace = Pace::new(names, job.shed, metrics.clone());
-    let deinterlacer = job.deinterlace.then(Deinterlacer::default);
+    let source = decode::Source { decoder, deinterlacer: job.deinterlace.then(Deinterlacer::default) };
     let abandoned = Arc::new(AtomicBool::new(false));
     let abandon = abandoned.clone();
     threads.handles.push(crew.spawn("tc-decode".to_owned(), events, move || {
-        decode::run(decoder, deinterlacer, timeline, pace, access_units, &abandoned, first, outlet)
+        decode::run(source, timeline, pace, access_units, &abandoned, first, outlet)
     })?);
     let threads = Arc::new(threads);
     Ok((

@@ -35,7 +35,7 @@ mod thinning;
 pub mod timeline;
 mod trial;
 
-pub use config::{Config, Deinterlace, Passthrough};
+pub use config::{Config, Deinterlace, Opus, Passthrough};
 pub use error::{Closed, Error};
 pub use job::{Event, Input, Job, Output, VideoSource, start};
 pub use ladder::Rung;

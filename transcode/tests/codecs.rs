@@ -256,7 +256,7 @@ async fn sound_that_is_coded_anew_is_heard_when_it_was() {
         assert!((end..end + 2048).contains(&last), "{name}: {last} {end}");
         let mut file =
             cmaf::audio_init(aac.timescale(), sample_rate, channels as u16, &aac.record, 0).to_vec();
-        file.extend_from_slice(&cmaf::chunk(1, &frames, true, None));
+        file.extend_from_slice(&cmaf::chunk(1, &frames, true, None, &[]));
         let (sent, heard) = (onset(&format!("{name}.flv"), &broadcast), onset(&format!("{name}.mp4"), &file));
         let off_ms = (frames[0].pts + heard - (ZERO + first + sent)) * 1000 / Ticks::from(sample_rate);
         assert!(off_ms.abs() <= 2, "{name}: {off_ms} ms off");

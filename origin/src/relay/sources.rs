@@ -431,6 +431,39 @@ async fn surround_sound_and_mp3_become_aac_in_stereo() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn opus_is_copied_where_that_is_wanted() {
+    let Some(track) = made("testsrc2=s=320x180:r=25:d=4", &["-g", "25"]) else { return };
+    let sine = ["-f", "lavfi", "-i", "sine=r=48000:d=4", "-ac", "2", "-c:a", "libopus"];
+    let sound = fragments::encode(&sine, 48_000).unwrap();
+    let mut tags = Tags::default();
+    tags.video(VideoCodec::Avc, &track, 900_000);
+    let begins = 10_000 + times(&track)[0] / 90;
+    let mut put = |kind: u8, ms: i64, data: &[u8]| {
+        let data = [&[0x90 | kind][..], b"Opus", data].concat().into();
+        tags.0.push(Tag { kind: TagKind::Audio, timestamp_ms: ms as u32, data });
+    };
+    put(0, begins, &sound.record);
+    let first = sound.frames[0].dts;
+    for frame in &sound.frames {
+        put(1, begins + (frame.dts - first) / 48, &frame.data);
+    }
+    let rules = transcode::Config { opus: transcode::Opus::Copy, ..rules(Passthrough::Off) };
+    let played = play_as(rules, tags).await;
+    played.check_cuts("opus", false);
+    let audio = played.renditions.iter().find(|rendition| !rendition.video).expect("audio is published");
+    assert_eq!(audio.codec, "opus");
+    assert!(audio.init.windows(4).any(|entry| entry == b"dOps"));
+    let passed = audio.frames.iter().map(|frame| &frame.data);
+    assert!(passed.eq(sound.frames.iter().map(|frame| &frame.data)), "as it came");
+    let apart = audio.frames[0].pts / 48 - played.shown("180p")[0].0 / 90;
+    assert!(apart.abs() <= 5, "{apart} ms apart");
+    check_with_ffmpeg(audio);
+    let (hls, dash) = played.manifests();
+    assert!(hls.contains(",opus\"") && dash.contains("codecs=\"opus\""), "{hls}{dash}");
+    assert_eq!(played.shared.transcode_metrics.audio_encoded.get(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_in_mid_stream_begin_runs_and_lose_nothing() {
     let first = made("testsrc2=s=320x180:r=25:d=3", &["-bf", "2"]);
     let second = made("testsrc2=s=512x288:r=30:d=3", &["-bf", "2"]);

@@ -40,7 +40,7 @@ impl Deinterlacer {
         };
         let Made { pool, scaler, .. } = self.made_for.insert(made);
         let picture = scaler.scale(&picture)?;
-        let before = self.before.take().filter(|before| before.is_yuv420p());
+        let before = self.before.take().filter(Picture::is_yuv420p);
         let before = before.filter(|before| (before.width(), before.height()) == size);
         let target = pool.get()?;
         for index in 0..3 {
