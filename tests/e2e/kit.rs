@@ -22,9 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub enum Share {
     /// A broadcast of few lines, and readers: less than half a core.
     Half = 1,
-    /// Players in a browser as well, or several renditions: a core.
+    /// A browser as well, or several renditions: a core.
     Core = 2,
-    /// Counts or measures what many do at once: nothing else runs beside it.
+    /// Judges how players play that are half a second from running dry, or what many do at once: nothing else runs
+    /// beside it.
     Machine,
 }
 

@@ -95,7 +95,7 @@ fn periods(mpd: &str) -> Vec<(String, f64)> {
 
 #[test]
 fn dash_goes_on_over_absences_and_another_size_and_its_mpd_never_goes_back() {
-    let _turn = real_time(Share::Core);
+    let _turn = real_time(Share::Machine);
     let (first, second) = (Clip::make("mpd", SMALL), Clip::make("mpd-smaller", SMALLER));
     let folder = Folder::new("mpd");
     let mut config = all_in_one(&folder.path().join("state"));

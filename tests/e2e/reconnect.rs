@@ -9,7 +9,7 @@ use crate::kit::*;
 
 #[test]
 fn players_survive_a_broadcaster_that_is_away_for_five_seconds() {
-    let _turn = real_time(Share::Core);
+    let _turn = real_time(Share::Machine);
     let clip = Clip::make("browser", SOURCE);
     let folder = Folder::new("reconnect");
     let mut config = all_in_one(&folder.path().join("state"));

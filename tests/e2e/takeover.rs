@@ -246,7 +246,7 @@ fn a_killed_owner_is_taken_over_without_a_border() {
 
 /// What became of hls.js in a browser, and of the list, when the owner and perhaps the POP are killed.
 fn hls_js_goes_on(name: &str, fresh: bool) -> (serde_json::Value, Seen) {
-    let _turn = real_time(Share::Core);
+    let _turn = real_time(Share::Machine);
     let mut fleet = Fleet::start(name, "20s");
     let clip = Clip::make("browser", SOURCE);
     let mut broadcasters = vec![Broadcaster::send(&clip, &fleet.pop().publish_url("rtmps", "show"), -1)];
