@@ -191,9 +191,10 @@ fn gstreamer_and_librtmp_publish() {
     let folder = Folder::new("gstreamer");
     let node = node(&folder);
     for (stream, sink) in [("rtmp2", "rtmp2sink"), ("librtmp", "rtmpsink")] {
+        // A second (in ns) in which the muxer waits for a slow encoder: it leaves out what comes later.
         let pipeline = format!(
             "videotestsrc num-buffers=125 is-live=true ! video/x-raw,width=320,height=180,framerate=25/1 \
-             ! x264enc tune=zerolatency key-int-max=50 bitrate=300 ! flvmux name=mux streamable=true \
+             ! x264enc tune=zerolatency key-int-max=50 bitrate=300 ! flvmux name=mux streamable=true latency=1000000000 \
              ! {sink} location={} \
              audiotestsrc num-buffers=215 is-live=true ! voaacenc bitrate=64000 ! mux.",
             node.publish_url("rtmp", stream)
