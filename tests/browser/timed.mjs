@@ -1,4 +1,4 @@
-// What hls.js and dash.js, with their own settings, show of captions and events of a live stream, as one JSON object on stdout.
+// What hls.js (of whole segments) and dash.js show of captions and events of a live stream, as one JSON object on stdout.
 //
 //   node timed.mjs --url http://127.0.0.1:8080/live/demo/ --seconds 20
 //
@@ -29,7 +29,7 @@ try {
 
 /** Runs in the page. */
 function open(url) {
-  const seen = { hls: { captions: [], id3: [], ranges: [] }, dash: { id3: [], scte35: [] } };
+  const seen = { hls: { announced: [], captions: [], id3: [], ranges: [] }, dash: { id3: [], scte35: [] } };
   window.seen = seen;
   const add = (list, text) => list.includes(text) || list.push(text);
   const bytes = (data) => Array.from(data, (byte) => String.fromCharCode(byte)).join('');
@@ -40,8 +40,13 @@ function open(url) {
   };
 
   const first = video();
-  const hls = new Hls();
-  hls.on(Hls.Events.MANIFEST_PARSED, () => first.play());
+  // hls.js 1.7 forgets at each part what of a caption came before (its timeline controller compares `sn` with the last one's
+  // successor, which the next part of the same segment never is): lines that span parts are shown of whole segments only.
+  const hls = new Hls({ lowLatencyMode: false });
+  hls.on(Hls.Events.MANIFEST_PARSED, (_, { levels }) => {
+    for (const { attrs } of levels) add(seen.hls.announced, attrs['CLOSED-CAPTIONS']);
+    first.play();
+  });
   hls.on(Hls.Events.LEVEL_UPDATED, (_, { details }) => {
     for (const { id, attr } of Object.values(details.dateRanges)) add(seen.hls.ranges, `${id} ${attr['SCTE35-OUT'] ?? attr['X-DATA']}`);
   });

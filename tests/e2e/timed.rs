@@ -81,7 +81,8 @@ fn captions_and_events_reach_players() {
         let all = seen[player][kind].as_array().unwrap();
         assert!(all.iter().any(|seen| seen.as_str().unwrap().contains(text)), "{player} {kind}: {seen:#}");
     };
-    // Captions are printed only: hls.js does not always make a track of them. `origin/src/relay/sources/captions.rs` judges.
+    has("hls", "announced", "cc");
+    has("hls", "captions", "SECOND");
     has("hls", "id3", "onTextData \"text ");
     has("hls", "ranges", "splice-1207959695");
     has("dash", "id3", "onTextData\u{0}\"text ");
