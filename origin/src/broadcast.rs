@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use media::captions::Service;
+use media::codec::VideoCodec;
 use media::event::Event;
 use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber, object};
+use transcode::ladder::Known;
 
 use crate::continuation::Continuation;
 use crate::control::Rung;
@@ -200,6 +202,17 @@ impl Broadcast {
             hls::Kind::Video { height, .. } => (0, u32::MAX - height),
             hls::Kind::Audio { .. } => (1, 0),
         });
+    }
+
+    /// The video renditions of the newest run.
+    pub(crate) fn known_video(&self) -> Vec<Known> {
+        let current = self.renditions.iter().filter(|rendition| rendition.epoch == self.epoch());
+        let known = current.filter_map(|Rendition { variant, .. }| {
+            let hls::Kind::Video { width, height, .. } = variant.kind else { return None };
+            let codec = VideoCodec::from_fourcc(hls::fourcc(&variant.codec).as_bytes())?;
+            Some(Known { id: variant.id.clone(), codec, lines: width.min(height) })
+        });
+        known.collect()
     }
 
     /// Something happens. False if it is known.

@@ -16,6 +16,7 @@ use media::time::Ticks;
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use transcode::ladder::Known;
 
 use crate::broadcast::{Broadcast, NewRendition, Rendition, View};
 use crate::continuation::{AudioStart, Continuation};
@@ -241,6 +242,14 @@ impl Live {
     /// Says by which token's right (`jti`) the next run is published.
     pub fn publishes(&self, token: Option<String>) {
         self.lock().token = token;
+    }
+
+    /// The video renditions that players know if the broadcast goes on: those of its newest run.
+    pub fn known_video(&self) -> Vec<Known> {
+        self.read(|state, broadcast| match broadcast {
+            Some(broadcast) if state != State::Ended => broadcast.known_video(),
+            _ => Vec::new(),
+        })
     }
 
     /// Finds the place of a new run whose first frame a POP received at `unix_ms`, and completes what the run before left

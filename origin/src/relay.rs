@@ -737,9 +737,11 @@ impl Session<'_> {
         };
         let first = base + (source.first_ms - zero_ms) * 90;
         let copies = suits && (first - place.start).abs() <= 90;
-        let rungs = video
+        let mut rungs = video
             .as_ref()
             .map_or_else(Vec::new, |video| transcode::ladder::with_passthrough(rules, video, copies));
+        let passed = source.video.as_ref().filter(|_| copies).map(|config| config.codec);
+        transcode::ladder::keep_names(&mut rungs, passed, &self.live.known_video());
         let milli_cpus = video.as_ref().map_or(0, |video| transcode::cost::milli_cpus(video, &rungs, copies));
         let timescale = source.audio.as_ref().map(AudioConfig::timescale);
         let (audio, recoder) = match source.audio.clone() {

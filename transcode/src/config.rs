@@ -1,6 +1,6 @@
 //! What operators choose about the ladder and its encoders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use media::RenditionId;
@@ -220,6 +220,14 @@ impl Config {
     /// The encoder of rungs that name none.
     pub(crate) fn encoder(&self) -> &'static EncoderKind {
         encoders::find(&self.encoder).unwrap_or(&encoders::ENCODERS[0])
+    }
+
+    /// The names of all encoders of the ladder.
+    pub fn encoders(&self) -> BTreeSet<&'static str> {
+        match self.rungs.as_slice() {
+            [] => BTreeSet::from([self.encoder().name]),
+            rungs => rungs.iter().map(|rung| rung.encoder(self).name).collect(),
+        }
     }
 
     /// Whether video of this kind is to be passed through, if its keyframes allow it. H.264 beyond 8 bits of 4:2:0 is not:

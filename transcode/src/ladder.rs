@@ -113,6 +113,41 @@ pub fn with_passthrough(config: &Config, source: &VideoSource, passes: bool) -> 
     }
 }
 
+/// A video rendition that players of a broadcast know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub id: RenditionId,
+    /// What its latest samples are in.
+    pub codec: VideoCodec,
+    /// The shorter side of its latest pictures.
+    pub lines: u32,
+}
+
+/// Gives the ladder of a source that follows another a name of before where it has none: HLS players load the multivariant
+/// playlist once, and a new size may have no rung in common with the last one. In each codec, the rung that is closest in
+/// size to a rendition of before goes on in its place. `passed` is the codec of the first rung if that is the source itself.
+pub fn keep_names(rungs: &mut [Rung], passed: Option<VideoCodec>, known: &[Known]) {
+    for codec in VideoCodec::ALL {
+        let left = rungs.iter().map(|rung| &rung.id).collect::<Vec<_>>();
+        let known: Vec<_> = known.iter().filter(|known| known.codec == codec).collect();
+        let free = known.iter().filter(|known| !left.contains(&&known.id));
+        let is_of =
+            |index: usize, rung: &Rung| passed.filter(|_| index == 0).unwrap_or(rung.encoder.codec) == codec;
+        let here = rungs.iter().enumerate().filter(|(index, rung)| is_of(*index, rung));
+        if here.clone().any(|(_, rung)| known.iter().any(|known| known.id == rung.id)) {
+            continue;
+        }
+        let pairs = here.flat_map(|(index, rung)| {
+            let lines = rung.width.min(rung.height);
+            free.clone().map(move |known| (lines.abs_diff(known.lines), index, &known.id))
+        });
+        if let Some((_, index, id)) = pairs.min_by_key(|(apart, ..)| *apart) {
+            rungs[index].id = id.clone();
+        }
+    }
+}
+
 /// The frames that all rungs of the table have of a source, as a rate: a whole number of them makes a part of about `part`
 /// (90 kHz). Where that is too short for one of them, those of the slowest rung.
 pub fn common_frame_rate(config: &Config, source: FrameRate, part: Ticks) -> FrameRate {
@@ -325,6 +360,31 @@ mod tests {
         // Larger than the table: it can be passed through, and is never encoded at its size.
         check(Passthrough::Top, 2304, true, "2304p 1440p 1080p 720p 480p 360p 240p");
         check(Passthrough::Top, 2304, false, "2160p 1440p 1080p 720p 480p 360p 240p");
+    }
+
+    #[test]
+    fn another_size_goes_on_under_a_name_that_players_know() {
+        let known = |name: &str, codec, lines| Known { id: name.parse().unwrap(), codec, lines };
+        let avc = |name, lines| known(name, VideoCodec::Avc, lines);
+        let names = |height: u32, passed, known: &[Known]| {
+            let mut rungs = derive(&Config::default(), &source(height * 16 / 9, height, 30));
+            keep_names(&mut rungs, passed, known);
+            rungs.iter().map(|rung| rung.id.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        let ladder = [avc("720p", 720), avc("480p", 480), avc("360p", 360), avc("240p", 240)];
+        assert_eq!(names(360, None, &ladder), "360p 240p");
+        assert_eq!(names(120, None, &ladder), "240p");
+        assert_eq!(names(720, None, &[avc("120p", 120)]), "720p 480p 360p 120p");
+        assert_eq!(names(288, None, &[avc("700p", 700), avc("200p", 200)]), "288p 200p");
+        // It is no longer of the size that its name says.
+        assert_eq!(names(720, None, &[avc("240p", 120)]), "720p 480p 360p 240p");
+        assert_eq!(names(120, None, &[]), "120p");
+        // Who plays one codec cannot go on in another.
+        let hevc = |name, lines| known(name, VideoCodec::Hevc, lines);
+        assert_eq!(names(120, None, &[hevc("240p-hevc", 240)]), "120p");
+        assert_eq!(names(360, Some(VideoCodec::Hevc), &[hevc("700p", 700), avc("240p", 240)]), "700p 240p");
+        // A name that is there already is not given twice.
+        assert_eq!(names(360, Some(VideoCodec::Hevc), &[hevc("240p", 240)]), "360p 240p");
     }
 
     #[test]

@@ -43,8 +43,3 @@ pub use libav::Failure;
 pub use metrics::Metrics;
 pub use timeline::segment_index;
 pub use trial::try_encoders;
-
-/// Whether the libavcodec that is linked has the encoder of most ladders, libx264.
-pub fn has_encoder() -> bool {
-    libav::Encoder::is_available(&encoders::ENCODERS[0])
-}

@@ -483,6 +483,20 @@ async fn changes_in_mid_stream_begin_runs_and_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_size_without_a_rung_of_before_goes_on_as_the_closest() {
+    let first = made("testsrc2=s=96x64:r=25:d=3", &[]);
+    let second = made("testsrc2=s=320x180:r=25:d=3", &[]);
+    let (Some(first), Some(second)) = (first, second) else { return };
+    let mut tags = Tags::default();
+    tags.video(VideoCodec::Avc, &first, 900_000);
+    tags.video(VideoCodec::Avc, &second, 900_000 + 3 * 90_000);
+    let played = play(Passthrough::Off, tags).await;
+    played.check_cuts("larger", false);
+    assert_eq!((played.shown("180p").len(), played.shown("64p").len()), (75, 150));
+    assert!(played.shown("90p").is_empty(), "it goes on as 64p");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn broken_frames_in_mid_stream_are_patched_over() {
     let Some(mut track) = made("testsrc2=s=320x180:r=25:d=4", &["-bf", "2", "-g", "50"]) else { return };
     for index in [30, 31, 55] {

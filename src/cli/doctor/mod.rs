@@ -101,14 +101,9 @@ async fn examine(config: &Config) -> Vec<Finding> {
     findings.extend(stores::etcd(config).await);
     findings.extend(stores::archive(config).await);
     if config.has(Role::Origin) {
-        findings.push(match transcode::has_encoder() {
-            true => Finding::good("encoder", "libx264 is there"),
-            false => Finding::failure(
-                "encoder",
-                "libavcodec has no libx264: nothing can be transcoded",
-                "install a libavcodec that was built with libx264 (Debian: libavcodec59 or newer, not a -extra-less rebuild)",
-            ),
-        });
+        // Else the configuration would not have been taken.
+        let encoders: Vec<_> = config.transcode.encoders().into_iter().collect();
+        findings.push(Finding::good("encoders", format!("tried: {}", encoders.join(", "))));
     }
     findings.extend(machine::limits(config));
     findings
