@@ -279,11 +279,11 @@ fn hls_js_goes_on(name: &str, fresh: bool) -> (serde_json::Value, Seen) {
     );
     assert_eq!(fleet.mirror.metric("origin_takeovers_total"), 1.0);
     assert_eq!(report["recoveries"], 0, "{report:#}");
-    // At its end it plays.
+    // Long after the loss it plays. Four samples a second; a machine that stops for a while may cost it some of them.
     let samples: Vec<_> =
         report["samples"].as_array().unwrap().iter().map(|s| s[1].as_f64().unwrap()).collect();
-    let (last, before) = (samples[samples.len() - 1], samples[samples.len() - 21]);
-    assert!(last > before + 3.0, "five seconds took it from {before} to {last}: {report:#}");
+    let (last, before) = (samples[samples.len() - 1], samples[samples.len() - 61]);
+    assert!(last > before + 5.0, "fifteen seconds took it from {before} to {last}: {report:#}");
     (report, seen)
 }
 
