@@ -9,7 +9,7 @@ MINUTES ?= 5
 # `make test-cluster ONLY=kill-origin,drain-origin` plays only these.
 ONLY ?= all
 
-.PHONY: run build web deps deps-test test test-cluster test-players check fuzz bench soak clean
+.PHONY: run build deb web deps deps-test test test-cluster test-players check fuzz bench soak clean
 .NOTPARALLEL:
 
 run: build
@@ -17,6 +17,10 @@ run: build
 
 build: deps web
 	cargo build --release --locked
+
+# A Debian package: target/debian/rooftop_*.deb.
+deb: build
+	scripts/deb.sh
 
 web:
 	scripts/web.sh web

@@ -34,6 +34,7 @@ mod mpd;
 #[path = "../kit/numbered.rs"]
 mod numbered;
 mod ownership;
+mod packaging;
 mod players;
 #[path = "../kit/playlists.rs"]
 mod playlists;

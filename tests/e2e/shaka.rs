@@ -90,7 +90,7 @@ fn shaka_takes_gaps_and_a_change_of_resolution() {
             seen["frames"]
         );
         for error in seen["fatal"].as_array().unwrap() {
-            let code = error.as_str().unwrap().split(' ').next().unwrap().parse();
+            let code = error.as_str().unwrap().split(' ').next().unwrap().parse::<u32>();
             assert!(code.is_ok_and(|code| NETWORK.contains(&code)), "{player}: {report:#}");
         }
     }
