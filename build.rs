@@ -42,13 +42,16 @@ const CONSOLE: &[&str] = &[
     "console.js",
     "dom.js",
     "index.html",
+    "pages/audit.js",
     "pages/cache.js",
     "pages/fleet.js",
     "pages/policy.js",
     "pages/stream.js",
     "pages/streams.js",
     "policy.js",
+    "roles.js",
     "series.js",
+    "signin.js",
 ];
 
 /// What draws the console's charts, below `web/node_modules`, and the names it is served by.

@@ -2,33 +2,50 @@
 //! `/admin/drain` ([`crate::status`]), the cache policy at `/admin/policy`, purges at `/admin/purge`; broadcasts are for
 //! [`crate::streams`] and, under `/v1/`, for [`crate::api`], pages for [`crate::console`].
 //!
-//! It is plain HTTP on a loopback address, so whoever may log in here may use it; a web page that happens to be open here
-//! may not, but for the console's own. Changes must say that they are JSON, which no form of another page can without being
-//! asked first; requests that a page of another origin caused are refused; and the host must be this machine's own name for
-//! itself, so that no name of someone else's that resolves to it will do.
+//! Every request passes the [`gate`] first: on a loopback address without tokens, whoever may log in here may use it; with
+//! tokens, who has one, as far as its role goes ([`roles`]). A web page that happens to be open here may not, but for the
+//! console's own: requests that a page of another site caused are refused ([`foreign`]), and changes must say that they are
+//! JSON, which no form of another page can without being asked first. Each change goes into the [`audit`].
 
-use std::net::{IpAddr, SocketAddr};
+mod attempts;
+mod audit;
+pub(crate) mod config;
+mod foreign;
+mod gate;
+mod metrics;
+mod roles;
+mod sessions;
+mod tokens;
+
+use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cluster::member::Contact;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::error;
 
 use crate::api::Api;
 use crate::console::Console;
 use crate::operator::{self, Operator, Refusal};
 use crate::status::Status;
 use crate::streams::Streams;
+pub(crate) use audit::Details;
+use audit::{Audit, Entry};
+use gate::{Caller, Gate, Refused};
+pub(crate) use tokens::Tokens;
 
 /// Operators and their scrapers, nobody else.
 const LIMITS: net::Limits = net::Limits { max_connections: 256, handshake_timeout: Duration::from_secs(10) };
@@ -42,7 +59,11 @@ const MAX_BODY_BYTES: usize = 256 << 10;
 /// For a request body to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// Largest body of a request to sign in, in bytes: anyone may send it.
+const MAX_SESSION_BYTES: usize = 4096;
+
+/// Changes at once. A change that has begun goes on to its end, and into the audit, also when who asked for it has left.
+const MAX_CHANGES: usize = 64;
 
 pub(crate) struct Admin {
     listener: net::Listener,
@@ -50,6 +71,9 @@ pub(crate) struct Admin {
 }
 
 struct State {
+    access: Access,
+    changing: Arc<Semaphore>,
+    changes: TaskTracker,
     registry: Registry,
     ready: Arc<AtomicBool>,
     operator: Operator,
@@ -61,8 +85,42 @@ struct State {
     console: Console,
 }
 
+/// Who may ask, and what is noted of it.
+pub(crate) struct Access {
+    tokens: Arc<Tokens>,
+    gate: Gate,
+    audit: Audit,
+    tls: Option<Arc<rustls::ServerConfig>>,
+}
+
+impl Access {
+    /// Reads the tokens and the certificate of a configuration. `ca` is the fleet's.
+    pub(crate) fn open(config: &config::Admin, ca: &Path, registry: &mut Registry) -> anyhow::Result<Access> {
+        let metrics = metrics::Metrics::register(registry);
+        let tokens = Arc::new(Tokens::open(config)?);
+        let tls = match (&config.certificate, &config.key) {
+            (Some(certificate), Some(key)) => {
+                let files =
+                    net::tls::Files { ca: ca.into(), certificate: certificate.clone(), key: key.clone() };
+                Some(net::tls::server_config(&files, net::tls::Clients::Anyone, &[b"h2", b"http/1.1"])?)
+            }
+            _ => None,
+        };
+        let gate = Gate::new(tokens.clone(), tls.is_some(), metrics.clone());
+        let audit = Audit::open(config.audit.as_deref(), metrics)?;
+        Ok(Access { tokens, gate, audit, tls })
+    }
+
+    /// The tokens in force.
+    pub(crate) fn tokens(&self) -> Arc<Tokens> {
+        self.tokens.clone()
+    }
+}
+
 /// What the admin listener shows and serves of other parts of the node.
 pub(crate) struct Parts {
+    /// Who may ask.
+    pub(crate) access: Access,
     /// Whether the cluster's store can be reached.
     pub(crate) store: watch::Receiver<Contact>,
     /// How the archive fares.
@@ -84,9 +142,23 @@ impl Admin {
         streams: Streams,
         parts: Parts,
     ) -> Result<Self, net::Error> {
-        let Parts { store, archive, api, status, console } = parts;
-        let state =
-            Arc::new(State { registry, ready, operator, streams, store, archive, api, status, console });
+        let Parts { access, store, archive, api, status, console } = parts;
+        let (changing, changes) = (Arc::new(Semaphore::new(MAX_CHANGES)), TaskTracker::new());
+        let state = State {
+            access,
+            changing,
+            changes,
+            registry,
+            ready,
+            operator,
+            streams,
+            store,
+            archive,
+            api,
+            status,
+            console,
+        };
+        let state = Arc::new(state);
         Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
     }
 
@@ -98,39 +170,145 @@ impl Admin {
         let Admin { listener, state } = self;
         let sampled = state.clone();
         let sampling = async move { sampled.console.sample(&sampled.registry).await };
-        let service = move |request, _peer| {
+        let (tls, changes) = (state.access.tls.clone(), state.changes.clone());
+        let service = move |request, peer| {
             let state = state.clone();
-            async move { answer(&state, request).await }
+            async move { guarded(state, request, peer).await }
         };
         tokio::select! {
-            () = net::http::serve(listener, None, net::http::Options::default(), shutdown, DRAIN, service) => {}
+            () = net::http::serve(listener, tls, net::http::Options::default(), shutdown, DRAIN, service) => {}
             () = sampling => {}
         }
+        changes.close();
+        if tokio::time::timeout(DRAIN, changes.wait()).await.is_err() {
+            error!(left = changes.len(), "changes that operators asked for were not done in time");
+        }
+    }
+}
+
+/// Answers a request that may be made, and notes it if it is a change.
+async fn guarded(state: Arc<State>, request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let reads = roles::reads(&head.method);
+    let mut response = match state.access.gate.admit(&head, peer, Instant::now()) {
+        Err(refused) => {
+            let response = refusal(&state, &head, &refused);
+            // Whoever is nobody here could fill the audit at will.
+            if let Some(caller) = refused.caller.filter(|_| !reads) {
+                state.access.audit.note(Entry::new(&caller, &head), &response).await;
+            }
+            response
+        }
+        Ok(_) if gate::is_session(&head.method, head.uri.path()) => session(&state, &head, body, peer).await,
+        Ok(Some(caller)) if !reads => change(&state, &caller, Request::from_parts(head, body)).await,
+        Ok(_) => answer(&state, Request::from_parts(head, body)).await,
+    };
+    protect(response.headers_mut());
+    response
+}
+
+/// In the shape that the rest of the path has.
+fn refusal(state: &State, head: &http::request::Parts, refused: &Refused) -> Response<Full<Bytes>> {
+    let mut response = match Api::has(head.uri.path()) {
+        true => state.api.refuse(refused.status, refused.why.clone()),
+        false => Failure::new(refused.status, refused.why.clone()).response(),
+    };
+    refused.mark(response.headers_mut());
+    response
+}
+
+/// Makes a change, in a task of its own, so that it comes to its end and into the audit.
+async fn change(state: &Arc<State>, caller: &Caller, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let Ok(place) = state.changing.clone().try_acquire_owned() else {
+        let why = format!("{MAX_CHANGES} changes are being made: try again in a moment");
+        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, why).response();
+    };
+    let (head, body) = request.into_parts();
+    let entry = Entry::new(caller, &head);
+    let (state, tracker) = (state.clone(), state.changes.clone());
+    let done = tracker.spawn(async move {
+        let _place = place;
+        let work = tokio::spawn({
+            let state = state.clone();
+            async move { answer(&state, Request::from_parts(head, body)).await }
+        });
+        let failed = |why: String| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, why).response();
+        let response = work.await.unwrap_or_else(|error| failed(error.to_string()));
+        state.access.audit.note(entry, &response).await;
+        response
+    });
+    done.await
+        .unwrap_or_else(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).response())
+}
+
+/// What `POST /admin/session` takes.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignIn {
+    token: String,
+}
+
+/// Signs in and out, and says who is signed in.
+async fn session(
+    state: &State,
+    head: &http::request::Parts,
+    body: Incoming,
+    peer: SocketAddr,
+) -> Response<Full<Bytes>> {
+    let gate = &state.access.gate;
+    match head.method {
+        Method::POST => {
+            let body = match json_body(&head.headers, body, MAX_SESSION_BYTES).await {
+                Ok(body) => body,
+                Err(failure) => return failure.response(),
+            };
+            // What it says instead is not repeated: it may be a secret.
+            let Ok(SignIn { token }) = serde_json::from_value(body.unwrap_or_default()) else {
+                let why = "send {\"token\": \"...\"}";
+                return Failure::new(StatusCode::UNPROCESSABLE_ENTITY, why).response();
+            };
+            match gate.sign_in(head, &token, peer, Instant::now()) {
+                Ok((response, caller)) => {
+                    state.access.audit.note(Entry::new(&caller, head), &response).await;
+                    response
+                }
+                Err(refused) => refusal(state, head, &refused),
+            }
+        }
+        Method::DELETE => gate.sign_out(head),
+        _ => gate.who(head, peer, Instant::now()).unwrap_or_else(|refused| refusal(state, head, &refused)),
+    }
+}
+
+/// What browsers may do with an answer: nothing but show it to this listener's own pages.
+fn protect(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
 }
 
 async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     if Streams::has(&path) {
-        let (head, body) = request.into_parts();
-        return match from_here(&head) {
-            Ok(()) => state.streams.answer(Request::from_parts(head, body)).await,
-            Err(failure) => failure.response(),
-        };
+        return state.streams.answer(request).await;
     }
     if Api::has(&path) {
-        let (head, body) = request.into_parts();
-        return match from_here(&head) {
-            Ok(()) => state.api.answer(Request::from_parts(head, body)).await,
-            Err(Failure(status, why)) => state.api.refuse(status, why.join("; ")),
-        };
+        return state.api.answer(request).await;
     }
     if Console::has(&path) {
-        let (head, _) = request.into_parts();
-        return match from_here(&head) {
-            Ok(()) => state.console.answer(&head).await,
-            Err(failure) => failure.response(),
-        };
+        return state.console.answer(&request.into_parts().0).await;
     }
     if let Some(rest) = path.strip_prefix("/admin/") {
         return administer(state, rest, request).await.unwrap_or_else(Failure::response);
@@ -215,7 +393,6 @@ async fn administer(
 ) -> Result<Response<Full<Bytes>>, Failure> {
     let operator = &state.operator;
     let (head, body) = request.into_parts();
-    from_here(&head)?;
     let (what, tier) = match path.split_once('/') {
         Some((what, tier)) if what == "policy" && !tier.is_empty() => (what, Some(tier)),
         Some(_) => ("", None),
@@ -224,18 +401,20 @@ async fn administer(
     match (what, &head.method) {
         ("policy", &Method::GET | &Method::HEAD) => Ok(policy(&operator.policy(tier)?)),
         ("policy", &Method::PUT) => {
-            let wanted = json_body(&head.headers, body).await?;
+            let wanted = json_body(&head.headers, body, MAX_BODY_BYTES).await?;
             let tag = head.headers.get(header::IF_MATCH).map(|tag| String::from_utf8_lossy(tag.as_bytes()));
             let (operator, tier) = (operator.clone(), tier.map(str::to_owned));
             let tag = tag.map(std::borrow::Cow::into_owned);
             let change = move || {
-                operator.set_policy(tier.as_deref(), wanted.unwrap_or_default(), tag.as_deref())?;
-                operator.policy(tier.as_deref())
+                let changes =
+                    operator.set_policy(tier.as_deref(), wanted.unwrap_or_default(), tag.as_deref())?;
+                Ok((operator.policy(tier.as_deref())?, changes))
             };
-            Ok(policy(&aside(change).await?))
+            let (now, changes) = aside(change).await?;
+            Ok(noted(policy(&now), changes))
         }
         ("purge", &Method::POST) => {
-            let purge = match json_body(&head.headers, body).await? {
+            let purge = match json_body(&head.headers, body, MAX_BODY_BYTES).await? {
                 Some(value) => serde_json::from_value(value)
                     .map_err(|error| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?,
                 None => purge_of(head.uri.query().unwrap_or_default())?,
@@ -245,16 +424,25 @@ async fn administer(
                 let why = "prefix: is missing; say ?prefix=/live/demo/ or {\"prefix\": \"/live/demo/\"}";
                 return Err(Failure::new(StatusCode::UNPROCESSABLE_ENTITY, why));
             };
+            let but = except.as_ref().map(|except| format!(" but {except}")).unwrap_or_default();
+            let what = format!("{prefix}{but}");
             let operator = operator.clone();
             let purge = move || operator.purge(tier.as_deref(), &prefix, except.as_deref());
             let counts = aside(purge).await?;
-            Ok(json_of(StatusCode::OK, &json!({ "purged": counts })))
+            let counted = counts.iter().map(|(tier, count)| format!("{tier}: {count} of {what}")).collect();
+            Ok(noted(json_of(StatusCode::OK, &json!({ "purged": counts })), counted))
         }
         ("status", &Method::GET | &Method::HEAD) => Ok(json_of(StatusCode::OK, &state.status.show())),
         ("drain", &Method::POST) => {
-            json_body(&head.headers, body).await?;
+            json_body(&head.headers, body, MAX_BODY_BYTES).await?;
             Ok(json_of(StatusCode::ACCEPTED, &state.status.drain()))
         }
+        ("audit", &Method::GET | &Method::HEAD) => {
+            let shown = state.access.audit.show(head.uri.query().unwrap_or_default());
+            let shown = shown.map_err(|why| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, why))?;
+            Ok(json_of(StatusCode::OK, &shown))
+        }
+        ("audit", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD")),
         ("playback", &Method::GET | &Method::HEAD) => match operator.playing() {
             Some(streams) => Ok(json_of(StatusCode::OK, &json!({ "streams": streams }))),
             None => Err(Failure::new(StatusCode::NOT_FOUND, "this node has no edge: no players come here")),
@@ -266,7 +454,7 @@ async fn administer(
         ("purge", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
         _ => {
             let there = "there are /admin/status, /admin/policy, /admin/policy/{tier}, /admin/purge, /admin/drain, \
-                 /admin/playback, /admin/ingest, /admin/latency and /admin/revoke";
+                 /admin/playback, /admin/ingest, /admin/latency, /admin/revoke, /admin/audit and /admin/session";
             Err(Failure::new(StatusCode::NOT_FOUND, there))
         }
     }
@@ -280,55 +468,25 @@ async fn aside<T: Send + 'static>(
     Ok(done.map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))??)
 }
 
-/// Refuses what a web page may have caused.
-fn from_here(head: &http::request::Parts) -> Result<(), Failure> {
-    let refuse = |why: String| Err(Failure::new(StatusCode::FORBIDDEN, why));
-    let named = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = head.uri.authority().map(http::uri::Authority::as_str).or(named).unwrap_or_default();
-    if !is_this_machine(host) {
-        return refuse(format!("host {host:?} is not this machine: use 127.0.0.1, [::1] or localhost"));
-    }
-    if let Some(origin) = head.headers.get(header::ORIGIN) {
-        // The console's own pages say where they are from when they change something.
-        let own = origin
-            .to_str()
-            .ok()
-            .and_then(|origin| origin.strip_prefix("http://"))
-            .is_some_and(|of| of == host);
-        if !own {
-            return refuse("requests of other sites' pages (by Origin) are refused".into());
-        }
-    }
-    let site = head.headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
-    if site.is_some_and(|site| site != b"none" && site != b"same-origin") {
-        return refuse("requests of other sites (by Sec-Fetch-Site) are refused".into());
-    }
-    Ok(())
-}
-
-fn is_this_machine(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+/// With what the audit should say of it.
+fn noted(mut response: Response<Full<Bytes>>, details: Vec<String>) -> Response<Full<Bytes>> {
+    response.extensions_mut().insert(Details(details));
+    response
 }
 
 /// The body of a change; `None`: it is empty.
-async fn json_body(headers: &HeaderMap, body: Incoming) -> Result<Option<Value>, Failure> {
+async fn json_body(headers: &HeaderMap, body: Incoming, most: usize) -> Result<Option<Value>, Failure> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
         let why = "send Content-Type: application/json, also with an empty body";
         return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
     }
-    let too_large =
-        || Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body exceeds {MAX_BODY_BYTES} bytes"));
-    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+    let too_large = || Failure::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body exceeds {most} bytes"));
+    if body.size_hint().lower() > most as u64 {
         return Err(too_large());
     }
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await;
     let body = match collected {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(too_large()),
@@ -397,21 +555,4 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_of_this_machine() {
-        for host in ["127.0.0.1", "127.0.0.1:9090", "localhost:9090", "LocalHost", "[::1]:9090", "[::1]"] {
-            assert!(is_this_machine(host), "{host}");
-        }
-        for host in
-            ["", "example.com", "localhost.example.com:9090", "10.0.0.1:9090", "127.0.0.1.example.com"]
-        {
-            assert!(!is_this_machine(host), "{host}");
-        }
-    }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_path_to_error::Segment;
 
+pub use crate::admin::config::{Admin, Role as AdminRole, Token as AdminToken};
+
 /// A node's configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -150,14 +152,6 @@ impl Public {
     }
 }
 
-/// `[admin]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Admin {
-    /// Where `/healthz`, `/readyz` and `/metrics` are answered, plain HTTP: a loopback address. Default `127.0.0.1:9090`.
-    pub listen: SocketAddr,
-}
-
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -268,12 +262,6 @@ impl Default for NodeConfig {
 impl Default for Public {
     fn default() -> Self {
         Self { host: "localhost".into(), region: None, pops: Vec::new(), playback: Vec::new() }
-    }
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9090)) }
     }
 }
 
@@ -443,9 +431,7 @@ impl Config {
         if self.node.roles.is_empty() {
             problems.push("node.roles: a node without a role has nothing to do".into());
         }
-        if !self.admin.listen.ip().is_loopback() {
-            problems.push(format!("admin.listen: {} is not a loopback address", self.admin.listen));
-        }
+        problems.extend(self.admin.problems("admin"));
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             problems.push(format!("log.filter: {error}"));
         }

@@ -58,9 +58,10 @@ impl Server {
     pub async fn bind(config: Config) -> anyhow::Result<Server> {
         let files = secrets::certificates(&config)?;
         let keys = Arc::new(secrets::token_keys(&config)?);
-        let mut in_use = secrets::InUse { publish: keys.clone(), watch: None };
         let client_tls = tls::client_config(&files.fleet)?;
         let mut registry = Registry::default();
+        let access = admin::Access::open(&config.admin, &files.fleet.ca, &mut registry)?;
+        let mut in_use = secrets::InUse { publish: keys.clone(), watch: None, admin: access.tokens() };
         telemetry::register(&mut registry);
         let mut listeners = BTreeMap::new();
 
@@ -211,7 +212,7 @@ impl Server {
             control,
         );
         let operator = Operator::new(tiers, in_use, config);
-        let parts = admin::Parts { store: contact, archive: sink, api: api.api(), status, console };
+        let parts = admin::Parts { access, store: contact, archive: sink, api: api.api(), status, console };
         let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams, parts);
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());

@@ -21,8 +21,8 @@ const MAX_LOGGED: usize = 100;
 /// The keys of a tier's table that can change without a restart.
 const LIVE_KEYS: [&str; 2] = ["classes", "delivery"];
 
-/// The lists of token keys, which can change without a restart too.
-const KEY_FILES: [&str; 2] = ["tokens.key_files", "edge.playback.key_files"];
+/// The lists of token keys and of admin tokens, which can change without a restart too.
+const KEY_FILES: [&str; 3] = ["tokens.key_files", "edge.playback.key_files", "admin.tokens"];
 
 /// A handle for operators. Cloning is cheap.
 #[derive(Clone)]
@@ -76,8 +76,13 @@ impl Operator {
     }
 
     /// Puts policies in force: of the tiers that `wanted` names, or of `tier` if that is given. `tag`: only if
-    /// [`tag_of`] says the same of what is in force now.
-    pub fn set_policy(&self, tier: Option<&str>, wanted: Value, tag: Option<&str>) -> Result<(), Refusal> {
+    /// [`tag_of`] says the same of what is in force now. Says what changed, one line each.
+    pub fn set_policy(
+        &self,
+        tier: Option<&str>,
+        wanted: Value,
+        tag: Option<&str>,
+    ) -> Result<Vec<String>, Refusal> {
         let _turn = self.turn();
         let now = self.policy(tier)?;
         if tag.is_some_and(|tag| tag != "*" && !tag.split(',').any(|tag| tag.trim() == tag_of(&now))) {
@@ -102,8 +107,7 @@ impl Operator {
         if !problems.is_empty() {
             return Err(Refusal::Problems(problems));
         }
-        apply(drafts, "the admin listener");
-        Ok(())
+        Ok(apply(drafts, "the admin listener"))
     }
 
     /// Forgets what begins with `prefix` and not with `except`, in all tiers or in one; how much, by tier.
@@ -218,8 +222,9 @@ fn read(tier: &str, draft: Value, problems: &mut Vec<String>) -> Option<Policy> 
     (problems.len() == before).then_some(policy)
 }
 
-/// Puts checked policies in force.
-fn apply<'a>(policies: impl IntoIterator<Item = (&'a Control, Policy)>, by: &str) {
+/// Puts checked policies in force; what changed by it, one line each.
+fn apply<'a>(policies: impl IntoIterator<Item = (&'a Control, Policy)>, by: &str) -> Vec<String> {
+    let mut lines = Vec::new();
     for (control, policy) in policies {
         let old = shown(control);
         if let Err(problems) = control.set_policy(policy) {
@@ -229,11 +234,14 @@ fn apply<'a>(policies: impl IntoIterator<Item = (&'a Control, Policy)>, by: &str
         let changes = changes(&old, &shown(control));
         for Change { path, old, new } in changes.iter().take(MAX_LOGGED) {
             info!(tier = control.tier(), key = path, old, new, by, "policy changed");
+            lines.push(format!("{}.{path}: {old} -> {new}", control.tier()));
         }
         if let Some(more) = changes.len().checked_sub(MAX_LOGGED).filter(|more| *more > 0) {
             info!(tier = control.tier(), more, by, "policy changed");
+            lines.push(format!("{}: {more} more", control.tier()));
         }
     }
+    lines
 }
 
 /// A key that has another value.

@@ -11,6 +11,7 @@ use cluster::keys::{Key, Keys};
 use net::tls::{self, Files};
 use tracing::info;
 
+use crate::admin::Tokens;
 use crate::config::Config;
 
 /// Certificates for the fleet's inside and for the public side.
@@ -60,6 +61,8 @@ pub(crate) struct InUse {
     pub(crate) publish: Arc<Keys>,
     /// To watch, where that needs a token.
     pub(crate) watch: Option<Arc<Keys>>,
+    /// What opens the admin listener.
+    pub(crate) admin: Arc<Tokens>,
 }
 
 impl InUse {
@@ -70,6 +73,8 @@ impl InUse {
             Some(_) => Some(Keys::of(watch_keys(config)?)?),
             None => None,
         };
+        let admin = self.admin.read(&config.admin)?;
+        self.admin.replace(admin);
         info!(keys = ?publish, "stream tokens are checked with these keys");
         self.publish.replace(publish);
         if let (Some(running), Some(watch)) = (&self.watch, watch) {
@@ -103,21 +108,37 @@ pub(crate) fn make_key_pair(path: &Path) -> anyhow::Result<PathBuf> {
     public.push(".pub");
     let public = PathBuf::from(public);
     for (path, mode, pem) in [(path, 0o600, pair.serialize_pem()), (&public, 0o644, pair.public_key_pem())] {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)
-            .with_context(|| format!("{}", path.display()))?;
-        file.write_all(pem.as_bytes())?;
-        file.sync_all()?;
+        write_new(path, mode, &pem)?;
     }
     Ok(public)
+}
+
+/// Makes a token for an admin listener in `path`, which must not exist; its SHA-256 in hexadecimal.
+pub(crate) fn make_admin_token(path: &Path) -> anyhow::Result<String> {
+    // Named, so that those who look for secrets in the wrong places know it for one.
+    let token = format!("rooftop_admin_{}", random_secret()?);
+    write_new(path, 0o600, &format!("{token}\n"))?;
+    Ok(hexadecimal(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, token.as_bytes()).as_ref()))
+}
+
+fn write_new(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
+    let of_file = || format!("{}", path.display());
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(mode).open(path).with_context(of_file)?;
+    file.write_all(text.as_bytes()).with_context(of_file)?;
+    file.sync_all().with_context(of_file)
 }
 
 /// 64 random bits as hexadecimal text: enough to tell all tokens apart.
 pub(crate) fn random_id() -> anyhow::Result<String> {
     let mut random = [0; 8];
+    fill(&mut random)?;
+    Ok(hexadecimal(&random))
+}
+
+/// 256 random bits as hexadecimal text: nobody guesses it.
+pub(crate) fn random_secret() -> anyhow::Result<String> {
+    let mut random = [0; 32];
     fill(&mut random)?;
     Ok(hexadecimal(&random))
 }
@@ -136,9 +157,7 @@ fn make_secret(path: &Path) -> anyhow::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
-    let mut random = [0; 32];
-    fill(&mut random)?;
-    let text = hexadecimal(&random);
+    let text = random_secret()?;
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

@@ -18,6 +18,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::admin::Details;
+
 /// Largest request body: a name or an identifier.
 const MAX_BODY_BYTES: usize = 4096;
 
@@ -54,17 +56,24 @@ impl Streams {
 
     /// Answers a request for such a path.
     pub(crate) async fn answer(&self, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
-        let (status, body) = match self.act(request).await {
+        let mut details = Vec::new();
+        let (status, body) = match self.act(request, &mut details).await {
             Ok(body) => (StatusCode::OK, body),
             Err((status, problem)) => (status, json!({ "problems": [problem] })),
         };
         let mut response = Response::new(Full::new(format!("{body}\n").into()));
         *response.status_mut() = status;
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.extensions_mut().insert(Details(details));
         response
     }
 
-    async fn act(&self, request: http::Request<Incoming>) -> Result<Value, Failure> {
+    /// `details`: what the audit should say of a change.
+    async fn act(
+        &self,
+        request: http::Request<Incoming>,
+        details: &mut Vec<String>,
+    ) -> Result<Value, Failure> {
         match (request.uri().path(), request.method()) {
             ("/admin/ingest", &Method::GET | &Method::HEAD) => {
                 self.ingest(request.uri().query().unwrap_or_default())
@@ -72,7 +81,7 @@ impl Streams {
             ("/admin/latency", &Method::GET | &Method::HEAD) => {
                 self.latency(request.uri().query().unwrap_or_default())
             }
-            ("/admin/revoke", &Method::POST) => self.revoke(request).await,
+            ("/admin/revoke", &Method::POST) => self.revoke(request, details).await,
             _ => Err((
                 StatusCode::METHOD_NOT_ALLOWED,
                 "GET /admin/ingest, GET /admin/latency, POST /admin/revoke".into(),
@@ -125,7 +134,11 @@ impl Streams {
         Ok(json!({ "stream": stream.as_str(), "hops": hops }))
     }
 
-    async fn revoke(&self, request: http::Request<Incoming>) -> Result<Value, Failure> {
+    async fn revoke(
+        &self,
+        request: http::Request<Incoming>,
+        details: &mut Vec<String>,
+    ) -> Result<Value, Failure> {
         let Some(origin) = &self.origin else {
             return Err((StatusCode::NOT_FOUND, "this node has no origin: tokens are revoked there".into()));
         };
@@ -152,6 +165,10 @@ impl Streams {
             }
             Err(error) => return Err((StatusCode::UNPROCESSABLE_ENTITY, error.to_string())),
         };
+        details.push(match &which {
+            Which::Stream(stream) => format!("all tokens of stream {stream}"),
+            Which::Id(id) => format!("the token with id {id}"),
+        });
         origin.revoke(which);
         Ok(json!({ "revoked": true }))
     }

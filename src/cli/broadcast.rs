@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 use media::StreamName;
 use serde_json::{Value, json};
 
-use super::admin::{NodeArgs, Question, exchange};
+use super::node::{NodeArgs, Question, exchange};
 
 /// Arguments of `broadcast`.
 #[derive(Debug, Args)]
@@ -191,7 +191,7 @@ fn one(args: &OneArgs, method: Method, what: &str) -> anyhow::Result<ExitCode> {
     answer(args.node.ask(question)?, args.json)
 }
 
-fn answer(answered: super::admin::Answered, as_json: bool) -> anyhow::Result<ExitCode> {
+fn answer(answered: super::node::Answered, as_json: bool) -> anyhow::Result<ExitCode> {
     if matches!(answered.status, StatusCode::NO_CONTENT | StatusCode::ACCEPTED) {
         return Ok(ExitCode::SUCCESS);
     }
@@ -260,7 +260,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 impl NodeArgs {
-    fn ask(&self, question: Question) -> anyhow::Result<super::admin::Answered> {
-        exchange(self.admin, question)
+    fn ask(&self, question: Question) -> anyhow::Result<super::node::Answered> {
+        exchange(self, question)
     }
 }

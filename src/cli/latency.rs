@@ -17,7 +17,7 @@ use media::StreamName;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::admin::{NodeArgs, Question, exchange};
+use super::node::{NodeArgs, Question, exchange};
 
 /// For one segment to come: an origin waits for it as long as three of its target durations.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -50,7 +50,7 @@ pub struct LatencyArgs {
 /// Asks and measures.
 pub fn run(args: &LatencyArgs) -> anyhow::Result<ExitCode> {
     let path = format!("/admin/latency?stream={}", args.stream);
-    let answered = exchange(args.node.admin, Question::new(Method::GET, &path))?;
+    let answered = exchange(&args.node, Question::new(Method::GET, &path))?;
     let Some(mut told) = answered.good().cloned() else { return Ok(ExitCode::FAILURE) };
     if let Some(edge) = args.edge {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

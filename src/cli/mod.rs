@@ -6,6 +6,7 @@ pub mod broadcast;
 pub mod check_config;
 pub mod doctor;
 pub mod latency;
+pub mod node;
 mod scrape;
 pub mod serve;
 pub mod shell;

@@ -1,7 +1,6 @@
 //! `rooftop status`, `rooftop streams` and `rooftop drain`: how a running node stands, and its end in good order.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
 
-use super::admin::{NodeArgs, Question, exchange, read};
+use super::node::{NodeArgs, Question, exchange, read};
 use super::scrape::Scrape;
 
 /// How often a node that drains is looked at.
@@ -51,18 +50,20 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn look(admin: SocketAddr) -> anyhow::Result<Seen> {
-        let answered = exchange(admin, Question::new(Method::GET, "/admin/status"))?;
-        let Some(status) = answered.good().cloned() else { bail!("{admin} does not say how it stands") };
+    pub(super) fn look(node: &NodeArgs) -> anyhow::Result<Seen> {
+        let answered = exchange(node, Question::new(Method::GET, "/admin/status"))?;
+        let Some(status) = answered.good().cloned() else {
+            bail!("{} does not say how it stands", node.admin)
+        };
         let is_ingest =
             status["roles"].as_array().is_some_and(|roles| roles.iter().any(|role| role == "ingest"));
         let mut broadcasts = Vec::new();
         if is_ingest {
-            let answered = exchange(admin, Question::new(Method::GET, "/admin/ingest"))?;
+            let answered = exchange(node, Question::new(Method::GET, "/admin/ingest"))?;
             let listed = answered.good().and_then(|told| told["listed"].as_array().cloned());
-            broadcasts = listed.with_context(|| format!("{admin} does not list its broadcasts"))?;
+            broadcasts = listed.with_context(|| format!("{} does not list its broadcasts", node.admin))?;
         }
-        Ok(Seen { status, broadcasts, metrics: Scrape::parse(&read(admin, "/metrics")?) })
+        Ok(Seen { status, broadcasts, metrics: Scrape::parse(&read(node, "/metrics")?) })
     }
 
     /// Streams with what is known of their broadcasts, by name. A POP knows broadcasts only, an origin streams.
@@ -129,7 +130,7 @@ pub(super) struct Tier {
 
 /// How the node stands. Exit code 1: it is not ready.
 pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let seen = Seen::look(args.node.admin)?;
+    let seen = Seen::look(&args.node)?;
     let mut told = seen.status.clone();
     for tier in ["shield", "edge"] {
         if let Some(found) = seen.tier(tier) {
@@ -219,7 +220,7 @@ pub(super) fn standing(status: &Value) -> &'static str {
 
 /// The streams that the node knows.
 pub fn streams(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let seen = Seen::look(args.node.admin)?;
+    let seen = Seen::look(&args.node)?;
     let streams = seen.streams();
     if args.json {
         println!("{}", json!({ "stream_count": seen.status["stream_count"], "streams": streams }));
@@ -261,9 +262,9 @@ pub(super) fn table(streams: &[Value]) -> String {
 
 /// Lets the node end in good order.
 pub fn drain(args: &DrainArgs) -> anyhow::Result<ExitCode> {
-    let admin = args.node.admin;
+    let admin = &args.node.admin;
     let question = Question::new(Method::POST, "/admin/drain").body(&json!({}));
-    let answered = exchange(admin, question)?;
+    let answered = exchange(&args.node, question)?;
     if answered.good().is_none() {
         return Ok(ExitCode::FAILURE);
     }
@@ -272,7 +273,7 @@ pub fn drain(args: &DrainArgs) -> anyhow::Result<ExitCode> {
         None => false,
         Some(limit) => loop {
             // Its admin listener is the last that ends.
-            if std::net::TcpStream::connect(admin).is_err() {
+            if std::net::TcpStream::connect(admin.host_and_port()).is_err() {
                 break true;
             }
             if began.elapsed() >= limit {

@@ -1,4 +1,4 @@
-//! `rooftop token make NAME`, `rooftop token check TOKEN`, `rooftop token new-key FILE`
+//! `rooftop token make NAME`, `rooftop token check TOKEN`, `rooftop token new-key FILE`, `rooftop token new-admin FILE`
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use cluster::token::{Keys, Terms};
 use media::StreamName;
 
 use super::{EXIT_BAD_CONFIG, load};
-use crate::config::Config;
+use crate::config::{AdminRole, Config};
 use crate::secrets;
 
 /// Arguments of `token`.
@@ -29,6 +29,8 @@ pub enum TokenCommand {
     Check(CheckArgs),
     /// Make an Ed25519 key pair: FILE signs tokens, FILE.pub is for the nodes that check them
     NewKey(NewKeyArgs),
+    /// Make a token for an admin listener in FILE; the lines for the configuration, which know its hash only, are printed
+    NewAdmin(NewAdminArgs),
 }
 
 /// Arguments of `token make`.
@@ -73,6 +75,19 @@ pub struct NewKeyArgs {
     pub file: PathBuf,
 }
 
+/// Arguments of `token new-admin`.
+#[derive(Debug, Args)]
+pub struct NewAdminArgs {
+    /// Where the token goes; must not exist
+    pub file: PathBuf,
+    /// Whose it is, as logs and the audit name who did something: 1 to 64 of A-Z a-z 0-9 - _ .
+    #[arg(long, value_name = "NAME")]
+    pub name: StreamName,
+    /// What it opens
+    #[arg(long, value_name = "ROLE", value_enum)]
+    pub role: AdminRole,
+}
+
 /// Makes or checks a token, or makes a key.
 pub fn run(args: &TokenArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
@@ -81,6 +96,12 @@ pub fn run(args: &TokenArgs) -> anyhow::Result<ExitCode> {
         TokenCommand::NewKey(args) => {
             let public = secrets::make_key_pair(&args.file)?;
             println!("{}", serde_json::json!({ "private": args.file, "public": public }));
+            Ok(ExitCode::SUCCESS)
+        }
+        TokenCommand::NewAdmin(args) => {
+            let hash = secrets::make_admin_token(&args.file)?;
+            let (name, role) = (args.name.as_str(), args.role.as_str());
+            println!("\n[[admin.tokens]]\nname = \"{name}\"\nrole = \"{role}\"\nsha256 = \"{hash}\"");
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -12,7 +12,7 @@ use crossterm::{execute, queue};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::admin::NodeArgs;
+use super::node::NodeArgs;
 use super::status::{Seen, Tier, standing, table};
 
 /// Where the size of the terminal is not known.
@@ -67,8 +67,8 @@ async fn show(args: &TopArgs, screen: bool) -> anyhow::Result<()> {
             _ = terminate.recv() => return Ok(()),
             _ = ticks.tick() => {}
         }
-        let admin = args.node.admin;
-        let seen = tokio::task::spawn_blocking(move || Seen::look(admin)).await??;
+        let node = args.node.clone();
+        let seen = tokio::task::spawn_blocking(move || Seen::look(&node)).await??;
         let now = Instant::now();
         if let Some((before, at)) = &before {
             let rates = Rates::between(before, &seen, now - *at);

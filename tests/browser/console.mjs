@@ -1,7 +1,9 @@
 // The console in a real browser, as an operator uses it: every page, wide and narrow, a policy changed, refused and taken
-// back. One JSON object on stdout: what was seen. Exits with 1 at the first thing that is not as it should be.
+// back; and at a node with tokens, what those with a role may. One JSON object on stdout: what was seen. Exits with 1 at the
+// first thing that is not as it should be.
 //
-//   node console.mjs --admin http://127.0.0.1:9090 --stream demo --class media-playlist [--shots FOLDER]
+//   node console.mjs --admin http://127.0.0.1:9090 --stream demo --class media-playlist
+//     --guarded https://localhost:9091 --viewer TOKEN --operator TOKEN [--shots FOLDER]
 //
 // CHROMIUM names the browser.
 
@@ -18,14 +20,21 @@ const SIZES = [
   { width: 390, height: 844 },
 ];
 
+/** What somebody may say who wants it to be run. */
+const EVIL = '/<img src=x onerror="document.title=1">';
+
 const { values: options } = parseArgs({
-  options: { admin: { type: 'string' }, stream: { type: 'string' }, class: { type: 'string' }, shots: { type: 'string' } },
+  options: Object.fromEntries(
+    ['admin', 'stream', 'class', 'guarded', 'viewer', 'operator', 'shots'].map((name) => [name, { type: 'string' }]),
+  ),
 });
 const profile = await mkdtemp(join(tmpdir(), 'rooftop-console-'));
 const context = await chromium.launchPersistentContext(profile, {
   executablePath: process.env.CHROMIUM || '/usr/bin/chromium',
   args: ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking'],
   headless: true,
+  // The other node has a certificate of its development CA.
+  ignoreHTTPSErrors: true,
   timeout: 60_000,
 });
 let code = 0;
@@ -44,8 +53,10 @@ async function use() {
   const page = context.pages()[0] ?? (await context.newPage());
   const complaints = [];
   page.on('console', (message) => {
-    // That a change was refused is no fault of the page, though the browser notes it.
-    const refused = message.text().includes('status of 422') && message.location().url.endsWith('/admin/policy');
+    // That something was refused is no fault of the page, though the browser notes it.
+    const refused = [[422, '/admin/policy'], [403, '/admin/policy'], [401, '/admin/session']].some(
+      ([status, path]) => message.text().includes(`status of ${status}`) && message.location().url.endsWith(path),
+    );
     if (['error', 'warning'].includes(message.type()) && !refused) complaints.push(message.text());
   });
   page.on('pageerror', (error) => complaints.push(error.message));
@@ -70,6 +81,7 @@ async function use() {
   }
   seen.policy = await turn(page);
   seen.keyboard = await byKeyboard(page);
+  seen.roles = await withRoles(page);
   assert.deepEqual(complaints, []);
   return seen;
 }
@@ -120,6 +132,52 @@ async function byKeyboard(page) {
   await page.keyboard.press('Enter');
   await page.getByRole('heading', { level: 1, name: 'Streams' }).waitFor();
   return focused;
+}
+
+/** A node with tokens: what one sees without, with a wrong one, as a viewer and as an operator. */
+async function withRoles(page) {
+  const at = (name) => page.goto(`${options.guarded}/console/#/${name}`);
+  const token = page.getByLabel('Token', { exact: true });
+  const signIn = async (text) => {
+    await token.fill(text);
+    await token.press('Enter');
+  };
+  const ask = (method, path, body) =>
+    page.evaluate(async ([method, path, body]) => {
+      const headers = { 'content-type': 'application/json' };
+      return (await fetch(path, { method, headers, body })).status;
+    }, [method, path, JSON.stringify(body)]);
+  const shot = async (name) => {
+    if (options.shots) await page.screenshot({ path: join(options.shots, `${name}.png`), fullPage: true });
+  };
+  await at('fleet');
+  await token.waitFor();
+  await shot('signin');
+  await signIn('wrong'.repeat(8));
+  const wrong = await page.locator('.signin [role=alert]', { hasText: 'token' }).textContent();
+
+  await signIn(options.viewer);
+  await page.locator('.figure').first().waitFor();
+  const viewer = await page.locator('#who').textContent();
+  await at('policy');
+  await page.locator(`[data-class="${options.class}"] .effect b`).first().waitFor();
+  const mayType = await page.locator('form.class input:enabled').count();
+  const mayApply = await page.getByRole('button', { name: 'Apply' }).count();
+  const refused = await ask('PUT', '/admin/policy', {});
+  const kept = await page.evaluate(() => document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage));
+  await page.reload();
+  await page.locator('.effect b').first().waitFor();
+  await page.getByRole('button', { name: 'Sign out' }).click();
+  await token.waitFor();
+
+  await signIn(options.operator);
+  await page.locator('.effect b').first().waitFor();
+  const allowed = await ask('POST', '/admin/purge', { prefix: EVIL });
+  await at('audit');
+  await page.getByText(EVIL).first().waitFor();
+  await shot('audit');
+  const injected = await page.locator('main img').count();
+  return { wrong, viewer, mayType, mayApply, refused, kept, allowed, injected, title: await page.title() };
 }
 
 async function finish() {

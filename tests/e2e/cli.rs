@@ -76,7 +76,7 @@ fn a_doctor_says_what_is_wrong_and_what_to_do() {
     };
     let (code, findings) = examine(&config);
     assert_eq!((code, of(&findings, "port", "good")), (Some(0), 7), "{findings:#?}");
-    assert_eq!(of(&findings, "encoder", "good"), 1, "{findings:#?}");
+    assert_eq!(of(&findings, "encoders", "good"), 1, "{findings:#?}");
     assert!(
         findings.iter().all(|found| (found["level"] == "good") == found["advice"].is_null()),
         "{findings:#?}"

@@ -1,5 +1,5 @@
 //! The console in headless Chromium, on a node with a broadcast and viewers: every page at two widths, light and dark; a policy
-//! changed, refused and taken back; nobody else's page may do that.
+//! changed, refused and taken back. And on a node with tokens: signing in, what a role may not, text that stays text.
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ fn operators_see_and_turn_a_running_node() {
     let _turn = real_time(Share::Core);
     let folder = Folder::new("console");
     let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let guarded = Node::start(&folder, "guarded", &with_tokens(&folder));
     let clip = Clip::make(
         "console",
         Recipe { size: "426x240", rate: "30", seconds: 10, extra: &["-tune", "zerolatency"] },
@@ -33,6 +34,8 @@ fn operators_see_and_turn_a_running_node() {
         let mut command = Command::new("node");
         command.args([script, "--admin", &format!("http://{}", node.addr("admin"))]);
         command.args(["--stream", "show", "--class", "playlist"]);
+        command.args(["--guarded", &format!("https://localhost:{}", guarded.addr("admin").port())]);
+        command.args(["--viewer", VIEWER, "--operator", OPERATOR]);
         if let Some(shots) = std::env::var_os("ROOFTOP_SHOTS") {
             command.arg("--shots").arg(shots);
         }
@@ -46,5 +49,36 @@ fn operators_see_and_turn_a_running_node() {
         assert_eq!(policy["back"], policy["before"], "{policy}");
         assert!(policy["problem"].as_str().unwrap().contains("stale_if_error"), "{policy}");
         assert_eq!(seen["keyboard"][2], "Streams", "{seen}");
+        let roles = &seen["roles"];
+        assert!(roles["wrong"].as_str().unwrap().contains("opens nothing here"), "{roles}");
+        assert_eq!(roles["viewer"], "anna (view)", "{roles}");
+        assert_eq!((&roles["mayType"], &roles["mayApply"]), (&0.into(), &0.into()), "{roles}");
+        assert_eq!((&roles["refused"], &roles["allowed"]), (&403.into(), &200.into()), "{roles}");
+        assert_eq!(roles["kept"], "{}{}", "no script can read what signs in: {roles}");
+        assert_eq!(
+            (&roles["injected"], &roles["title"]),
+            (&0.into(), &"Changes · Rooftop console".into()),
+            "{roles}"
+        );
     });
+}
+
+const VIEWER: &str = "viewer-0123456789-0123456789-0123456789";
+const OPERATOR: &str = "operator-0123456789-0123456789-0123456789";
+
+/// An edge whose admin listener is HTTPS, with the development certificate, and wants tokens.
+fn with_tokens(folder: &Folder) -> String {
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let mut tokens = String::new();
+    for (name, role, token) in [("anna", "view", VIEWER), ("otto", "operate", OPERATOR)] {
+        std::fs::write(at(name), token).unwrap();
+        tokens += &format!("[[admin.tokens]]\nname = {name:?}\nrole = {role:?}\nfile = {:?}\n", at(name));
+    }
+    format!(
+        "[node]\nroles = [\"edge\"]\nstate_dir = {:?}\n[cluster]\nshields = []\n[edge]\nhttp = \"127.0.0.1:0\"\n[admin]\n\
+         listen = \"127.0.0.1:0\"\ncertificate = {:?}\nkey = {:?}\n{tokens}",
+        at("guarded"),
+        at("guarded/tls/local.pem"),
+        at("guarded/tls/local.key"),
+    )
 }

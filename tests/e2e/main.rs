@@ -4,6 +4,7 @@
 
 #![expect(unreachable_pub, reason = "the modules of one test binary share their items plainly")]
 
+mod admin;
 mod api;
 mod archive;
 mod arrows;

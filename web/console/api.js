@@ -1,5 +1,7 @@
 // The admin listener's answers.
 
+const SESSION = '/admin/session';
+
 /** An answer that is not what was asked for; `problems` says why, one line each. */
 export class Refused extends Error {
   constructor(status, problems) {
@@ -18,6 +20,22 @@ export async function read(path) {
 export async function put(path, value, etag) {
   const headers = { 'content-type': 'application/json', 'if-match': etag };
   return answer(await fetch(path, { method: 'PUT', headers, body: JSON.stringify(value) }));
+}
+
+/** Who one is here: `{ sign_in, name, role }`; `name` is `null` where one has to sign in first. */
+export async function who() {
+  return (await read(SESSION)).value;
+}
+
+/** Signs in with a token; who that is. */
+export async function signIn(token) {
+  const headers = { 'content-type': 'application/json' };
+  return (await answer(await fetch(SESSION, { method: 'POST', headers, body: JSON.stringify({ token }) }))).value;
+}
+
+/** Ends the session. */
+export async function signOut() {
+  return (await answer(await fetch(SESSION, { method: 'DELETE' }))).value;
 }
 
 async function answer(response) {

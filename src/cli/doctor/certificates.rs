@@ -17,11 +17,19 @@ const SOON: Duration = Duration::from_secs(21 * 86_400);
 /// Those of the fleet and those that viewers and broadcasters see.
 pub(super) fn all(config: &Config, now: SystemTime) -> Vec<Finding> {
     let given = &config.tls;
+    let admin = match (&config.admin.certificate, &config.admin.key) {
+        (Some(certificate), Some(key)) => {
+            let files = Files { ca: certificate.clone(), certificate: certificate.clone(), key: key.clone() };
+            Some(one(&files, Clients::Anyone, now))
+        }
+        _ => None,
+    };
     let (Some(ca), Some(certificate), Some(key)) = (&given.ca, &given.certificate, &given.key) else {
-        return vec![development(config)];
+        return std::iter::once(development(config)).chain(admin).collect();
     };
     let fleet = Files { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() };
     let mut findings = vec![one(&fleet, Clients::Fleet, now), expiry(ca, now)];
+    findings.extend(admin);
     if let (Some(certificate), Some(key)) = (&given.public_certificate, &given.public_key) {
         let public = Files { ca: fleet.ca.clone(), certificate: certificate.clone(), key: key.clone() };
         findings.push(one(&public, Clients::Anyone, now));
@@ -94,9 +102,10 @@ fn names(certificate: &Path, host: &str) -> Finding {
 /// Files with secrets that others may read.
 pub(super) fn keys(config: &Config) -> Vec<Finding> {
     let secrets = [&config.tokens.key_files, &config.edge.playback.key_files, &config.api.key_files];
-    let tls = [&config.tls.key, &config.tls.public_key].into_iter().flatten();
+    let tls = [&config.tls.key, &config.tls.public_key, &config.admin.key].into_iter().flatten();
+    let tokens = config.admin.tokens.iter().filter_map(|token| token.file.as_ref());
     let mut findings = Vec::new();
-    for path in secrets.into_iter().flatten().chain(tls) {
+    for path in secrets.into_iter().flatten().chain(tls).chain(tokens) {
         let file = path.display();
         findings.push(match std::fs::metadata(path) {
             Err(error) => Finding::failure(

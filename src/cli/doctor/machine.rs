@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use super::Finding;
-use crate::config::{Config, Role};
+use crate::cli::node::{self, AccessArgs, NodeArgs};
+use crate::config::{Admin, Config, Role};
 
 /// For a program or a node of this machine to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -17,9 +18,17 @@ const SPARE_DESCRIPTORS: u64 = 4096;
 const WRITTEN: u64 = 1_795_000_000;
 
 /// Whether a node answers at its admin listener.
-pub(super) async fn is_running(admin: SocketAddr) -> bool {
-    let ask = tokio::task::spawn_blocking(move || super::super::admin::read(admin, "/healthz"));
-    matches!(tokio::time::timeout(PATIENCE, ask).await, Ok(Ok(Ok(text))) if text.starts_with("ok"))
+pub(super) async fn is_running(admin: &Admin) -> bool {
+    let scheme = if admin.certificate.is_some() { "https://" } else { "" };
+    let Ok(address) = format!("{scheme}{}", admin.listen).parse() else { return false };
+    let node = NodeArgs { admin: address, access: AccessArgs::default() };
+    let ask = tokio::task::spawn_blocking(move || node::read(&node, "/healthz"));
+    match tokio::time::timeout(PATIENCE, ask).await {
+        Ok(Ok(Ok(text))) => text.starts_with("ok"),
+        // It need not be for this address, nor signed by whom this machine trusts.
+        Ok(Ok(Err(error))) => format!("{error:#}").contains("invalid peer certificate"),
+        _ => false,
+    }
 }
 
 /// Whether what listens could listen.

@@ -92,7 +92,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 async fn examine(config: &Config) -> Vec<Finding> {
     let now = SystemTime::now();
     let mut findings = vec![Finding::good("configuration", format!("roles {}", roles(config)))];
-    let running = machine::is_running(config.admin.listen).await;
+    let running = machine::is_running(&config.admin).await;
     findings.extend(machine::ports(config, running));
     findings.push(machine::folder(config));
     findings.extend(certificates::all(config, now));

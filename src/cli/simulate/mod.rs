@@ -4,7 +4,6 @@ mod measured;
 mod plot;
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -18,6 +17,7 @@ use edge::simulate::{self, Latency, Outcome, Reload, Rule, Scenario};
 use serde::Serialize;
 use serde_json::json;
 
+use super::node::{AccessArgs, Address, NodeArgs};
 use super::{EXIT_BAD_CONFIG, load};
 
 /// Most values of one of the two that are varied: each pair is a run of its own.
@@ -70,7 +70,10 @@ pub struct SimulateArgs {
     pub capacity: Option<u32>,
     /// Take the policy in force and the latency of the upstream from the admin listener of a running node
     #[arg(long, value_name = "ADDRESS", conflicts_with = "latency")]
-    pub admin: Option<SocketAddr>,
+    pub admin: Option<Address>,
+    /// What that one is asked with.
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// Take the policy from a configuration file [default: the classes as they are without one]
     #[arg(long, value_name = "FILE", conflicts_with = "admin")]
     pub config: Option<PathBuf>,
@@ -127,13 +130,14 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     if let Some(file) = &args.config {
         let Some(config) = load(file) else { return Ok(ExitCode::from(EXIT_BAD_CONFIG)) };
         (edge, shield) = (config.edge.policy(), config.shield.policy());
-    } else if let Some(admin) = args.admin {
-        let found = measured::ask(admin)?;
+    } else if let Some(admin) = &args.admin {
+        let node = NodeArgs { admin: admin.clone(), access: args.access.clone() };
+        let found = measured::ask(&node)?;
         edge = found.edge.unwrap_or(edge);
         shield = found.shield.unwrap_or(shield);
         latency = found.latency;
         shields = if found.tier == "shield" { 2 } else { 0 };
-        measured = Some(json!({ "admin": admin, "tier": found.tier, "fetches": found.fetches }));
+        measured = Some(json!({ "admin": admin.to_string(), "tier": found.tier, "fetches": found.fetches }));
     }
     let scenario = Scenario {
         viewers: args.viewers,

@@ -9,13 +9,14 @@ import { lately } from './cache.js';
 const BEFORE = 'rooftop-policies-before';
 const MOST_BEFORE = 20;
 
-export default function page({ api, history }) {
+export default function page({ api, history, may, role }) {
+  const mayChange = may('operate');
   const choice = h('select', { 'aria-label': 'Tier', change: () => draw() });
   const forms = h('div');
   const problems = h('div', { role: 'alert' });
   const said = h('span', { class: 'quiet', role: 'status' });
-  const apply = h('button', { type: 'button', class: 'main', click: () => change(drafts()) }, 'Apply');
-  const back = h('button', { type: 'button', click: () => goBack() }, 'Take the last change back');
+  const apply = h('button', { type: 'button', class: 'main', hidden: !mayChange, click: () => change(drafts()) }, 'Apply');
+  const back = h('button', { type: 'button', hidden: !mayChange, click: () => goBack() }, 'Take the last change back');
   const discard = h('button', { type: 'button', click: () => load() }, 'Read again');
   let inForce = null;
   let etag = null;
@@ -27,6 +28,7 @@ export default function page({ api, history }) {
       'div',
       {},
       h('p', {}, h('label', {}, 'Tier ', choice)),
+      mayChange ? null : h('p', { class: 'warn' }, `Your role, ${role}, may look at the policy; to change it, operate is needed.`),
       h('p', { class: 'quiet' }, 'The next request goes by what is applied. Durations are written as 500ms, 2s or 1m 30s. Patterns and deliveries are changed with “rooftop policy set”.'),
       forms,
       problems,
@@ -68,6 +70,7 @@ export default function page({ api, history }) {
         placeholder: knob.may ?? '',
         autocomplete: 'off',
         spellcheck: 'false',
+        disabled: !mayChange,
         input: () => input.classList.toggle('changed', input.value !== shown(one[knob.key])),
       });
       return h('label', {}, knob.key, input);
