@@ -50,6 +50,9 @@ pub(crate) use tokens::Tokens;
 /// Operators and their scrapers, nobody else.
 const LIMITS: net::Limits = net::Limits { max_connections: 256, handshake_timeout: Duration::from_secs(10) };
 
+/// Connections from one address (IPv6: one /64) where others reach the listener: nobody keeps operators out by holding all.
+const MAX_PER_ADDRESS: u32 = 64;
+
 /// A scrape takes milliseconds.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -91,6 +94,7 @@ pub(crate) struct Access {
     gate: Gate,
     audit: Audit,
     tls: Option<Arc<rustls::ServerConfig>>,
+    metrics: metrics::Metrics,
 }
 
 impl Access {
@@ -107,8 +111,8 @@ impl Access {
             _ => None,
         };
         let gate = Gate::new(tokens.clone(), tls.is_some(), metrics.clone());
-        let audit = Audit::open(config.audit.as_deref(), metrics)?;
-        Ok(Access { tokens, gate, audit, tls })
+        let audit = Audit::open(config.audit.as_deref(), metrics.clone())?;
+        Ok(Access { tokens, gate, audit, tls, metrics })
     }
 
     /// The tokens in force.
@@ -159,7 +163,10 @@ impl Admin {
             console,
         };
         let state = Arc::new(state);
-        Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?, state })
+        let connections = if addr.ip().is_loopback() { 0 } else { MAX_PER_ADDRESS };
+        let rules = net::PerAddress { connections, ..net::PerAddress::default() };
+        let guard = net::Guard::new(rules, Arc::new(state.access.metrics.clone()));
+        Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?.guarded(guard), state })
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {

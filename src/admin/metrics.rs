@@ -21,8 +21,15 @@ pub(super) struct Outcome {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Metrics {
     pub(super) refused: Family<Reason, Counter>,
+    pub(super) refused_connections: Family<Reason, Counter>,
     pub(super) changes: Family<Outcome, Counter>,
     pub(super) audit_lost: Counter,
+}
+
+impl net::Observe for Metrics {
+    fn refused(&self, why: net::Refusal) {
+        self.refused_connections.get_or_create(&Reason { reason: why.as_str() }).inc();
+    }
 }
 
 impl Metrics {
@@ -31,6 +38,8 @@ impl Metrics {
         let help = "Requests to the admin listener that were refused, by reason: foreign_host, foreign_page, no_token, bad_token, \
                     too_many (wrong tokens), role";
         registry.register("admin_refused_requests", help, metrics.refused.clone());
+        let help = "Connections to the admin listener that were refused or cut off, by reason";
+        registry.register("admin_refused_connections", help, metrics.refused_connections.clone());
         let help = "Changes asked for at the admin listener: done, refused or failed";
         registry.register("admin_changes", help, metrics.changes.clone());
         let help = "Changes whose line could not be written to admin.audit";
