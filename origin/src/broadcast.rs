@@ -13,7 +13,7 @@ use transcode::ladder::Known;
 
 use crate::continuation::Continuation;
 use crate::control::Rung;
-use crate::dash::{Mpd, Period};
+use crate::dash::{Cut, Mpd, Period};
 use crate::dvr::{Past, PastRuns};
 use crate::events;
 use crate::hls::{self, BadDirective, Directives, Hint, Playlist, Report, Targets, Variant};
@@ -27,6 +27,9 @@ pub(crate) const MAX_INITS: usize = 32;
 
 /// Gaps are listed two segments behind the clock, and players ask for what begins next, some for one more.
 const ASKED_AHEAD: u64 = 3;
+
+/// Places of a run that are remembered at which its renditions change. Rungs are shed and come back seconds apart at least.
+pub(crate) const MAX_CUTS: usize = 32;
 
 /// Segments of the second `Period` of a run that is cut: a whole one, and what came of the last.
 const CUT_SEGMENTS: u64 = 2;
@@ -167,7 +170,8 @@ impl Broadcast {
             variants,
             connected,
             resumes,
-            cut: None,
+            cuts: Vec::new(),
+            trimmed: false,
             captions: captions.clone(),
             captions_found: captions,
         });
@@ -287,7 +291,8 @@ impl Broadcast {
         }
         if let Some(period) = self.periods.last_mut() {
             period.end = Some(start.max(period.start));
-            period.cut = period.cut.filter(|cut| *cut < number);
+            period.cuts.retain(|cut| cut.at < number);
+            period.trimmed &= !period.cuts.is_empty();
         }
         (self.end, self.next_number) = (start, number);
         true
@@ -356,6 +361,7 @@ impl Broadcast {
         if let Some(oldest) = oldest {
             self.periods.retain(|period| period.epoch >= oldest);
         }
+        self.trim();
     }
 
     /// Nothing comes: lists gaps for what lies wholly before `until` (90 kHz), so that the playlists stay alive. At most a
@@ -394,10 +400,52 @@ impl Broadcast {
     /// The MPD is to tell the end of the run. dash.js takes the end of an MPD's only period for the end of the presentation,
     /// so that one is told as two; in front of what is cut off there are segments that players have passed.
     fn cut(&mut self) {
-        if let [only] = &mut self.periods[..] {
-            let cut = SegmentNumber(self.next_number.0.saturating_sub(CUT_SEGMENTS));
-            only.cut = (cut > only.first).then_some(cut);
+        if let [only] = &mut self.periods[..]
+            && only.cuts.len() + usize::from(!only.trimmed) == 1
+        {
+            let at = SegmentNumber(self.next_number.0.saturating_sub(CUT_SEGMENTS));
+            let (begins, without) =
+                only.cuts.last().map_or((only.first, Vec::new()), |cut| (cut.at, cut.without.clone()));
+            if at > begins {
+                only.cuts.push(Cut { at, without });
+            }
         }
+    }
+
+    /// From segment `number` on nothing is encoded for a rendition, or something is again: players of DASH are told in a
+    /// period that is without it. At most [`MAX_CUTS`] of these are told of; before them it seems to be there, in gaps.
+    pub(crate) fn shed(&mut self, index: usize, number: SegmentNumber, shed: bool) {
+        let Some(period) = self.periods.last_mut() else { return };
+        let id = &self.renditions[index].variant.id;
+        let (at, mut without) =
+            period.cuts.last().map_or((period.first, Vec::new()), |cut| (cut.at, cut.without.clone()));
+        if without.contains(id) == shed {
+            return;
+        }
+        match shed {
+            true => without.push(id.clone()),
+            false => without.retain(|other| other != id),
+        }
+        let cut = Cut { at: number.max(at), without };
+        if cut.at == at && !period.cuts.is_empty() {
+            period.cuts.pop();
+        }
+        // Nothing is before it.
+        period.trimmed |= cut.at == period.first;
+        period.cuts.push(cut);
+        if period.cuts.len() > MAX_CUTS {
+            period.cuts.remove(0);
+        }
+    }
+
+    /// Forgets of what has left the window how it was cut. A run that is over goes as a whole.
+    fn trim(&mut self) {
+        let oldest = self.renditions.iter().filter_map(|r| r.window.segments().next());
+        let oldest = oldest.map(|segment| segment.number).min();
+        let (Some(oldest), Some(run)) = (oldest, self.periods.last_mut()) else { return };
+        let gone = run.cuts.iter().take_while(|cut| cut.at <= oldest).count();
+        run.trimmed |= gone > 0;
+        run.cuts.drain(..gone.saturating_sub(1));
     }
 
     /// It is over. The gaps of the last absence stay where they were listed: nothing that was told is taken back.
@@ -556,6 +604,8 @@ impl Broadcast {
             let first = periods.first().map(|period| period.epoch);
             let before = past.periods.iter().filter(|period| Some(period.epoch) < first);
             periods.splice(0..0, before.cloned());
+            // What has left the window can still be had.
+            periods.iter_mut().for_each(|period| period.trimmed = false);
             depth = depth.max(self.end - past.from.max(periods.first().map_or(past.from, |p| p.start)));
             oldest = past.first.map_or(oldest, |first| first.min(oldest));
         }

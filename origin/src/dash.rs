@@ -4,7 +4,7 @@
 
 use media::captions::{Channel, Service};
 use media::time::{FrameRate, Ticks, Timescale};
-use media::{Epoch, SegmentNumber};
+use media::{Epoch, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
 use crate::events;
@@ -30,9 +30,12 @@ pub struct Period {
     /// The run before, if this one has its encoding: its init segments do for both, whatever time lies between.
     #[serde(default)]
     pub resumes: Option<Epoch>,
-    /// A segment in the middle from which on it is told as a `Period` of its own.
+    /// Where in its middle others of its `Period` elements begin, in order.
     #[serde(default)]
-    pub cut: Option<SegmentNumber>,
+    pub cuts: Vec<Cut>,
+    /// What is before the first cut has left the window.
+    #[serde(default)]
+    pub trimmed: bool,
     /// Closed captions that the MPD tells of: those known when it began. It must not change within a period.
     #[serde(default)]
     pub captions: Vec<Service>,
@@ -41,10 +44,21 @@ pub struct Period {
     pub captions_found: Vec<Service>,
 }
 
-/// One `Period` element: what is listed of a run, or of one side of its cut.
+/// A place in the middle of a run from which on it is told as a `Period` of its own: which representations there are must
+/// not change within one (5.3.5.1), and dash.js takes the end of an only one for the end of everything.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The first segment behind it.
+    pub at: SegmentNumber,
+    /// Renditions of the run for which nothing is encoded from there on.
+    pub without: Vec<RenditionId>,
+}
+
+/// One `Period` element: what is listed of a run, or of what is between two of its cuts.
 #[derive(Debug)]
 struct Stretch<'a> {
     run: &'a Period,
+    without: &'a [RenditionId],
     id: String,
     start: Ticks,
     end: Option<Ticks>,
@@ -78,7 +92,7 @@ pub struct Mpd<'a> {
     pub ended: Option<SegmentNumber>,
 }
 
-impl Mpd<'_> {
+impl<'a> Mpd<'a> {
     /// The text.
     pub fn render(&self) -> String {
         let mut out = String::with_capacity(4 << 10);
@@ -139,18 +153,21 @@ impl Mpd<'_> {
     }
 
     /// What there is to be told, in order.
-    fn stretches(&self) -> Vec<Stretch<'_>> {
+    fn stretches(&self) -> Vec<Stretch<'a>> {
         let segment = self.targets.segment_duration;
-        let mut stretches: Vec<Stretch<'_>> = Vec::new();
+        let mut stretches: Vec<Stretch<'a>> = Vec::new();
         for (index, run) in self.periods.iter().enumerate() {
             let place = |number: SegmentNumber| run.start + (number.0 - run.first.0) as Ticks * segment;
-            let cut = run.cut.filter(|cut| *cut > run.first && run.end.is_none_or(|end| place(*cut) < end));
-            let sides = [
-                Some((run.epoch.to_string(), run.first, cut.map(place).or(run.end))),
-                cut.map(|cut| (format!("{}-{cut}", run.epoch), cut, run.end)),
-            ];
-            let side_count = sides.iter().flatten().count();
-            for (side, (id, first, end)) in sides.into_iter().flatten().enumerate() {
+            let cut = |cut: &'a Cut| (format!("{}-{}", run.epoch, cut.at), cut.at, &cut.without[..]);
+            let mut cuts =
+                run.cuts.iter().filter(|cut| run.end.is_none_or(|end| place(cut.at) < end)).peekable();
+            let begins = !run.trimmed || cuts.peek().is_none();
+            let whole = begins.then_some((run.epoch.to_string(), run.first, &[][..]));
+            let sides: Vec<_> = whole.into_iter().chain(cuts.map(cut)).collect();
+            let ends = sides.iter().skip(1).map(|(_, first, _)| Some(place(*first))).chain([run.end]);
+            let side_count = sides.len();
+            let sides: Vec<_> = sides.iter().zip(ends).collect();
+            for (side, ((id, first, without), end)) in sides.into_iter().enumerate() {
                 // Only to what this MPD has: the period before may be gone.
                 let element = |of: Option<Epoch>| {
                     let before = stretches.iter().rev().find(|before| Some(before.run.epoch) == of);
@@ -159,12 +176,13 @@ impl Mpd<'_> {
                 let of = |before| if side == 0 { before } else { Some(run.epoch) };
                 let (continues, resumes) = (element(of(run.connected)), element(of(run.resumes)));
                 // At the end: what is left of it.
-                let first = self.ended.map_or(first, |oldest| first.max(oldest));
+                let first = self.ended.map_or(*first, |oldest| (*first).max(oldest));
                 let start = place(first);
                 let last = index + 1 == self.periods.len() && side + 1 == side_count;
                 // A run that published nothing, or nothing that is left.
                 if last || end.is_none_or(|end| end > start) {
-                    stretches.push(Stretch { run, id, start, end, first, continues, resumes });
+                    let id = id.clone();
+                    stretches.push(Stretch { run, without, id, start, end, first, continues, resumes });
                 }
             }
         }
@@ -186,8 +204,9 @@ impl Mpd<'_> {
                 None => sets.push((fourcc(&variant.codec), vec![variant])),
             }
         }
-        for (index, (_, set)) in sets.iter().enumerate() {
+        for (index, (_, set)) in sets.iter_mut().enumerate() {
             let id = if index == 0 { VIDEO_SET } else { OTHER_VIDEO_SETS + index as u32 };
+            set.retain(|variant| !stretch.without.contains(&variant.id));
             self.adaptation_set(out, stretch, id, Timescale::VIDEO, set);
         }
         for variant in variants.iter().filter(|variant| !is_video(variant)) {
@@ -412,7 +431,8 @@ mod tests {
             variants: variants.iter().copied().cloned().collect(),
             connected: None,
             resumes: None,
-            cut: None,
+            cuts: Vec::new(),
+            trimmed: false,
             captions: Vec::new(),
             captions_found: Vec::new(),
         };
@@ -448,7 +468,8 @@ mod tests {
             away.contains("<Period id=\"6\" start=\"PT21S\">"),
             "the end of the only one is not told\n{away}"
         );
-        let cut = [Period { cut: Some(SegmentNumber(1016)), ..over[0].clone() }];
+        let cuts = vec![Cut { at: SegmentNumber(1016), without: Vec::new() }];
+        let cut = [Period { cuts, ..over[0].clone() }];
         let away = Mpd { periods: &cut, away: true, ..mpd }.render();
         for part in [
             "<Period id=\"6\" start=\"PT21S\" duration=\"PT3S\">",

@@ -225,7 +225,8 @@ impl PastRuns {
                 variants: run.renditions.iter().map(variant).collect(),
                 connected: None,
                 resumes: None,
-                cut: None,
+                cuts: Vec::new(),
+                trimmed: false,
                 captions: run.captions.clone(),
                 captions_found: run.captions.clone(),
             });

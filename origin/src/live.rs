@@ -392,6 +392,11 @@ impl Live {
         self.write(epoch, id, |broadcast, index| broadcast.gap(index, number));
     }
 
+    /// Nothing is encoded for a rendition from segment `number` on, or something is again.
+    pub fn shed(&self, epoch: Epoch, id: &RenditionId, number: SegmentNumber, shed: bool) {
+        self.write(epoch, id, |broadcast, index| broadcast.shed(index, number, shed));
+    }
+
     /// The newest segment that is complete in all renditions of the run.
     pub fn complete(&self, epoch: Epoch) -> Option<SegmentNumber> {
         let inner = self.lock();

@@ -122,7 +122,7 @@ struct Track {
     /// Events that no chunk has yet, in order of time; of a track that carries them.
     events: Option<VecDeque<Moment>>,
     /// Events of chunks in the middle of the newest segment.
-    again: Vec<Moment>,
+    again: Vec<cmaf::EventMessage>,
     /// No chunk comes behind what is packaged now.
     ends: bool,
 }
@@ -310,6 +310,7 @@ impl Packager {
             let index = track.segmenter.index_at(pts);
             track.segmenter.skip_to(index);
             publish(&self.plan, track);
+            self.plan.live.shed(self.plan.epoch, &track.id, track.segmenter.number(index), true);
         }
     }
 
@@ -326,6 +327,7 @@ impl Packager {
             if std::mem::take(&mut track.shed) {
                 let index = track.segmenter.index_at(sample.pts);
                 track.segmenter.skip_to(index);
+                self.plan.live.shed(self.plan.epoch, &track.id, track.segmenter.number(index), false);
             }
             track.end = track.end.max(Some(sample.pts + sample.duration.max(1)));
             if rung > 0 || self.plan.copied.is_none() {
@@ -629,7 +631,7 @@ fn messages(track: &mut Track, part: &Part) -> Vec<cmaf::EventMessage> {
     let ends = part.samples.iter().map(|sample| sample.pts + sample.duration.max(1)).max().unwrap_or(begins);
     let mut messages = Vec::new();
     if part.first {
-        messages.extend(again.drain(..).map(|event| events::message(&event, timescale, Ticks::MIN)));
+        messages.append(again);
     }
     let due = |event: &Moment| *all || Timescale::VIDEO.rescale(event.at, timescale) < ends;
     while let Some(event) = queue.pop_front() {
@@ -637,10 +639,12 @@ fn messages(track: &mut Track, part: &Part) -> Vec<cmaf::EventMessage> {
             queue.push_front(event);
             break;
         }
-        messages.push(events::message(&event, timescale, begins));
+        let message = events::message(&event, timescale, begins);
         if !part.first && matches!(event.what, What::Scte35(_)) {
-            again.push(event);
+            // Word for word: players know by its time that it is no other.
+            again.push(message.clone());
         }
+        messages.push(message);
     }
     messages
 }

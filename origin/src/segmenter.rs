@@ -216,8 +216,9 @@ impl Segmenter {
         }
     }
 
-    fn number(&self, index: i64) -> SegmentNumber {
-        SegmentNumber(self.first_number.0 + index as u64)
+    /// The number of a segment that is counted from the run's first.
+    pub fn number(&self, index: i64) -> SegmentNumber {
+        SegmentNumber(self.first_number.0 + index.max(0) as u64)
     }
 
     fn place(&mut self, sample: Sample, may_open: bool) {

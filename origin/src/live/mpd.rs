@@ -82,6 +82,83 @@ mod tests {
     }
 
     #[test]
+    fn a_rung_that_is_shed_is_in_no_period_until_it_is_back() {
+        let live = Live::new("demo".parse().unwrap());
+        let names = ["720p", "360p", "audio"];
+        // A window of six segments.
+        run(&live, 1, T0, &names, 5);
+        let (epoch, zero) = (Epoch(1), T0 as u64 / 1000);
+        let number = |n| SegmentNumber(zero + n);
+        let id = |name: &str| name.parse::<RenditionId>().unwrap();
+        let segment = |n: u64, shed: &[&str]| {
+            for name in names {
+                if shed.contains(&name) {
+                    live.gap(epoch, &id(name), number(n));
+                    continue;
+                }
+                let ticks = if name == "audio" { 48_000 } else { 90_000 };
+                live.open(epoch, &id(name), number(n), (n as i64 + 1) * ticks);
+                live.part(epoch, &id(name), bytes::Bytes::from_static(b"media"), ticks, true);
+                live.close(epoch, &id(name));
+            }
+        };
+        // Each period: id, start, duration, and its representations.
+        let told = || {
+            let mpd = live.mpd(1500, T0, "/time", None).unwrap();
+            let elements = mpd.split("<Period ").skip(1).map(|element| {
+                let ids = element.split("<Representation id=\"").skip(1);
+                let ids: Vec<_> = ids.map(|id| id.split('"').next().unwrap()).collect();
+                let attributes = element.split('>').next().unwrap();
+                format!("{} {}", attributes.replace(['"', '='], " ").replace("  ", " ").trim(), ids.join(" "))
+            });
+            elements.collect::<Vec<_>>()
+        };
+        assert_eq!(told(), ["id 1 start PT1S 720p 360p audio"]);
+        live.shed(epoch, &id("720p"), number(5), true);
+        let first = "id 1 start PT1S duration PT5S 720p 360p audio".to_owned();
+        let second = format!("id 1-{} start PT6S", number(5));
+        assert_eq!(told(), [first.clone(), format!("{second} 360p audio")]);
+        // It is said at each segment.
+        live.shed(epoch, &id("720p"), number(6), true);
+        segment(5, &["720p"]);
+        segment(6, &["720p"]);
+        assert_eq!(told().len(), 2);
+        let mpd = live.mpd(1500, T0, "/time", None).unwrap();
+        assert_eq!(mpd.matches("period-continuity:2015\" value=\"1\"").count(), 2, "both sets go on: {mpd}");
+        live.shed(epoch, &id("720p"), number(7), false);
+        segment(7, &[]);
+        let second = format!("{second} duration PT2S 360p audio");
+        let third = format!("id 1-{} start PT8S", number(7));
+        let all = format!("{third} 720p 360p audio");
+        assert_eq!(told(), [first, second.clone(), all.clone()]);
+        // What leaves the window is told of no more, and what is left is what it was.
+        (8..11).for_each(|n| segment(n, &[]));
+        assert_eq!(told(), [second, all.clone()]);
+        (11..20).for_each(|n| segment(n, &[]));
+        assert_eq!(told(), [all]);
+        // The only period that is told must not end.
+        let away = live.interrupt(false);
+        assert!(live.stay_alive(away, T0 + 22_000));
+        assert_eq!(
+            told(),
+            [
+                format!("{third} duration PT11S 720p 360p audio"),
+                format!("id 1-{} start PT19S duration PT2S 720p 360p audio", number(18))
+            ]
+        );
+    }
+
+    #[test]
+    fn a_run_that_begins_without_a_rung_is_one_period() {
+        let live = Live::new("demo".parse().unwrap());
+        run(&live, 1, T0, &["720p", "360p"], 0);
+        let number = SegmentNumber(T0 as u64 / 1000);
+        live.shed(Epoch(1), &"720p".parse().unwrap(), number, true);
+        let told = periods(&live.mpd(1500, T0, "/time", None).unwrap());
+        assert_eq!(told, [format!("<Period id=\"1-{number}\" start=\"PT1S\">")]);
+    }
+
+    #[test]
     fn places_without_media_are_known() {
         let live = Live::new("demo".parse().unwrap());
         run(&live, 1, T0, &["360p"], 5);

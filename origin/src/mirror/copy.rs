@@ -11,7 +11,7 @@ use media::{Epoch, Object, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
 use super::wire::{InitOf, Message, Nonsense, Piece};
-use crate::broadcast::{Broadcast, MAX_INITS, MAX_PERIODS, Rendition};
+use crate::broadcast::{Broadcast, MAX_CUTS, MAX_INITS, MAX_PERIODS, Rendition};
 use crate::continuation::Continuation;
 use crate::dash::Period;
 use crate::events::MAX_EVENTS;
@@ -118,7 +118,9 @@ impl Snapshot {
             ticks(period.start)
                 && period.end.is_none_or(ticks)
                 && period.first.0 < MAX_NUMBER
-                && period.cut.is_none_or(|cut| cut.0.abs_diff(period.first.0) < MAX_SEGMENTS)
+                && period.cuts.iter().all(|cut| cut.at.0.abs_diff(period.first.0) < MAX_SEGMENTS)
+                && period.cuts.len() <= MAX_CUTS
+                && period.cuts.iter().all(|cut| cut.without.len() <= MAX_RENDITIONS)
                 && period.variants.len() <= MAX_RENDITIONS
                 && period.captions.len().max(period.captions_found.len()) <= MAX_CAPTIONS
                 && period.variants.iter().all(variant)

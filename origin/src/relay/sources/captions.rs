@@ -153,14 +153,15 @@ async fn pictures_that_stand_in_for_others_say_nothing_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn captions_that_begin_later_are_told_from_then_on_and_to_dash_with_the_next_run() {
-    let Some(mut track) = made("testsrc2=s=320x180:r=30:d=3", &["-bf", "0", "-g", "30"]) else { return };
-    let mut late = track.frames.split_off(40);
+    let Some(mut track) = made("testsrc2=s=320x180:r=30:d=10", &["-bf", "0", "-g", "30"]) else { return };
+    // More than fits between the source and what is published: by then the run has begun.
+    let mut late = track.frames.split_off(250);
     let mut captions = Track { record: Vec::new(), frames: std::mem::take(&mut late) };
     caption(&mut captions, &script(50));
     track.frames.append(&mut captions.frames);
     let mut tags = Tags::default();
     tags.video(VideoCodec::Avc, &track, 900_000);
-    tags.audio(&[0x11, 0x90], 48_000, 900_000 + track.frames[0].pts, 140);
+    tags.audio(&[0x11, 0x90], 48_000, 900_000 + track.frames[0].pts, 468);
     let played = play(Passthrough::Off, tags).await;
     let live = played.shared.stream(&"demo".parse().unwrap()).unwrap();
     assert!(live.multivariant("").unwrap().contains("CLOSED-CAPTIONS=\"cc\""));

@@ -71,9 +71,10 @@ async fn events_are_in_all_renditions_at_their_time_and_in_all_playlists() {
         tags.audio(&[0x11, 0x90], 48_000, 900_000 + first, 187);
         let began = ((900_000 + first) / 90) as u32;
         let timed = [
-            // In the middle of a segment; sent again, as by a relay that is taken up.
-            message(began + 1300, "onAdCue", CUE),
-            message(began + 1300, "onAdCue", CUE),
+            // In the middle of a segment, before the last frame of its part is sent, so that it comes in time; sent again, as by
+            // a relay that is taken up.
+            message(began + 1450, "onAdCue", CUE),
+            message(began + 1450, "onAdCue", CUE),
             message(began + 2000, "onTextData", "hello \"you\""),
             message(began + 2500, "onTextData", &"x".repeat(5000)),
             // It comes first: its moment is the beginning.
@@ -93,7 +94,7 @@ async fn events_are_in_all_renditions_at_their_time_and_in_all_playlists() {
             assert_eq!(schemes, [ID3, SCTE35, SCTE35, ID3], "{passthrough:?} {name}");
             assert_eq!(messages[1], messages[2]);
             let (_, time, duration, _, section) = &messages[1];
-            assert!(near(*time, 1.3) && *duration == 0x52_CCF5, "{name} {time}");
+            assert!(near(*time, 1.45) && *duration == 0x52_CCF5, "{name} {time}");
             assert_eq!(media::scte35::parse(section).unwrap().event, Some(0x4800_008F));
             let (_, time, _, _, tag) = &messages[3];
             assert!(near(*time, 2.0), "{name} {time}");
