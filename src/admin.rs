@@ -1,5 +1,5 @@
 //! The operators' listener: `/healthz`, `/readyz`, `/metrics`, how the node stands at `/admin/status` and its end at
-//! `/admin/drain` ([`crate::status`]), the cache policy at `/admin/policy`, purges at `/admin/purge`; broadcasts are for
+//! `/admin/drain` ([`crate::status`]), the configuration read again at `/admin/reload` ([`crate::reload`]), the cache policy at `/admin/policy`, purges at `/admin/purge`; broadcasts are for
 //! [`crate::streams`] and, under `/v1/`, for [`crate::api`], pages for [`crate::console`].
 //!
 //! Every request passes the [`gate`] first: on a loopback address without tokens, whoever may log in here may use it; with
@@ -29,6 +29,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
+use net::Identity;
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -40,12 +41,13 @@ use tracing::error;
 use crate::api::Api;
 use crate::console::Console;
 use crate::operator::{self, Operator, Refusal};
+use crate::reload::{Cause, Reloader};
 use crate::status::Status;
 use crate::streams::Streams;
 pub(crate) use audit::Details;
 use audit::{Audit, Entry};
 use gate::{Caller, Gate, Refused};
-pub(crate) use tokens::Tokens;
+pub(crate) use tokens::{Token, Tokens};
 
 /// Operators and their scrapers, nobody else.
 const LIMITS: net::Limits = net::Limits { max_connections: 256, handshake_timeout: Duration::from_secs(10) };
@@ -80,6 +82,7 @@ struct State {
     registry: Registry,
     ready: Arc<AtomicBool>,
     operator: Operator,
+    reloader: Reloader,
     streams: Streams,
     store: watch::Receiver<Contact>,
     archive: archive::Sink,
@@ -93,6 +96,7 @@ pub(crate) struct Access {
     tokens: Arc<Tokens>,
     gate: Gate,
     audit: Audit,
+    identity: Option<Identity>,
     tls: Option<Arc<rustls::ServerConfig>>,
     metrics: metrics::Metrics,
 }
@@ -102,17 +106,17 @@ impl Access {
     pub(crate) fn open(config: &config::Admin, ca: &Path, registry: &mut Registry) -> anyhow::Result<Access> {
         let metrics = metrics::Metrics::register(registry);
         let tokens = Arc::new(Tokens::open(config)?);
-        let tls = match (&config.certificate, &config.key) {
-            (Some(certificate), Some(key)) => {
-                let files =
-                    net::tls::Files { ca: ca.into(), certificate: certificate.clone(), key: key.clone() };
-                Some(net::tls::server_config(&files, net::tls::Clients::Anyone, &[b"h2", b"http/1.1"])?)
-            }
-            _ => None,
-        };
+        let identity = config.files(ca).map(|files| Identity::load(&files)).transpose()?;
+        let serve = |identity: &Identity| identity.server(net::tls::Clients::Anyone, &[b"h2", b"http/1.1"]);
+        let tls = identity.as_ref().map(serve).transpose()?;
         let gate = Gate::new(tokens.clone(), tls.is_some(), metrics.clone());
         let audit = Audit::open(config.audit.as_deref(), metrics.clone())?;
-        Ok(Access { tokens, gate, audit, tls, metrics })
+        Ok(Access { tokens, gate, audit, identity, tls, metrics })
+    }
+
+    /// What its listener shows, if that is HTTPS.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity.clone()
     }
 
     /// The tokens in force.
@@ -135,6 +139,8 @@ pub(crate) struct Parts {
     pub(crate) status: Status,
     /// The pages for operators.
     pub(crate) console: Console,
+    /// Reads the configuration again.
+    pub(crate) reloader: Reloader,
 }
 
 impl Admin {
@@ -146,7 +152,7 @@ impl Admin {
         streams: Streams,
         parts: Parts,
     ) -> Result<Self, net::Error> {
-        let Parts { access, store, archive, api, status, console } = parts;
+        let Parts { access, store, archive, api, status, console, reloader } = parts;
         let (changing, changes) = (Arc::new(Semaphore::new(MAX_CHANGES)), TaskTracker::new());
         let state = State {
             access,
@@ -155,6 +161,7 @@ impl Admin {
             registry,
             ready,
             operator,
+            reloader,
             streams,
             store,
             archive,
@@ -339,7 +346,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         _ => text(
             StatusCode::NOT_FOUND,
             "there are /console/, /healthz, /readyz, /metrics, /admin/status, /admin/streams, /admin/policy, /admin/purge, \
-             /admin/drain and /v1/broadcasts\n"
+             /admin/drain, /admin/reload and /v1/broadcasts\n"
                 .into(),
         ),
     }
@@ -450,6 +457,14 @@ async fn administer(
             Ok(json_of(StatusCode::OK, &shown))
         }
         ("audit", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD")),
+        ("reload", &Method::POST) => {
+            json_body(&head.headers, body, MAX_BODY_BYTES).await?;
+            let reloader = state.reloader.clone();
+            let reload = move || reloader.reload(Cause::Operator).map_err(Refusal::Problems);
+            let reloaded = aside(reload).await?;
+            Ok(noted(json_of(StatusCode::OK, &reloaded.show()), reloaded.words()))
+        }
+        ("reload", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
         ("playback", &Method::GET | &Method::HEAD) => match operator.playing() {
             Some(streams) => Ok(json_of(StatusCode::OK, &json!({ "streams": streams }))),
             None => Err(Failure::new(StatusCode::NOT_FOUND, "this node has no edge: no players come here")),
@@ -461,7 +476,7 @@ async fn administer(
         ("purge", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
         _ => {
             let there = "there are /admin/status, /admin/policy, /admin/policy/{tier}, /admin/purge, /admin/drain, \
-                 /admin/playback, /admin/ingest, /admin/latency, /admin/revoke, /admin/audit and /admin/session";
+                 /admin/reload, /admin/playback, /admin/ingest, /admin/latency, /admin/revoke, /admin/audit and /admin/session";
             Err(Failure::new(StatusCode::NOT_FOUND, there))
         }
     }

@@ -82,6 +82,8 @@ pub struct NodeConfig {
     pub roles: Vec<Role>,
     /// Where it keeps what it makes: development certificates, the token key. Relative to the working directory. Default `run`.
     pub state_dir: PathBuf,
+    /// Whether this file, and the certificates and keys that it names, are read again when they change. Default true.
+    pub watch_config: bool,
 }
 
 /// `[public]`
@@ -183,7 +185,7 @@ pub struct Tls {
 #[serde(default, deny_unknown_fields)]
 pub struct Tokens {
     /// Files with a key each, at most 8: a secret of at least 32 bytes, or Ed25519 in PEM, private or public. The first
-    /// signs, all are accepted. POPs and origins need secrets or public keys only. Read again on SIGHUP. Default:
+    /// signs, all are accepted. POPs and origins need secrets or public keys only. Read again on every reload. Default:
     /// `state_dir/token.key`, a secret made on first start.
     pub key_files: Vec<PathBuf>,
 }
@@ -255,6 +257,7 @@ impl Default for NodeConfig {
             name: "local".into(),
             roles: vec![Role::Ingest, Role::Origin, Role::Shield, Role::Edge],
             state_dir: "run".into(),
+            watch_config: true,
         }
     }
 }
@@ -421,7 +424,8 @@ impl Config {
         self.node.roles.contains(&role)
     }
 
-    fn problems(&self) -> Vec<String> {
+    /// Everything that is wrong, each with its key path. Tries the encoders.
+    pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let name_is_good = |name: &str| name.parse::<media::StreamName>().is_ok();
         if !name_is_good(&self.node.name) {

@@ -68,15 +68,6 @@ impl Fleet {
         self.member.announce(in_records(role), &address, capacity);
     }
 
-    /// The members of a ring, as they are listed. With etcd only this node itself is known before the others are heard of.
-    pub(crate) fn list(&self, role: Role, nodes: &[NodeAddress]) {
-        let ring = if role == Role::Origin { self.member.origins() } else { self.member.shields() };
-        let node = |node: &NodeAddress| Node { name: node.name.clone(), address: node.address.clone() };
-        if !self.member.follows_nodes() {
-            ring.set_members(nodes.iter().map(node).map(Into::into).collect());
-        }
-    }
-
     /// Keeps in touch with the store until `leave`.
     pub(crate) async fn serve(self, leave: CancellationToken) {
         let written = CancellationToken::new();
@@ -91,6 +82,15 @@ impl Fleet {
             written.cancel();
         };
         tokio::join!(keep, attend);
+    }
+}
+
+/// The members of a ring, as they are listed. With etcd only this node itself is known before the others are heard of.
+pub(crate) fn list(member: &Member, role: Role, nodes: &[NodeAddress]) {
+    let ring = if role == Role::Origin { member.origins() } else { member.shields() };
+    let node = |node: &NodeAddress| Node { name: node.name.clone(), address: node.address.clone() };
+    if !member.follows_nodes() {
+        ring.set_members(nodes.iter().map(node).map(Into::into).collect());
     }
 }
 

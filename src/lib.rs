@@ -13,6 +13,7 @@ pub mod config;
 mod console;
 mod fleet;
 pub mod operator;
+pub mod reload;
 mod secrets;
 mod status;
 mod streams;
@@ -20,13 +21,15 @@ mod telemetry;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
 use anyhow::Context;
-use net::tls::{self, Clients};
+use net::tls::Clients;
+use net::{Current, Identity};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +37,7 @@ use tracing::info;
 
 use config::{Config, Role};
 use operator::Operator;
+use reload::Reloader;
 
 /// A node whose ports are bound, but which does not serve yet.
 pub struct Server {
@@ -49,19 +53,24 @@ pub struct Server {
     ready: Arc<AtomicBool>,
     /// An operator wants it to end.
     drain: CancellationToken,
-    operator: Operator,
+    reloader: Reloader,
     fleet: fleet::Fleet,
 }
 
 impl Server {
-    /// Makes what is missing on a first start (development certificates, token key) and binds every port.
-    pub async fn bind(config: Config) -> anyhow::Result<Server> {
+    /// Makes what is missing on a first start (development certificates, token key) and binds every port. `file` is where
+    /// `config` was read from.
+    pub async fn bind(config: Config, file: &Path) -> anyhow::Result<Server> {
         let files = secrets::certificates(&config)?;
         let keys = Arc::new(secrets::token_keys(&config)?);
-        let client_tls = tls::client_config(&files.fleet)?;
+        let (inside, public) = (Identity::load(&files.fleet)?, Identity::load(&files.public)?);
+        let client_tls = inside.client()?;
         let mut registry = Registry::default();
         let access = admin::Access::open(&config.admin, &files.fleet.ca, &mut registry)?;
         let mut in_use = secrets::InUse { publish: keys.clone(), watch: None, admin: access.tokens() };
+        if !config.edge.playback.paths.is_empty() {
+            in_use.watch = Some(Arc::new(secrets::playback_keys(&config)?));
+        }
         telemetry::register(&mut registry);
         let mut listeners = BTreeMap::new();
 
@@ -84,7 +93,7 @@ impl Server {
                 archive: archive.as_ref().map(archive::Writer::sink).unwrap_or_default(),
                 kept: kept.clone(),
                 transcode: config.transcode.clone(),
-                server_tls: tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?,
+                server_tls: inside.server(Clients::Fleet, &[b"h2", b"http/1.1"])?,
                 metrics: origin::Metrics::register(&mut registry),
                 transcode_metrics: transcode::Metrics::register(&mut registry),
                 members: origin::mirror::plan::Members::new(config.node.name.clone(), member.origins()),
@@ -98,7 +107,7 @@ impl Server {
         } else {
             None
         };
-        fleet.list(Role::Origin, &origins);
+        fleet::list(&member, Role::Origin, &origins);
         let origins = member.origins();
 
         let edge_metrics = edge::Metrics::register(&mut registry);
@@ -108,7 +117,7 @@ impl Server {
                 tier: "shield",
                 upstreams: origins.clone(),
                 client_tls: Some(client_tls.clone()),
-                server_tls: Some(tls::server_config(&files.fleet, Clients::Fleet, &[b"h2", b"http/1.1"])?),
+                server_tls: Some(inside.server(Clients::Fleet, &[b"h2", b"http/1.1"])?),
                 pages: None,
                 playback_keys: None,
                 pushes_on: true,
@@ -125,18 +134,15 @@ impl Server {
             None
         };
 
-        fleet.list(Role::Shield, &shields);
+        fleet::list(&member, Role::Shield, &shields);
         let edge = if config.has(Role::Edge) {
             // Without shields an edge asks the origins itself.
             let upstreams = member.shields().or(&origins);
-            if !config.edge.playback.paths.is_empty() {
-                in_use.watch = Some(Arc::new(secrets::playback_keys(&config)?));
-            }
             let deps = edge::Deps {
                 tier: "edge",
                 upstreams,
                 client_tls: Some(client_tls.clone()),
-                server_tls: Some(tls::server_config(&files.public, Clients::Anyone, &[b"h2", b"http/1.1"])?),
+                server_tls: Some(public.server(Clients::Anyone, &[b"h2", b"http/1.1"])?),
                 pages: Some(Arc::new(adapters::WatchPages)),
                 playback_keys: in_use.watch.clone(),
                 pushes_on: false,
@@ -157,7 +163,7 @@ impl Server {
             let deps = ingest::Deps {
                 origins,
                 keys: keys.clone(),
-                server_tls: tls::server_config(&files.public, Clients::Anyone, &[])?,
+                server_tls: public.server(Clients::Anyone, &[])?,
                 client_tls,
                 metrics: ingest::Metrics::register(&mut registry),
             };
@@ -181,12 +187,13 @@ impl Server {
         if let Some(board) = &streams.board {
             registry.register_collector(Box::new(streams::Warnings(board.clone())));
         }
-        let public_tls = tls::server_config(&files.public, Clients::Anyone, &[b"h2", b"http/1.1"])?;
+        let urls = Current::from(api::Urls::new(&config, &listeners, in_use.watch.clone()));
+        let public_tls = public.server(Clients::Anyone, &[b"h2", b"http/1.1"])?;
         let deps = api::Deps {
             node: config.node.name.clone(),
             member: member.clone(),
             keys: keys.clone(),
-            urls: api::Urls::new(&config, &listeners)?,
+            urls: urls.clone(),
             origin: streams.origin.clone(),
             kept,
             grace: config.origin.reconnect_grace,
@@ -202,18 +209,41 @@ impl Server {
         let sink = archive.as_ref().map(archive::Writer::sink).unwrap_or_default();
         let (control, contact) = (streams.origin.clone(), member.contact());
         let console = console::Console::new(member.clone(), streams.clone());
+        let operator = Operator::new(tiers.clone());
+        let parts = reload::Parts {
+            operator: operator.clone(),
+            fleet: inside,
+            public,
+            admin: access.identity(),
+            keys: in_use,
+            api_keys: api.keys(),
+            urls,
+            tiers,
+            ingest: ingest.as_ref().map(ingest::Ingest::control),
+            origin: streams.origin.clone(),
+            member: member.clone(),
+            listeners: listeners.clone(),
+        };
+        let reloads = reload::Metrics::register(&mut registry);
+        let reloader = Reloader::new(file.to_owned(), config.clone(), parts, reloads);
         let status = status::Status::new(
             &config,
             &listeners,
             ready.clone(),
             drain.clone(),
             member,
-            sink.clone(),
-            control,
+            status::Parts { archive: sink.clone(), origin: control, reloader: reloader.clone() },
         );
-        let operator = Operator::new(tiers, in_use, config);
-        let parts = admin::Parts { access, store: contact, archive: sink, api: api.api(), status, console };
-        let admin = admin::Admin::bind(listen, registry, ready.clone(), operator.clone(), streams, parts);
+        let parts = admin::Parts {
+            access,
+            store: contact,
+            archive: sink,
+            api: api.api(),
+            status,
+            console,
+            reloader: reloader.clone(),
+        };
+        let admin = admin::Admin::bind(listen, registry, ready.clone(), operator, streams, parts);
         let admin = admin.await.context("admin")?;
         listeners.insert("admin", admin.addr());
         Ok(Server {
@@ -227,14 +257,14 @@ impl Server {
             api,
             ready,
             drain,
-            operator,
+            reloader,
             fleet,
         })
     }
 
-    /// A handle to change policies with while it serves.
-    pub fn operator(&self) -> Operator {
-        self.operator.clone()
+    /// A handle to read its configuration again with while it serves.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Serves until `shutdown` or an operator drains it; then ends the roles one after the other in the direction of flow, each within its own
@@ -258,6 +288,7 @@ impl Server {
         let admin = tokio::spawn(self.admin.serve(stop_admin.clone()));
         let stop_api = CancellationToken::new();
         let api = tokio::spawn(self.api.serve(stop_api.clone()));
+        let watch = tokio::spawn(reload::watch::run(self.reloader, stop_admin.clone()));
 
         self.ready.store(true, Ordering::Relaxed);
         let failed = tokio::select! {
@@ -281,6 +312,7 @@ impl Server {
         fleet.await?;
         stop_admin.cancel();
         admin.await?;
+        watch.await?;
         match failed {
             None => Ok(()),
             Some(name) => anyhow::bail!("role {name} ended by itself"),

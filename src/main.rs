@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Status(args) => rooftop::cli::status::status(args),
         Command::Streams(args) => rooftop::cli::status::streams(args),
         Command::Top(args) => rooftop::cli::top::run(args),
+        Command::Reload(args) => rooftop::cli::reload::run(args),
         Command::Drain(args) => rooftop::cli::status::drain(args),
         Command::Broadcast(args) => rooftop::cli::broadcast::run(args),
         Command::Stream(args) => rooftop::cli::stream::run(args),

@@ -1,28 +1,23 @@
 //! What operators change while a node runs: the policies of its cache tiers, by the admin listener or by reloading the
-//! configuration file, which also reads the token keys anew; and purges. One change at a time, each logged with what it was before.
+//! configuration file ([`crate::reload`]); and purges. One change at a time, each logged with what it was before.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edge::Control;
 use edge::policy::{Class, Delivery, Policy};
 use serde::Deserialize;
 use serde_json::Value;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
-use crate::config::{self, Config};
-use crate::secrets::InUse;
+use crate::config;
 
 /// Lines that one change writes to the log; a change of everything is one line less to read than the file.
 const MAX_LOGGED: usize = 100;
 
 /// The keys of a tier's table that can change without a restart.
 const LIVE_KEYS: [&str; 2] = ["classes", "delivery"];
-
-/// The lists of token keys and of admin tokens, which can change without a restart too.
-const KEY_FILES: [&str; 3] = ["tokens.key_files", "edge.playback.key_files", "admin.tokens"];
 
 /// A handle for operators. Cloning is cheap.
 #[derive(Clone)]
@@ -31,10 +26,8 @@ pub struct Operator(Arc<Inner>);
 struct Inner {
     /// Those of this node, the one nearest to the origins first.
     tiers: Vec<Control>,
-    /// What tokens are checked with.
-    keys: InUse,
-    /// What it was started with; locked by whoever changes something.
-    started: Mutex<Config>,
+    /// Locked by whoever changes something.
+    turn: Mutex<()>,
 }
 
 /// Why a change was refused. Nothing has changed then.
@@ -57,8 +50,8 @@ struct Draft {
 }
 
 impl Operator {
-    pub(crate) fn new(tiers: Vec<Control>, keys: InUse, started: Config) -> Operator {
-        Operator(Arc::new(Inner { tiers, keys, started: Mutex::new(started) }))
+    pub(crate) fn new(tiers: Vec<Control>) -> Operator {
+        Operator(Arc::new(Inner { tiers, turn: Mutex::new(()) }))
     }
 
     /// The policies in force by tier, or that of one tier, as JSON in the shape of the configuration file.
@@ -128,40 +121,10 @@ impl Operator {
         Ok(tiers.map(|control| (control.tier(), control.purge_but(prefix, except))).collect())
     }
 
-    /// Puts the policies of a configuration file in force, and the token keys in the files that it names. A file with
-    /// problems changes nothing; keys that need a restart are named in the log. Returns whether the file could be used.
-    pub fn reload(&self, file: &Path) -> bool {
-        let started = self.turn();
-        let config = match Config::load(file) {
-            Ok(config) => config,
-            Err(config::Problems(problems)) => {
-                for problem in &problems {
-                    error!(file = %file.display(), problem, "configuration not reloaded");
-                }
-                return false;
-            }
-        };
-        if let Err(problem) = self.0.keys.reload(&config) {
-            error!(file = %file.display(), problem = format!("{problem:#}"), "configuration not reloaded");
-            return false;
-        }
-        let of = |tier: &str| if tier == "shield" { config.shield.policy() } else { config.edge.policy() };
+    /// Puts the policies of a configuration file in force, which were checked with it.
+    pub(crate) fn put_policies(&self, of: impl Fn(&str) -> Policy) {
+        let _turn = self.turn();
         apply(self.0.tiers.iter().map(|control| (control, of(control.tier()))), "the configuration file");
-        let is_live = |path: &str| {
-            if KEY_FILES.iter().any(|key| path.starts_with(key)) {
-                return true;
-            }
-            let mut keys = path.split(['.', '[']);
-            ["edge", "shield"].contains(&keys.next().unwrap_or_default())
-                && LIVE_KEYS.contains(&keys.next().unwrap_or_default())
-        };
-        let json = |config: &Config| serde_json::to_value(config).unwrap_or_default();
-        for change in changes(&json(&started), &json(&config)).iter().filter(|change| !is_live(&change.path))
-        {
-            warn!(key = change.path, running = change.old, file = change.new, "needs a restart");
-        }
-        info!(file = %file.display(), "configuration reloaded");
-        true
     }
 
     /// How streams play at the viewers of this node, as their players say (CMCD); `None`: none come here.
@@ -179,8 +142,8 @@ impl Operator {
         Refusal::NoTier(format!("this node has no tier {tier:?}, but {}", self.names()))
     }
 
-    fn turn(&self) -> MutexGuard<'_, Config> {
-        self.0.started.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.0.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

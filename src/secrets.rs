@@ -11,7 +11,7 @@ use cluster::keys::{Key, Keys};
 use net::tls::{self, Files};
 use tracing::info;
 
-use crate::admin::Tokens;
+use crate::admin::{Token, Tokens};
 use crate::config::Config;
 
 /// Certificates for the fleet's inside and for the public side.
@@ -22,11 +22,38 @@ pub(crate) struct Certificates {
 
 /// Finds the certificates, or makes development ones.
 pub(crate) fn certificates(config: &Config) -> anyhow::Result<Certificates> {
+    let certificates = named(config);
+    if config.tls.ca.is_none() {
+        tls::development_files(&config.node.state_dir.join("tls"), &config.node.name, &config.tls.names)?;
+    }
+    Ok(certificates)
+}
+
+/// Where the certificates and their keys are.
+pub(crate) fn certificate_paths(config: &Config) -> Vec<PathBuf> {
+    let Certificates { fleet, public } = named(config);
+    let mut paths = vec![fleet.ca, fleet.certificate, fleet.key, public.certificate, public.key];
+    paths.dedup();
+    paths.extend(config.admin.certificate.iter().chain(&config.admin.key).cloned());
+    paths
+}
+
+/// Where the keys of tokens are, with those of playback tokens if they are wanted, and the tokens of operators.
+pub(crate) fn key_paths(config: &Config, watch: bool) -> Vec<PathBuf> {
+    let mut paths = key_files(config, &config.tokens.key_files, "token.key");
+    if watch {
+        paths.extend(key_files(config, &config.edge.playback.key_files, "playback.key"));
+    }
+    paths.extend(config.admin.tokens.iter().filter_map(|token| token.file.clone()));
+    paths
+}
+
+fn named(config: &Config) -> Certificates {
     let fleet = match &config.tls {
         crate::config::Tls { ca: Some(ca), certificate: Some(certificate), key: Some(key), .. } => {
             Files { ca: ca.clone(), certificate: certificate.clone(), key: key.clone() }
         }
-        tls => tls::development_files(&config.node.state_dir.join("tls"), &config.node.name, &tls.names)?,
+        _ => Files::in_development(&config.node.state_dir.join("tls"), &config.node.name),
     };
     let public = match (&config.tls.public_certificate, &config.tls.public_key) {
         (Some(certificate), Some(key)) => {
@@ -34,7 +61,7 @@ pub(crate) fn certificates(config: &Config) -> anyhow::Result<Certificates> {
         }
         _ => fleet.clone(),
     };
-    Ok(Certificates { fleet, public })
+    Certificates { fleet, public }
 }
 
 /// Reads the keys of tokens to publish, or makes one.
@@ -55,7 +82,8 @@ fn watch_keys(config: &Config) -> anyhow::Result<Vec<Key>> {
     read_keys(config, &config.edge.playback.key_files, "playback.key")
 }
 
-/// The keys that a running node checks tokens with.
+/// The keys that a running node checks tokens with. Cloning is cheap.
+#[derive(Clone)]
 pub(crate) struct InUse {
     /// To publish.
     pub(crate) publish: Arc<Keys>,
@@ -65,15 +93,23 @@ pub(crate) struct InUse {
     pub(crate) admin: Arc<Tokens>,
 }
 
+/// Keys that were read anew, to publish and to watch, and tokens of operators.
+pub(crate) struct ReadAnew(Keys, Option<Keys>, Vec<Token>);
+
 impl InUse {
-    /// Reads all files anew and puts what they hold in force; if one of them cannot be used, nothing changes.
-    pub(crate) fn reload(&self, config: &Config) -> anyhow::Result<()> {
+    /// Reads all files anew.
+    pub(crate) fn read(&self, config: &Config) -> anyhow::Result<ReadAnew> {
         let publish = Keys::of(publish_keys(config)?)?;
         let watch = match &self.watch {
             Some(_) => Some(Keys::of(watch_keys(config)?)?),
             None => None,
         };
         let admin = self.admin.read(&config.admin)?;
+        Ok(ReadAnew(publish, watch, admin))
+    }
+
+    /// Puts what was read in force.
+    pub(crate) fn replace(&self, ReadAnew(publish, watch, admin): ReadAnew) {
         self.admin.replace(admin);
         info!(keys = ?publish, "stream tokens are checked with these keys");
         self.publish.replace(publish);
@@ -81,15 +117,18 @@ impl InUse {
             info!(keys = ?watch, "playback tokens are checked with these keys");
             running.replace(watch);
         }
-        Ok(())
     }
 }
 
-fn read_keys(config: &Config, files: &[PathBuf], own: &str) -> anyhow::Result<Vec<Key>> {
-    let own = [config.node.state_dir.join(own)];
-    let files = if files.is_empty() { &own } else { files };
-    if files == own && !own[0].exists() {
-        make_secret(&own[0]).with_context(|| format!("{}", own[0].display()))?;
+/// The files that are named, or the node's own.
+fn key_files(config: &Config, files: &[PathBuf], own: &str) -> Vec<PathBuf> {
+    if files.is_empty() { vec![config.node.state_dir.join(own)] } else { files.to_vec() }
+}
+
+fn read_keys(config: &Config, named: &[PathBuf], own: &str) -> anyhow::Result<Vec<Key>> {
+    let files = key_files(config, named, own);
+    if named.is_empty() && !files[0].exists() {
+        make_secret(&files[0]).with_context(|| format!("{}", files[0].display()))?;
     }
     files.iter().map(|path| read_key(path)).collect()
 }

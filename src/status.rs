@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::config::Config;
+use crate::reload::Reloader;
 
 /// Most streams of an answer.
 const MAX_STREAMS: usize = 1000;
@@ -29,8 +30,14 @@ pub(crate) struct Status {
     drain: CancellationToken,
     store: watch::Receiver<Contact>,
     member: Member,
-    archive: archive::Sink,
-    origin: Option<origin::Control>,
+    parts: Parts,
+}
+
+/// What it shows of other parts of the node.
+pub(crate) struct Parts {
+    pub(crate) archive: archive::Sink,
+    pub(crate) origin: Option<origin::Control>,
+    pub(crate) reloader: Reloader,
 }
 
 impl Status {
@@ -41,8 +48,7 @@ impl Status {
         ready: Arc<AtomicBool>,
         drain: CancellationToken,
         member: Member,
-        archive: archive::Sink,
-        origin: Option<origin::Control>,
+        parts: Parts,
     ) -> Status {
         Status {
             node: config.node.name.clone(),
@@ -53,8 +59,7 @@ impl Status {
             drain,
             store: member.contact(),
             member,
-            archive,
-            origin,
+            parts,
         }
     }
 
@@ -64,10 +69,10 @@ impl Status {
             Contact::Up => json!({ "up": true }),
             Contact::Never(why) | Contact::Lost(why) => json!({ "up": false, "why": why }),
         };
-        let failing = self.archive.health().and_then(|health| health.failing);
+        let failing = self.parts.archive.health().and_then(|health| health.failing);
         let archive = failing.map(|(cause, attempts)| json!({ "cause": cause, "attempts": attempts }));
         let draining = self.drain.is_cancelled();
-        let streams = self.origin.as_ref().map(origin::Control::list).unwrap_or_default();
+        let streams = self.parts.origin.as_ref().map(origin::Control::list).unwrap_or_default();
         let nodes = self.member.nodes();
         json!({
             "node": self.node,
@@ -78,6 +83,7 @@ impl Status {
             "uptime_s": self.began.elapsed().as_secs(),
             "unix_ms": UNIX_EPOCH.elapsed().map_or(0, |time| time.as_millis() as u64),
             "listeners": self.listeners,
+            "config": self.parts.reloader.show(),
             "store": store,
             "archive_failing": archive,
             "nodes": nodes.iter().map(|node| json!({

@@ -129,7 +129,7 @@ pub struct Playback {
     /// Patterns of paths that need a playback token, such as `/live/*`, at most 64. Default: none.
     pub paths: Vec<String>,
     /// Files with a key each, at most 8: a secret of 32 bytes or more, or Ed25519 in PEM, private or public. Tokens are made
-    /// with the first and accepted with any. Read again on SIGHUP. Default: a secret that is made on the first start,
+    /// with the first and accepted with any. Read again on every reload. Default: a secret that is made on the first start,
     /// `playback.key` in `node.state_dir`.
     pub key_files: Vec<PathBuf>,
 }

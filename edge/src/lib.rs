@@ -42,6 +42,7 @@ use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::protection::Protection;
 use crate::tier::Tier;
 
 pub use config::Config;
@@ -88,6 +89,7 @@ pub trait Pages: Send + Sync {
 /// A tier with its ports bound.
 pub struct Edge {
     tier: Arc<Tier>,
+    protection: Protection,
     https: Option<(net::Listener, Arc<rustls::ServerConfig>)>,
     http: Option<net::Listener>,
 }
@@ -95,14 +97,12 @@ pub struct Edge {
 impl Edge {
     /// Binds the ports and accepts nothing yet. `config` has no [`Config::problems`]. Needs a tokio runtime.
     pub async fn bind(config: Config, deps: Deps) -> Result<Edge, Error> {
-        let limits = net::Limits {
-            max_connections: config.limits.max_connections,
-            handshake_timeout: config.limits.handshake_timeout,
-        };
         let viewers = deps.tier == VIEWERS_TIER;
-        let guard = protection::guard(&config.limits, deps.tier, viewers, &deps.metrics.refusals);
-        let bind =
-            async |addr| Ok::<_, Error>(net::Listener::bind(addr, limits).await?.guarded(guard.clone()));
+        let protection = Protection::new(&config.limits, deps.tier, viewers, &deps.metrics.refusals);
+        let bind = async |addr| {
+            let listener = net::Listener::bind(addr, protection.listener.clone()).await?;
+            Ok::<_, Error>(listener.guarded(protection.guard.clone()))
+        };
         let https = match (config.https, &deps.server_tls) {
             (None, _) => None,
             (Some(addr), None) => return Err(Error::NoCertificate { addr }),
@@ -112,7 +112,7 @@ impl Edge {
             Some(addr) => Some(bind(addr).await?),
             None => None,
         };
-        Ok(Edge { tier: Arc::new(Tier::new(config, deps)), https, http })
+        Ok(Edge { tier: Arc::new(Tier::new(config, deps)), protection, https, http })
     }
 
     /// Where HTTPS is served, with the real port.
@@ -127,17 +127,16 @@ impl Edge {
 
     /// A handle for operators.
     pub fn control(&self) -> Control {
-        Control(self.tier.clone())
+        Control(self.tier.clone(), self.protection.clone())
     }
 
     /// Serves until `shutdown`, lets running answers finish for `drain`, then ends what is being fetched. If this future is
     /// dropped, connections and fetches end at once.
     pub async fn serve(self, shutdown: CancellationToken) {
-        let Edge { tier, https, http } = self;
+        let Edge { tier, protection, https, http } = self;
         let _stop = tier.stop.clone().drop_guard();
-        let options = protection::options(&tier.config.limits, tier.name == VIEWERS_TIER);
         let serve = |listener: net::Listener, tls| {
-            let (tier, drain) = (tier.clone(), tier.config.drain);
+            let (tier, options, drain) = (tier.clone(), protection.http.clone(), tier.config.drain);
             let service = move |request, peer| http::serve(&tier, request, peer);
             net::http::serve(listener, tls, options, shutdown.clone(), drain, service)
         };
@@ -170,7 +169,7 @@ impl Edge {
 
 /// What operators may do to a running tier.
 #[derive(Clone)]
-pub struct Control(Arc<Tier>);
+pub struct Control(Arc<Tier>, Protection);
 
 impl Control {
     /// The tier's name: `edge` or `shield`.
@@ -200,6 +199,12 @@ impl Control {
     pub fn set_policy(&self, policy: Policy) -> Result<usize, Vec<String>> {
         let problems = policy.problems(self.tier());
         if problems.is_empty() { Ok(self.0.set_policy(policy)) } else { Err(problems) }
+    }
+
+    /// Puts other limits in force, which have no [`Config::problems`]: for connections that come from now on, and limits per
+    /// address also for requests. Nobody who is connected is sent away.
+    pub fn set_limits(&self, limits: &config::Limits) {
+        self.1.set(limits);
     }
 
     /// Forgets all objects whose path and query begin with `prefix`, here and in the tier below as far as their streams

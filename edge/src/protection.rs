@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use net::{Guard, Observe, PerAddress, Refusal};
+use net::{Current, Guard, Observe, PerAddress, Refusal};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -25,16 +25,48 @@ impl Observe for Counters {
     }
 }
 
-/// What the listeners of `tier` share. The fleet's own listeners have few and very busy peers, which have shown their
-/// certificates: no limit goes by their addresses.
-pub(crate) fn guard(
-    limits: &Limits,
-    tier: &'static str,
+/// What the listeners of a tier share. Cloning is cheap: other limits reach all of them.
+#[derive(Clone)]
+pub(crate) struct Protection {
     viewers: bool,
-    refusals: &Family<Refused, Counter>,
-) -> Guard {
-    let counter = |why: Refusal| refusals.get_or_create_owned(&Refused { tier, reason: why.as_str() });
-    let rules = if viewers {
+    pub(crate) guard: Guard,
+    pub(crate) listener: Current<net::Limits>,
+    pub(crate) http: Current<net::http::Options>,
+}
+
+impl Protection {
+    /// `viewers`: whether it is they who come to `tier`.
+    pub(crate) fn new(
+        limits: &Limits,
+        tier: &'static str,
+        viewers: bool,
+        refusals: &Family<Refused, Counter>,
+    ) -> Protection {
+        let counter = |why: Refusal| refusals.get_or_create_owned(&Refused { tier, reason: why.as_str() });
+        Protection {
+            viewers,
+            guard: Guard::new(rules(limits, viewers), Arc::new(Counters(Refusal::ALL.map(counter)))),
+            listener: of_listener(limits).into(),
+            http: options(limits, viewers).into(),
+        }
+    }
+
+    /// Puts other limits in force, for connections that come from now on; limits by address also for requests.
+    pub(crate) fn set(&self, limits: &Limits) {
+        self.guard.set_rules(rules(limits, self.viewers));
+        self.listener.set(of_listener(limits));
+        self.http.set(options(limits, self.viewers));
+    }
+}
+
+fn of_listener(limits: &Limits) -> net::Limits {
+    net::Limits { max_connections: limits.max_connections, handshake_timeout: limits.handshake_timeout }
+}
+
+/// The fleet's own listeners have few and very busy peers, which have shown their certificates: no limit goes by their
+/// addresses.
+fn rules(limits: &Limits, viewers: bool) -> PerAddress {
+    if viewers {
         PerAddress {
             connections: limits.connections_per_address,
             requests_per_second: limits.requests_per_address,
@@ -44,12 +76,11 @@ pub(crate) fn guard(
         }
     } else {
         PerAddress::default()
-    };
-    Guard::new(rules, Arc::new(Counters(Refusal::ALL.map(counter))))
+    }
 }
 
 /// The same for HTTP.
-pub(crate) fn options(limits: &Limits, viewers: bool) -> net::http::Options {
+fn options(limits: &Limits, viewers: bool) -> net::http::Options {
     let defaults = net::http::Options::default();
     net::http::Options {
         header_timeout: limits.header_timeout,

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use cluster::{Node, Ring};
 use http::HeaderValue;
+use net::Current;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -40,7 +41,7 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 pub(crate) struct Tier {
     pub(crate) name: &'static str,
     pub(crate) config: Config,
-    policy: RwLock<Arc<Policy>>,
+    policy: Current<Policy>,
     pub(crate) store: Arc<Store>,
     pub(crate) client: Client,
     ring: Ring,
@@ -94,7 +95,7 @@ impl Tier {
         let access = deps.playback_keys.filter(|_| !paths.is_empty()).map(|keys| Access::new(keys, paths));
         Tier {
             name: deps.tier,
-            policy: RwLock::new(Arc::new(config.policy())),
+            policy: config.policy().into(),
             store: Arc::new(store),
             client,
             ring: deps.upstreams,
@@ -171,7 +172,7 @@ impl Tier {
 
     /// The policy in force.
     pub(crate) fn policy(&self) -> Arc<Policy> {
-        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.policy.get()
     }
 
     /// Puts a policy without [`Policy::problems`] in force: for requests from now on, and for what is kept where it says
@@ -179,7 +180,7 @@ impl Tier {
     /// shorter.
     pub(crate) fn set_policy(&self, policy: Policy) -> usize {
         let policy = Arc::new(policy);
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy.clone();
+        self.policy.set(policy.clone());
         let wall = SystemTime::now();
         self.store.revise(|key, entry| {
             let (path, query) = key.split_once('?').unwrap_or((key, ""));

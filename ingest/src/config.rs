@@ -153,6 +153,11 @@ impl Default for Relay {
 }
 
 impl Config {
+    /// What a listener lets in.
+    pub(crate) fn limits(&self) -> net::Limits {
+        net::Limits { max_connections: self.max_connections, handshake_timeout: self.handshake_timeout }
+    }
+
     /// Everything that is wrong, each entry led by its key below `path`; empty when all is well.
     pub fn problems(&self, path: &str) -> Vec<String> {
         let mut problems = Vec::new();

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use net::Current;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -57,23 +58,22 @@ pub struct Ingest {
 impl Ingest {
     /// Binds the listeners of `config`. Fails if one of them cannot be had.
     pub async fn bind(config: Config, deps: Deps) -> Result<Ingest, Error> {
-        let limits = net::Limits {
-            max_connections: config.max_connections,
-            handshake_timeout: config.handshake_timeout,
-        };
+        let limits = Current::from(config.limits());
         let guard = net::Guard::new(config.per_address(), Arc::new(deps.metrics.clone()));
         let rtmp = match config.rtmp {
-            Some(addr) => Some(net::Listener::bind(addr, limits).await?.guarded(guard.clone())),
+            Some(addr) => Some(net::Listener::bind(addr, limits.clone()).await?.guarded(guard.clone())),
             None => None,
         };
         let rtmps = match config.rtmps {
-            Some(addr) => Some(net::Listener::bind(addr, limits).await?.guarded(guard.clone())),
+            Some(addr) => Some(net::Listener::bind(addr, limits.clone()).await?.guarded(guard.clone())),
             None => None,
         };
         let drain = config.drain + config.relay.end_timeout + CLOSING;
         let relays = Relays::new(config.relay.clone(), deps.origins, &deps.client_tls, deps.metrics.clone());
         let board = health::Board::default();
-        let context = Context { config, keys: deps.keys, guard, relays, board, metrics: deps.metrics };
+        let config = Current::from(config);
+        let context =
+            Context { config, limits, keys: deps.keys, guard, relays, board, metrics: deps.metrics };
         Ok(Ingest { rtmp, rtmps, server_tls: deps.server_tls, drain, context: Arc::new(context) })
     }
 
@@ -85,6 +85,11 @@ impl Ingest {
     /// Where RTMPS listens, with the real port.
     pub fn rtmps_addr(&self) -> Option<SocketAddr> {
         self.rtmps.as_ref().map(net::Listener::local_addr)
+    }
+
+    /// A handle for operators.
+    pub fn control(&self) -> Control {
+        Control(self.context.clone())
     }
 
     /// How the broadcasts stand.
@@ -106,6 +111,23 @@ impl Ingest {
             }
         };
         tokio::join!(run(self.rtmp, None), run(self.rtmps, Some(tls)));
+    }
+}
+
+/// What operators may do to a running ingest. Cloning is cheap.
+#[derive(Clone)]
+pub struct Control(Arc<Context>);
+
+impl Control {
+    /// Puts another configuration in force, which has no [`Config::problems`]: for connections and sessions that begin from
+    /// now on. What was chosen at the start stays: the listeners, `drain` and `relay.end_timeout`, and what all relays share
+    /// (`relay.total_buffer`, `streams_per_connection`, `gather`).
+    pub fn set_config(&self, config: Config) {
+        let context = &self.0;
+        context.limits.set(config.limits());
+        context.guard.set_rules(config.per_address());
+        context.relays.set_rules(config.relay.clone());
+        context.config.set(config);
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::Refusal;
+use crate::{Current, Refusal};
 
 /// Addresses without a connection that are remembered for their rate: some 8 MB. Past it the one that left first is
 /// forgotten, and starts with a full bucket should it return.
@@ -145,14 +145,20 @@ pub(crate) struct Household {
     bucket: Arc<Bucket>,
 }
 
-/// The addresses of one tier's listeners.
+/// The rules, and what follows from them.
 #[derive(Debug)]
-pub(crate) struct Addresses {
+struct Rates {
     rules: PerAddress,
     pace: Option<Pace>,
     offences: Option<Pace>,
     /// After so long nothing that an address did matters any more.
     memory: Option<Duration>,
+}
+
+/// The addresses of one tier's listeners.
+#[derive(Debug)]
+pub(crate) struct Addresses {
+    rates: Current<Rates>,
     began: Instant,
     table: Mutex<Table>,
 }
@@ -173,8 +179,8 @@ struct Known {
     left: Option<Instant>,
 }
 
-impl Addresses {
-    pub(crate) fn new(rules: PerAddress, now: Instant) -> Addresses {
+impl Rates {
+    fn new(rules: PerAddress) -> Rates {
         let pace = (rules.requests_per_second > 0).then(|| {
             let each_ns = 1_000_000_000 / u64::from(rules.requests_per_second).max(1);
             let each_ns = each_ns.max(1);
@@ -189,30 +195,52 @@ impl Addresses {
             offences.map(|pace| pace.depth_ns),
         ];
         let memory = refill.into_iter().flatten().max().map(Duration::from_nanos);
-        Addresses { rules, pace, offences, memory, began: now, table: Mutex::default() }
+        Rates { rules, pace, offences, memory }
+    }
+
+    fn is_exempt(&self, addr: IpAddr) -> bool {
+        self.rules.exempt.iter().any(|network| network.contains(addr))
+    }
+}
+
+impl Addresses {
+    pub(crate) fn new(rules: PerAddress, now: Instant) -> Addresses {
+        Addresses { rates: Rates::new(rules).into(), began: now, table: Mutex::default() }
+    }
+
+    /// Other rules from now on. A connection that is not counted, for want of a limit, stays so.
+    pub(crate) fn set_rules(&self, rules: PerAddress) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        self.rates.set(Rates::new(rules));
+        if self.rates.get().memory.is_none() {
+            while !table.absent.is_empty() {
+                table.forget_first();
+            }
+        }
     }
 
     /// A connection from `addr`, to be given back by [`Addresses::disconnect`]. `None`: no limit applies to it.
     pub(crate) fn connect(&self, now: Instant, addr: IpAddr) -> Result<Option<Household>, Refusal> {
-        let nothing = self.rules.connections == 0 && self.memory.is_none();
-        if nothing || self.is_exempt(addr) {
+        let rates = self.rates.get();
+        let nothing = rates.rules.connections == 0 && rates.memory.is_none();
+        if nothing || rates.is_exempt(addr) {
             return Ok(None);
         }
         let addr = household(addr);
         let now_ns = self.ns(now);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.forget(now, self.memory);
+        table.forget(now, rates.memory);
         let known = table.there.entry(addr).or_insert_with(|| Known {
             connections: 0,
             bucket: Arc::default(),
             offences: Bucket::default(),
             left: None,
         });
-        let refusal = if self.offences.is_some_and(|pace| known.offences.is_spent(now_ns, pace)) {
+        let refusal = if rates.offences.is_some_and(|pace| known.offences.is_spent(now_ns, pace)) {
             Some(Refusal::AddressOffences)
-        } else if self.rules.connections > 0 && known.connections >= self.rules.connections {
+        } else if rates.rules.connections > 0 && known.connections >= rates.rules.connections {
             Some(Refusal::AddressFull)
-        } else if let Some(pace) = self.pace
+        } else if let Some(pace) = rates.pace
             && known.bucket.take(now_ns, CONNECTION_COST, pace).is_err()
         {
             Some(Refusal::AddressRate)
@@ -239,13 +267,14 @@ impl Addresses {
         if known.connections > 0 {
             return;
         }
-        if self.memory.is_none() {
+        let memory = self.rates.get().memory;
+        if memory.is_none() {
             table.there.remove(&addr);
             return;
         }
         known.left = Some(now);
         table.absent.push_back((now, addr));
-        table.forget(now, self.memory);
+        table.forget(now, memory);
         if table.absent.len() > MAX_ABSENT {
             table.forget_first();
         }
@@ -253,7 +282,7 @@ impl Addresses {
 
     /// A request of `household`; or after how long it may be tried again.
     pub(crate) fn request(&self, now: Instant, household: &Household) -> Result<(), Duration> {
-        match self.pace {
+        match self.rates.get().pace {
             Some(pace) => household.bucket.take(self.ns(now), 1, pace),
             None => Ok(()),
         }
@@ -261,16 +290,13 @@ impl Addresses {
 
     /// `addr`, which has a connection, did what it should not.
     pub(crate) fn offence(&self, now: Instant, addr: IpAddr) {
-        let Some(pace) = self.offences.filter(|_| !self.is_exempt(addr)) else { return };
+        let rates = self.rates.get();
+        let Some(pace) = rates.offences.filter(|_| !rates.is_exempt(addr)) else { return };
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = table.there.get(&household(addr)) {
             // More than it may is no worse than all that it may: nobody is locked out for longer than a minute.
             let _ = known.offences.take(self.ns(now), 1, pace);
         }
-    }
-
-    fn is_exempt(&self, addr: IpAddr) -> bool {
-        self.rules.exempt.iter().any(|network| network.contains(addr))
     }
 
     fn ns(&self, now: Instant) -> u64 {
@@ -345,6 +371,28 @@ mod tests {
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn other_rules_count_from_then_on() {
+        let now = Instant::now();
+        let addresses = Addresses::new(rules(1, 1, 10, &[]), now);
+        let connect = || addresses.connect(now, ip("192.0.2.1"));
+        let first = connect().unwrap().unwrap();
+        assert_eq!(connect().unwrap_err(), Refusal::AddressFull);
+        addresses.set_rules(rules(2, 0, 0, &[]));
+        let second = connect().unwrap().unwrap();
+        assert_eq!(connect().unwrap_err(), Refusal::AddressFull);
+        addresses.disconnect(now, &first);
+        addresses.disconnect(now, &second);
+        assert!(addresses.table.lock().unwrap().there.is_empty(), "without rates nobody is remembered");
+        // One that left while there were rates goes when there are none.
+        addresses.set_rules(rules(1, 1, 10, &[]));
+        addresses.disconnect(now, &connect().unwrap().unwrap());
+        assert_eq!(addresses.table.lock().unwrap().there.len(), 1);
+        addresses.set_rules(PerAddress::default());
+        assert!(addresses.table.lock().unwrap().there.is_empty());
+        assert!(connect().unwrap().is_none());
     }
 
     fn check_network(text: &str, inside: &[&str], outside: &[&str]) {

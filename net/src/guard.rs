@@ -22,6 +22,11 @@ impl Guard {
         Guard { addresses: Arc::new(Addresses::new(rules, Instant::now().into_std())), observer }
     }
 
+    /// Other rules, for connections and requests that come from now on. Who is there already is sent away by none.
+    pub fn set_rules(&self, rules: PerAddress) {
+        self.addresses.set_rules(rules);
+    }
+
     /// A connection from `peer`, counted if it is refused.
     pub(crate) fn admit(&self, peer: SocketAddr) -> Result<Visit, Refusal> {
         match self.addresses.connect(Instant::now().into_std(), peer.ip()) {

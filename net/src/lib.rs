@@ -5,17 +5,21 @@
 //! Read [`listener`] first, then [`http`] and [`tls`].
 
 mod address;
+mod current;
 pub mod error;
 mod guard;
 pub mod http;
+pub mod identity;
 pub mod listener;
 mod refusal;
 pub mod stream;
 pub mod tls;
 
 pub use address::{Network, PerAddress};
+pub use current::Current;
 pub use error::{Error, chain};
 pub use guard::Guard;
+pub use identity::Identity;
 pub use listener::{Limits, Listener};
 pub use refusal::{Observe, Refusal};
 pub use stream::Stream;

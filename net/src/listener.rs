@@ -2,18 +2,18 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustls::InvalidMessage;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::guard::Visit;
-use crate::{Error, Guard, Refusal, Stream};
+use crate::{Current, Error, Guard, Refusal, Stream};
 
 /// Pending connections the kernel may queue: a herd arrives within one scheduling delay.
 const BACKLOG: i32 = 1024;
@@ -21,7 +21,7 @@ const BACKLOG: i32 = 1024;
 /// Pause after `accept` failed for want of file descriptors: accepting again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a listener lets in.
+/// What a listener lets in. Another value counts for connections that come after it; those that are open stay.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Open connections; one more is closed at once.
@@ -34,13 +34,13 @@ pub struct Limits {
 pub struct Listener {
     socket: TcpListener,
     addr: SocketAddr,
-    limits: Limits,
+    limits: Current<Limits>,
     guard: Guard,
 }
 
 impl Listener {
     /// Binds `addr`; port 0 lets the system choose.
-    pub async fn bind(addr: SocketAddr, limits: Limits) -> Result<Listener, Error> {
+    pub async fn bind(addr: SocketAddr, limits: impl Into<Current<Limits>>) -> Result<Listener, Error> {
         let bind = || -> std::io::Result<TcpListener> {
             let socket = socket2::Socket::new(
                 socket2::Domain::for_address(addr),
@@ -55,7 +55,7 @@ impl Listener {
         };
         let socket = bind().map_err(|source| Error::Bind { addr, source })?;
         let addr = socket.local_addr().map_err(|source| Error::Bind { addr, source })?;
-        Ok(Listener { socket, addr, limits, guard: Guard::default() })
+        Ok(Listener { socket, addr, limits: limits.into(), guard: Guard::default() })
     }
 
     /// Protected by `guard`, which the listeners of a role share.
@@ -102,7 +102,7 @@ impl Listener {
         H: Fn(Stream, SocketAddr, Visit) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let places = Arc::new(Semaphore::new(self.limits.max_connections.min(Semaphore::MAX_PERMITS)));
+        let open = Arc::new(AtomicUsize::new(0));
         let handler = Arc::new(handler);
         let tls = tls.map(TlsAcceptor::from);
         let mut connections = JoinSet::new();
@@ -124,11 +124,13 @@ impl Listener {
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let limits = *self.limits.get();
+            if open.load(Ordering::Relaxed) >= limits.max_connections {
                 self.guard.refused(Refusal::Full);
-                debug!(%peer, limit = self.limits.max_connections, "connection refused: too many");
+                debug!(%peer, limit = limits.max_connections, "connection refused: too many");
                 continue;
-            };
+            }
+            let place = Place::take(&open);
             let visit = match self.guard.admit(peer) {
                 Ok(visit) => visit,
                 Err(why) => {
@@ -136,7 +138,7 @@ impl Listener {
                     continue;
                 }
             };
-            let (handler, tls, timeout) = (handler.clone(), tls.clone(), self.limits.handshake_timeout);
+            let (handler, tls, timeout) = (handler.clone(), tls.clone(), limits.handshake_timeout);
             connections.spawn(async move {
                 let _place = place;
                 // Boxed: the handshake is larger than what a connection needs afterwards.
@@ -156,6 +158,22 @@ impl Listener {
             debug!(addr = %self.addr, left = connections.len(), "drain time is over: closing the rest");
             connections.shutdown().await;
         }
+    }
+}
+
+/// One of the connections that are open. Only the task that accepts takes any, so that none is taken twice.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Place {
+        open.fetch_add(1, Ordering::Relaxed);
+        Place(open.clone())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -206,8 +224,9 @@ mod tests {
 
     #[tokio::test]
     async fn limits_drain_and_panics_stay_within_one_connection() {
-        let limits = Limits { max_connections: 2, handshake_timeout: Duration::from_secs(5) };
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), limits).await.unwrap();
+        let limits = |max_connections| Limits { max_connections, handshake_timeout: Duration::from_secs(5) };
+        let current = Current::from(limits(2));
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), current.clone()).await.unwrap();
         let addr = listener.local_addr();
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(listener.run(
@@ -234,6 +253,10 @@ mod tests {
         assert_eq!(answer, Some(b'b'));
         let mut third = TcpStream::connect(addr).await.unwrap();
         assert_eq!(third.read(&mut [0]).await.unwrap_or(0), 0, "the third is closed at once");
+        current.set(limits(3));
+        let (late, answer) = echo(TcpStream::connect(addr).await.unwrap(), b'd').await;
+        assert_eq!(answer, Some(b'd'), "there is room for a third now");
+        drop(late);
         let (_, answer) = echo(second, b'!').await;
         assert_eq!(answer, None, "its handler panicked");
         shutdown.cancel();

@@ -13,10 +13,10 @@ use rcgen::{
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, RootCertStore, ServerConfig};
 
-use crate::Error;
+use crate::{Error, Identity};
 
 /// Where a node's certificate, its key and the CA that the roles trust among themselves are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,17 @@ pub struct Files {
     pub key: PathBuf,
 }
 
+impl Files {
+    /// Where [`development_files`] has those of `node`.
+    pub fn in_development(dir: &Path, node: &str) -> Files {
+        Files {
+            ca: dir.join("ca.pem"),
+            certificate: dir.join(format!("{node}.pem")),
+            key: dir.join(format!("{node}.key")),
+        }
+    }
+}
+
 /// Whether a client must show a certificate of the fleet's CA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clients {
@@ -38,29 +49,14 @@ pub enum Clients {
     Fleet,
 }
 
-/// A server side that offers `alpn` in this order.
+/// A server side that offers `alpn` in this order, by files that are not read again.
 pub fn server_config(files: &Files, clients: Clients, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, Error> {
-    let builder = ServerConfig::builder();
-    let builder = match clients {
-        Clients::Anyone => builder.with_no_client_auth(),
-        Clients::Fleet => {
-            let verifier = WebPkiClientVerifier::builder(Arc::new(roots(&files.ca)?))
-                .build()
-                .map_err(|error| Error::Pem { path: files.ca.clone(), problem: error.to_string() })?;
-            builder.with_client_cert_verifier(verifier)
-        }
-    };
-    let mut config = builder.with_single_cert(chain(&files.certificate)?, key(&files.key)?)?;
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(Arc::new(config))
+    Identity::load(files)?.server(clients, alpn)
 }
 
 /// A client side that trusts the fleet's CA and shows this node's certificate. ALPN is left empty.
 pub fn client_config(files: &Files) -> Result<Arc<ClientConfig>, Error> {
-    let config = ClientConfig::builder()
-        .with_root_certificates(roots(&files.ca)?)
-        .with_client_auth_cert(chain(&files.certificate)?, key(&files.key)?)?;
-    Ok(Arc::new(config))
+    Identity::load(files)?.client()
 }
 
 /// When the first certificate of a PEM file expires.
@@ -100,12 +96,8 @@ pub fn development_files(dir: &Path, node: &str, names: &[String]) -> Result<Fil
     let lock_path = dir.join("lock");
     let lock = fs::File::create(&lock_path).and_then(|file| file.lock().map(|()| file));
     let _lock = lock.map_err(|source| Error::File { path: lock_path, source })?;
-    let (ca, ca_key) = (dir.join("ca.pem"), dir.join("ca.key"));
-    let files = Files {
-        ca: ca.clone(),
-        certificate: dir.join(format!("{node}.pem")),
-        key: dir.join(format!("{node}.key")),
-    };
+    let files = Files::in_development(dir, node);
+    let (ca, ca_key) = (files.ca.clone(), dir.join("ca.key"));
     if !(ca.exists() && ca_key.exists()) {
         let key = KeyPair::generate()?;
         let certificate = authority().self_signed(&key)?;
@@ -173,7 +165,7 @@ fn read(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|source| Error::File { path: path.into(), source })
 }
 
-fn roots(path: &Path) -> Result<RootCertStore, Error> {
+pub(crate) fn roots(path: &Path) -> Result<RootCertStore, Error> {
     let mut store = RootCertStore::empty();
     for certificate in chain(path)? {
         store.add(certificate)?;
@@ -181,7 +173,7 @@ fn roots(path: &Path) -> Result<RootCertStore, Error> {
     Ok(store)
 }
 
-fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+pub(crate) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     let pem = read(path)?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     match chain {
@@ -191,7 +183,7 @@ fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
     }
 }
 
-fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
+pub(crate) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
     PrivateKeyDer::from_pem_slice(read(path)?.as_bytes())
         .map_err(|error| Error::Pem { path: path.into(), problem: error.to_string() })
 }

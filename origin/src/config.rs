@@ -105,8 +105,8 @@ impl Config {
 
     /// How much of [`Config::capacity`] is taken: by what the ladders of its streams cost together (thousandths of a CPU), or
     /// by how many streams there are, whichever is more.
-    pub fn load(&self, streams: usize, milli_cpus: u64) -> u32 {
-        let by_count = (streams as u64 * u64::from(self.capacity())).div_ceil(self.max_streams.max(1) as u64);
+    pub fn load(&self, streams: usize, max_streams: usize, milli_cpus: u64) -> u32 {
+        let by_count = (streams as u64 * u64::from(self.capacity())).div_ceil(max_streams.max(1) as u64);
         u32::try_from(milli_cpus.div_ceil(100).max(by_count)).unwrap_or(u32::MAX)
     }
 
@@ -182,7 +182,7 @@ mod tests {
         for (streams, milli_cpus, load) in
             [(0, 0, 0), (1, 10, 4), (1, 924, 10), (2, 6000, 60), (10, 0, 40), (3, 10, 12)]
         {
-            assert_eq!(config.load(streams, milli_cpus), load, "{streams} {milli_cpus}");
+            assert_eq!(config.load(streams, config.max_streams, milli_cpus), load, "{streams} {milli_cpus}");
         }
         assert!(Config::default().capacity() >= 10);
     }

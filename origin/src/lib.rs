@@ -57,6 +57,7 @@ use cluster::Member;
 use cluster::record::{StreamState, Which};
 use cluster::token::Keys;
 use media::StreamName;
+use net::Current;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -122,13 +123,29 @@ pub struct Origin {
     shared: Arc<Shared>,
 }
 
+/// What can be changed of an origin's configuration while it runs.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    streams: usize,
+    mirrored: usize,
+}
+
+impl Limits {
+    fn of(config: &Config) -> Limits {
+        Limits { streams: config.max_streams, mirrored: config.mirrored_streams }
+    }
+}
+
 /// The pushes of the streams that someone is subscribed to.
 type Hubs = HashMap<StreamName, media::push::Hub>;
 
 /// What all requests share.
 struct Shared {
     config: Config,
-    transcode: transcode::Config,
+    /// Streams at most, and mirrored ones.
+    limits: Current<Limits>,
+    /// For runs that begin now.
+    transcode: Current<transcode::Config>,
     keys: Arc<Keys>,
     store: Member,
     archive: archive::Sink,
@@ -153,6 +170,14 @@ struct Shared {
 pub struct Control(Arc<Shared>);
 
 impl Control {
+    /// Puts another configuration in force, which has no [`Config::problems`]: of the origin's how many streams it takes and
+    /// mirrors, and the ladder for sessions that begin from now on. Those that are there stay, and keep their ladders.
+    pub fn set_config(&self, config: &Config, transcode: transcode::Config) {
+        self.0.limits.set(Limits::of(config));
+        self.0.transcode.set(transcode);
+        self.0.counted(self.0.streams().len());
+    }
+
     /// Takes tokens back: who uses one is refused, also in the middle of a broadcast, here at once and at the other
     /// origins of the store as soon as it tells them.
     pub fn revoke(&self, which: Which) {
@@ -166,8 +191,9 @@ impl Origin {
         let limits = net::Limits { max_connections: MAX_CONNECTIONS, handshake_timeout: HANDSHAKE_TIMEOUT };
         let listener = net::Listener::bind(config.listen, limits).await?;
         let shared = Arc::new(Shared {
+            limits: Limits::of(&config).into(),
             config,
-            transcode: deps.transcode,
+            transcode: deps.transcode.into(),
             keys: deps.keys,
             store: deps.store,
             archive: deps.archive,
@@ -275,7 +301,7 @@ impl Shared {
         if let Some(live) = streams.get(name) {
             return Some(live.clone());
         }
-        if streams.len() >= self.config.max_streams {
+        if streams.len() >= self.limits.get().streams {
             return None;
         }
         let live = Arc::new(Live::recorded(name.clone(), self.archive.clone(), self.news.clone()));
@@ -411,6 +437,7 @@ impl Shared {
 
     fn counted(&self, streams: usize) {
         self.metrics.streams.set(streams as i64);
-        self.store.set_load(self.config.load(streams, self.milli_cpus.load(Ordering::Relaxed)));
+        let (most, milli_cpus) = (self.limits.get().streams, self.milli_cpus.load(Ordering::Relaxed));
+        self.store.set_load(self.config.load(streams, most, milli_cpus));
     }
 }

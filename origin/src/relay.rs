@@ -115,6 +115,7 @@ pub(crate) async fn session<B>(
     B::Error: std::fmt::Display,
 {
     let began = Instant::now();
+    let ladder = shared.transcode.get();
     shared.metrics.sessions.inc();
     let mut session = Session {
         rules: Rules {
@@ -123,10 +124,11 @@ pub(crate) async fn session<B>(
             max_gap: shared.config.segment_duration * 9 / 10,
             max_still: MAX_STILL,
             // Of a broadcast that goes on it is fixed how long segments are.
-            keyframes: (shared.transcode.passthrough != Passthrough::Off
+            keyframes: (ladder.passthrough != Passthrough::Off
                 && !matches!(live.state(), State::Live | State::Interrupted(_)))
-            .then_some(shared.transcode.max_keyframe_interval + KEYFRAME_SLACK),
+            .then_some(ladder.max_keyframe_interval + KEYFRAME_SLACK),
         },
+        ladder,
         shared: &shared,
         live: &live,
         grant: None,
@@ -179,6 +181,8 @@ pub(crate) async fn session<B>(
 
 struct Session<'a> {
     shared: &'a Arc<Shared>,
+    /// The ladder's rules as they were when it came.
+    ladder: Arc<transcode::Config>,
     live: &'a Arc<Live>,
     /// From its claim on.
     grant: Option<Grant>,
@@ -693,7 +697,8 @@ impl Session<'_> {
         let begins_ms = lead.map_or(source.first_ms, |(ms, _)| ms);
         let unix_ms = self.request.received_unix_ms.saturating_add(begins_ms - source.came_ms);
         let unix_ms = unix_ms.clamp(now - MAX_CLOCK_SKEW_MS, now);
-        let rules = &self.shared.transcode;
+        let ladder = self.ladder.clone();
+        let rules = &*ladder;
         let passes = self.writer.as_ref().is_some_and(|writer| writer.passes);
         let passable = self.copies
             && source.video.as_ref().is_some_and(|video| rules.passes_through(video.codec, &video.record));

@@ -29,7 +29,7 @@ pub struct Admin {
     /// A file that gets a line of JSON for each change that an operator makes. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit: Option<PathBuf>,
-    /// Who may do what, at most 32. Where there is one, nobody gets in without. Read again on SIGHUP.
+    /// Who may do what, at most 32. Where there is one, nobody gets in without. Read again on every reload.
     pub tokens: Vec<Token>,
 }
 
@@ -65,6 +65,12 @@ impl Default for Admin {
 }
 
 impl Admin {
+    /// The certificate and key of HTTPS, if it has them. `ca` is the fleet's.
+    pub(crate) fn files(&self, ca: &std::path::Path) -> Option<net::tls::Files> {
+        let (certificate, key) = self.certificate.clone().zip(self.key.clone())?;
+        Some(net::tls::Files { ca: ca.into(), certificate, key })
+    }
+
     /// What cannot be used, with the path of its key below `at`.
     pub fn problems(&self, at: &str) -> Vec<String> {
         let mut problems = Vec::new();

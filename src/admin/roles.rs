@@ -72,6 +72,7 @@ static TABLE: &[(&[Method], &str, Need)] = &[
     (POST, "/v1/broadcasts", Need::Role(Role::Operate)),
     (POST, "/v1/broadcasts/*", Need::Role(Role::Operate)),
     (DELETE, "/v1/broadcasts/*", Need::Role(Role::Operate)),
+    (POST, "/admin/reload", Need::Role(Role::Admin)),
     (POST, "/admin/revoke", Need::Role(Role::Admin)),
 ];
 

@@ -17,6 +17,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use ingest::health::Board;
 use media::StreamName;
+use net::Current;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -58,7 +59,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub(crate) struct Api {
     pub(crate) records: Arc<Records>,
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) urls: Urls,
+    pub(crate) urls: Current<Urls>,
     pub(crate) keys: Arc<Keys>,
     /// How the broadcasts come in, where this node takes them.
     pub(crate) board: Option<Board>,
@@ -187,7 +188,8 @@ impl Api {
         let mut view = self.details(&broadcast, None);
         let health = self.health(&broadcast);
         // Health changes with every frame, and tokens of recordings with time: answers with them are never the same.
-        let passing = health.is_some() || (self.urls.playback.is_some() && !broadcast.recordings.is_empty());
+        let passing =
+            health.is_some() || (self.urls.get().playback.is_some() && !broadcast.recordings.is_empty());
         if !passing && matches_tag(headers, &IF_NONE_MATCH, revision) {
             let mut response = Response::new(Full::default());
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -204,8 +206,8 @@ impl Api {
 
     fn details(&self, broadcast: &Broadcast, region: Option<&str>) -> Value {
         let mut view = broadcast.view();
-        view["ingest"] = self.urls.ingest(region, None);
-        view["playback"] = self.urls.playback(broadcast, SystemTime::now());
+        view["ingest"] = self.urls.get().ingest(region, None);
+        view["playback"] = self.urls.get().playback(broadcast, SystemTime::now());
         view
     }
 
@@ -310,7 +312,7 @@ impl Api {
         let token = self.sign(broadcast)?;
         let key = format!("{}?token={token}", broadcast.stream);
         let mut view = self.details(broadcast, region);
-        view["ingest"] = self.urls.ingest(region, Some(&key));
+        view["ingest"] = self.urls.get().ingest(region, Some(&key));
         view["token"]["value"] = token.into();
         view["stream_key"] = key.into();
         let mut response = json_answer(StatusCode::CREATED, &view);

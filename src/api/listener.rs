@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{Digest, SHA256, digest};
 use http::Request;
 use http::header::{AUTHORIZATION, HeaderMap};
 use hyper::body::Incoming;
+use net::Current;
 use tokio_util::sync::CancellationToken;
 
 use super::config;
@@ -35,7 +36,7 @@ pub(crate) struct ApiKeys(Vec<Digest>);
 pub(crate) struct Listener {
     listener: net::Listener,
     tls: Arc<rustls::ServerConfig>,
-    keys: Arc<ApiKeys>,
+    keys: Current<ApiKeys>,
 }
 
 impl ApiKeys {
@@ -81,7 +82,11 @@ impl Listener {
         tls: Arc<rustls::ServerConfig>,
         keys: ApiKeys,
     ) -> Result<Listener, net::Error> {
-        Ok(Listener { listener: net::Listener::bind(addr, LIMITS).await?, tls, keys: Arc::new(keys) })
+        Ok(Listener { listener: net::Listener::bind(addr, LIMITS).await?, tls, keys: keys.into() })
+    }
+
+    pub(crate) fn keys(&self) -> Current<ApiKeys> {
+        self.keys.clone()
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -93,7 +98,7 @@ impl Listener {
         let service = move |request: Request<Incoming>, _peer| {
             let (api, keys) = (api.clone(), keys.clone());
             async move {
-                let refused = if !keys.open(request.headers()) {
+                let refused = if !keys.get().open(request.headers()) {
                     Some(Problem::unauthorized())
                 } else if !Api::has(request.uri().path()) {
                     Some(Problem::not_found("the Live API is below /v1/"))

@@ -29,15 +29,17 @@ use std::time::Duration;
 use anyhow::Context;
 use cluster::Member;
 use cluster::token::Keys;
+use net::Current;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use http::Api;
+pub(crate) use listener::ApiKeys;
 pub(crate) use urls::Urls;
 
 use follower::Follower;
-use listener::{ApiKeys, Listener};
+use listener::Listener;
 use metrics::Metrics;
 use outbox::Outbox;
 use recordings::Recordings;
@@ -52,7 +54,7 @@ pub(crate) struct Deps {
     pub(crate) member: Member,
     /// What tokens are signed with.
     pub(crate) keys: Arc<Keys>,
-    pub(crate) urls: Urls,
+    pub(crate) urls: Current<Urls>,
     /// The streams of this node, if it has an origin.
     pub(crate) origin: Option<origin::Control>,
     /// What is kept, if it has an origin that keeps something.
@@ -120,6 +122,11 @@ impl Service {
     /// For the admin listener, which answers for the API too.
     pub(crate) fn api(&self) -> Arc<Api> {
         self.api.clone()
+    }
+
+    /// Who may use its own listener.
+    pub(crate) fn keys(&self) -> Option<Current<ApiKeys>> {
+        self.listener.as_ref().map(Listener::keys)
     }
 
     /// Where its own listener is.

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::broadcast::{Broadcast, Token};
 use crate::config::{Config, Pop};
-use crate::secrets;
 
 /// Where broadcasters and viewers reach the platform.
 pub(crate) struct Urls {
@@ -26,7 +25,11 @@ pub(crate) struct Urls {
 
 impl Urls {
     /// As the configuration says; where it says nothing, this node by its `public.host` and the ports of its `listeners`.
-    pub(crate) fn new(config: &Config, listeners: &BTreeMap<&str, SocketAddr>) -> anyhow::Result<Urls> {
+    pub(crate) fn new(
+        config: &Config,
+        listeners: &BTreeMap<&'static str, SocketAddr>,
+        playback: Option<Arc<Keys>>,
+    ) -> Urls {
         let public = &config.public;
         let here = |listener| Some(format!("{}:{}", public.host, listeners.get(listener)?.port()));
         let mut pops = public.pops.clone();
@@ -42,11 +45,7 @@ impl Urls {
                 .filter_map(|scheme| Some(format!("{scheme}://{}", here(scheme)?)));
             bases.extend(edge);
         }
-        let playback = match config.edge.playback.paths.as_slice() {
-            [] => None,
-            _ => Some(Arc::new(secrets::playback_keys(config)?)),
-        };
-        Ok(Urls { pops, region: public.region.clone(), bases, playback })
+        Urls { pops, region: public.region.clone(), bases, playback }
     }
 
     /// The POPs, those of the region first, otherwise in the order of the configuration; with a key, also what to give to

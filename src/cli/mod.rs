@@ -7,6 +7,7 @@ pub mod check_config;
 pub mod doctor;
 pub mod latency;
 pub mod node;
+pub mod reload;
 mod scrape;
 pub mod serve;
 pub mod shell;
@@ -44,6 +45,8 @@ pub enum Command {
     Streams(status::StatusArgs),
     /// A running node as it works, once a second
     Top(top::TopArgs),
+    /// Have a running node read its configuration again; exits 1 if it has problems
+    Reload(reload::ReloadArgs),
     /// Let a running node end in good order, as SIGTERM does
     Drain(status::DrainArgs),
     /// Broadcasts of the Live API of a running node

@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::{EXIT_BAD_CONFIG, load};
 use crate::Server;
+use crate::reload::Cause;
 use crate::telemetry;
 
 /// Arguments of `serve`.
@@ -24,19 +25,19 @@ pub struct ServeArgs {
     pub log: Option<String>,
 }
 
-/// Serves until SIGTERM or SIGINT; SIGHUP reloads the policies and the token keys. Once all ports are bound, one line of JSON on standard output tells them.
+/// Serves until SIGTERM or SIGINT; SIGHUP reads the configuration again. Once all ports are bound, one line of JSON on standard output tells them.
 pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let Some(config) = load(&args.config) else {
         return Ok(ExitCode::from(EXIT_BAD_CONFIG));
     };
-    telemetry::init(args.log.as_deref().unwrap_or(&config.log.filter));
+    telemetry::init(&config.log.filter, args.log.as_deref());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
         let mut hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
-        let server = Server::bind(config).await?;
-        let operator = server.operator();
+        let server = Server::bind(config, &args.config).await?;
+        let reloader = server.reloader();
         println!("{}", serde_json::json!({ "listeners": server.listeners }));
         let shutdown = CancellationToken::new();
         let mut serving = tokio::spawn(server.serve(shutdown.clone()));
@@ -48,8 +49,8 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
                 _ = hangup.recv() => {
                     info!(signal = "SIGHUP", file = %args.config.display(), "reloading the configuration");
                     // It reads a file and goes through all names that are kept.
-                    let (operator, file) = (operator.clone(), args.config.clone());
-                    tokio::task::spawn_blocking(move || operator.reload(&file)).await?;
+                    let reloader = reloader.clone();
+                    let _ = tokio::task::spawn_blocking(move || reloader.reload(Cause::Signal)).await?;
                 }
             }
         };

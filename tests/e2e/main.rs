@@ -43,6 +43,7 @@ mod policy;
 mod publisher;
 mod push;
 mod reconnect;
+mod reload;
 mod shaka;
 mod soak;
 mod succession;

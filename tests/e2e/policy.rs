@@ -10,7 +10,13 @@ use serde_json::{Value, json};
 use crate::kit::*;
 
 /// One request on a connection of its own: status, headers as they came, body.
-fn ask(node: &Node, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String, String) {
+pub fn ask(
+    node: &Node,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (u16, String, String) {
     let addr = node.addr("admin");
     let mut request = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
     for (name, value) in [("host", addr.to_string()), ("content-length", body.len().to_string())] {
@@ -29,7 +35,7 @@ fn ask(node: &Node, method: &str, path: &str, headers: &[(&str, &str)], body: &s
     (head.split(' ').nth(1).unwrap().parse().unwrap(), head.to_ascii_lowercase(), body.to_owned())
 }
 
-const JSON: (&str, &str) = ("content-type", "application/json");
+pub const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn policy(node: &Node, tier: &str) -> (Value, String) {
     let (status, head, body) = ask(node, "GET", &format!("/admin/policy{tier}"), &[], "");
@@ -142,6 +148,8 @@ fn the_admin_listener_refuses_what_a_web_page_could_send() {
 fn a_reload_takes_the_policy_of_the_file_and_names_the_rest() {
     let folder = Folder::new("reload");
     let mut config = all_in_one(&folder.path().join("state"));
+    // It is told when to look.
+    config.get_mut("node").unwrap().push_str("watch_config = false\n");
     let node = Node::start(&folder, "node", &toml(&config));
     let hang_up = || {
         let sent = Command::new("kill").args(["-HUP", &node.pid().to_string()]).status().unwrap();

@@ -9,6 +9,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderValue, Method, Request, Uri, header};
 use media::StreamName;
 use media::flv::Tag;
+use net::Current;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -36,7 +37,7 @@ const REPORTS: usize = 16;
 /// What the relays of all sessions share.
 #[derive(Clone)]
 pub struct Relays {
-    rules: config::Relay,
+    rules: Current<config::Relay>,
     origins: cluster::Ring,
     uplinks: Arc<Uplinks>,
     metrics: Metrics,
@@ -97,7 +98,12 @@ impl Relays {
     ) -> Relays {
         let budget = Arc::new(Budget::new(rules.total_buffer.as_u64(), metrics.buffered_bytes.clone()));
         let uplinks = Arc::new(Uplinks::new(&rules, tls));
-        Relays { rules, origins, uplinks, metrics, budget, passed_over: Arc::default() }
+        Relays { rules: rules.into(), origins, uplinks, metrics, budget, passed_over: Arc::default() }
+    }
+
+    /// Other rules, for sessions that begin from now on, but for what all of them share.
+    pub fn set_rules(&self, rules: config::Relay) {
+        self.rules.set(rules);
     }
 
     fn passed_over(&self) -> MutexGuard<'_, PassedOver> {
@@ -114,7 +120,8 @@ impl Relays {
             session: secret(session),
         };
         let seed = u64::from_le_bytes(crate::random());
-        let handover = Handover::new(self.rules.clone(), nodes.len(), self.budget.clone(), seed, now());
+        let handover =
+            Handover::new((*self.rules.get()).clone(), nodes.len(), self.budget.clone(), seed, now());
         Relay {
             handover,
             candidates: Candidates { nodes, looked },
@@ -139,7 +146,7 @@ impl Relay {
             self.shared.metrics.dropped_gops.inc_by(dropped - self.counted.dropped_gops);
             if self.counted.dropped_gops == 0 {
                 warn!(
-                    buffer = %self.shared.rules.buffer,
+                    buffer = %self.shared.rules.get().buffer,
                     last_error = self.handover.last_error(),
                     "replay buffer is full: its oldest media is dropped"
                 );

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use media::flv::Tag;
+use net::Current;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::{Instant, Sleep};
@@ -45,8 +46,10 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// What all connections share.
 pub struct Context {
-    /// The settings.
-    pub config: Config,
+    /// The settings for connections that come now.
+    pub config: Current<Config>,
+    /// What the listeners let in.
+    pub limits: Current<net::Limits>,
     /// What tokens are checked with.
     pub keys: Arc<cluster::token::Keys>,
     /// Who hears of bad tokens.
@@ -78,6 +81,8 @@ struct Connection {
     peer: SocketAddr,
     id: String,
     context: Arc<Context>,
+    /// The settings when it came.
+    config: Arc<Config>,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Goes off no later than the deadline, which each frame moves on.
     timer: Pin<Box<Sleep>>,
@@ -150,11 +155,12 @@ impl Connection {
         context: Arc<Context>,
         shutdown: CancellationToken,
     ) -> Connection {
-        let session = Session::new(context.config.max_message.as_u64() as u32);
+        let config = context.config.get();
+        let session = Session::new(config.max_message.as_u64() as u32);
         let now = Instant::now();
-        let rate = RateLimit::new(context.config.max_bitrate_bps, now.into_std());
+        let rate = RateLimit::new(config.max_bitrate_bps, now.into_std());
         let tls = stream.is_tls();
-        if let Err(error) = notice_absence(&stream, context.config.idle_timeout.mul_f32(1.0 - PING_AFTER)) {
+        if let Err(error) = notice_absence(&stream, config.idle_timeout.mul_f32(1.0 - PING_AFTER)) {
             warn!(%error, "a network that vanishes will be noticed late");
         }
         let (reader, writer) = tokio::io::split(stream);
@@ -166,6 +172,7 @@ impl Connection {
             peer,
             id,
             context,
+            config,
             shutdown: Box::pin(shutdown.cancelled_owned()),
             timer: Box::pin(tokio::time::sleep_until(now)),
             session,
@@ -257,7 +264,7 @@ impl Connection {
                 Ok(Happened::Progress(Progress::Over(outcome))) => return End::Relay(outcome),
                 Ok(Happened::Early) => {}
                 Ok(Happened::Shutdown) => {
-                    self.drained = Some(Instant::now() + self.context.config.drain);
+                    self.drained = Some(Instant::now() + self.config.drain);
                     // Who does not understand it goes on until then.
                     if self.publishing.is_some()
                         && let Err(error) = self.session.request_reconnect(None, "this server goes away")
@@ -306,7 +313,7 @@ impl Connection {
                         ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable
                     ) =>
                 {
-                    Err(Error::Vanished(self.context.config.idle_timeout))
+                    Err(Error::Vanished(self.config.idle_timeout))
                 }
                 read => Ok(Happened::Read(read?)),
             },
@@ -321,7 +328,7 @@ impl Connection {
 
     /// When something must have happened, and what is wrong if it has not; `None` means that it is time to ask.
     fn deadline(&self) -> (Instant, Option<Error>) {
-        let config = &self.context.config;
+        let config = &self.config;
         let silence = match self.publishing {
             None => {
                 let error = Error::HandshakeTimeout(config.handshake_timeout);
@@ -373,7 +380,7 @@ impl Connection {
             self.context.guard.offence(self.peer);
             Error::Token { stream: key.stream.clone(), problem }
         })?;
-        if let Some(limit) = claims.max_bitrate.filter(|limit| *limit < self.context.config.max_bitrate_bps) {
+        if let Some(limit) = claims.max_bitrate.filter(|limit| *limit < self.config.max_bitrate_bps) {
             self.rate = RateLimit::new(limit, Instant::now().into_std());
         }
         let relay = self.context.relays.open(&key, &self.id);

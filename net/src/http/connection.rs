@@ -5,8 +5,8 @@ use std::error::Error as StdError;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ use super::priority::Priority;
 use super::streams::Streams;
 use crate::error::chain;
 use crate::guard::Visit;
-use crate::{Refusal, Stream};
+use crate::{Current, Refusal, Stream};
 
 /// What an h2 client says first (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -79,7 +79,13 @@ pub(super) struct Host<S> {
     h1: http1::Builder,
     service: Arc<S>,
     stop: CancellationToken,
-    unparked: AtomicUsize,
+    unparked: Arc<AtomicUsize>,
+}
+
+/// What connections get that come now: a [`Host`] for each value that the options have had.
+pub(super) struct Hosts<S> {
+    options: Current<Options>,
+    latest: Mutex<(Arc<Options>, Arc<Host<S>>)>,
 }
 
 /// How a connection's time with one protocol ended.
@@ -98,6 +104,37 @@ enum Protocol {
     H2,
 }
 
+impl<S> Hosts<S> {
+    pub(super) fn new(options: Current<Options>, stop: CancellationToken, service: S) -> Self {
+        let now = options.get();
+        let host = Host::new(*now, stop, Arc::new(service), Arc::default());
+        Self { options, latest: Mutex::new((now, Arc::new(host))) }
+    }
+
+    /// For a connection that comes now.
+    pub(super) fn host(&self) -> Arc<Host<S>> {
+        let now = self.options.get();
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&latest.0, &now) {
+            let Host { stop, service, unparked, .. } = &*latest.1;
+            let host = Host::new(*now, stop.clone(), service.clone(), unparked.clone());
+            *latest = (now, Arc::new(host));
+        }
+        latest.1.clone()
+    }
+}
+
+impl<S> Host<S> {
+    fn new(options: Options, stop: CancellationToken, service: Arc<S>, unparked: Arc<AtomicUsize>) -> Self {
+        let mut h1 = http1::Builder::new();
+        // Time is kept by `Patience`.
+        h1.header_read_timeout(None)
+            .max_buf_size(options.max_header_bytes.max(8 << 10) as usize)
+            .half_close(false);
+        Self { options, h1, service, stop, unparked }
+    }
+}
+
 impl<S, F, B> Host<S>
 where
     S: Fn(Request<Incoming>, SocketAddr) -> F + Clone + Send + Sync + 'static,
@@ -105,15 +142,6 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    pub(super) fn new(options: Options, stop: CancellationToken, service: S) -> Self {
-        let mut h1 = http1::Builder::new();
-        // Time is kept by `Patience`.
-        h1.header_read_timeout(None)
-            .max_buf_size(options.max_header_bytes.max(8 << 10) as usize)
-            .half_close(false);
-        Self { options, h1, service: Arc::new(service), stop, unparked: AtomicUsize::new(0) }
-    }
-
     /// Serves a connection to its end.
     pub(super) async fn serve(self: Arc<Self>, stream: Stream, peer: SocketAddr, visit: Visit) {
         let visit = Arc::new(visit);

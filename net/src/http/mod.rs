@@ -23,9 +23,9 @@ use hyper::body::{Body, Incoming};
 use tokio_util::sync::CancellationToken;
 
 use crate::guard::Visit;
-use crate::{Listener, Stream};
+use crate::{Current, Listener, Stream};
 
-/// Bounds of what a client may send and hold.
+/// Bounds of what a client may send and hold. Another value counts for connections that come after it.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// From the connection's begin to its first request; then (h1) from the answer before to the end of the next
@@ -71,7 +71,7 @@ impl Default for Options {
 pub async fn serve<S, F, B>(
     listener: Listener,
     tls: Option<Arc<rustls::ServerConfig>>,
-    options: Options,
+    options: impl Into<Current<Options>>,
     shutdown: CancellationToken,
     drain: Duration,
     service: S,
@@ -81,9 +81,9 @@ pub async fn serve<S, F, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let host = Arc::new(connection::Host::new(options, shutdown.clone(), service));
+    let hosts = connection::Hosts::new(options.into(), shutdown.clone(), service);
     let handler =
-        move |stream: Stream, peer: SocketAddr, visit: Visit| host.clone().serve(stream, peer, visit);
+        move |stream: Stream, peer: SocketAddr, visit: Visit| hosts.host().serve(stream, peer, visit);
     listener.run_visits(tls, shutdown, drain, handler).await;
 }
 

@@ -251,7 +251,7 @@ impl Mirrors {
             if inner.mirrors.contains_key(name) || !wanted(name, epoch, owner) {
                 continue;
             }
-            if inner.mirrors.len() >= shared.config.mirrored_streams {
+            if inner.mirrors.len() >= shared.limits.get().mirrored {
                 shared.metrics.mirrors_refused.inc();
                 continue;
             }

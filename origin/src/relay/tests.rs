@@ -76,8 +76,9 @@ pub(super) fn shared_of(
 ) -> Arc<Shared> {
     let mut registry = Registry::default();
     Arc::new(Shared {
+        limits: crate::Limits::of(&config).into(),
         config,
-        transcode,
+        transcode: transcode.into(),
         keys: Arc::new(cluster::token::Keys::new(&[vec![0; 32]]).unwrap()),
         archive: archive::Sink::default(),
         kept: None,
