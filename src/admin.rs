@@ -173,7 +173,7 @@ impl Admin {
         let connections = if addr.ip().is_loopback() { 0 } else { MAX_PER_ADDRESS };
         let rules = net::PerAddress { connections, ..net::PerAddress::default() };
         let guard = net::Guard::new(rules, Arc::new(state.access.metrics.clone()));
-        Ok(Self { listener: net::Listener::bind(addr, LIMITS).await?.guarded(guard), state })
+        Ok(Self { listener: net::Listener::named("admin", addr, LIMITS).await?.guarded(guard), state })
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {

@@ -18,6 +18,7 @@ mod secrets;
 mod status;
 mod streams;
 mod telemetry;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -270,7 +271,9 @@ impl Server {
     /// Serves until `shutdown` or an operator drains it; then ends the roles one after the other in the direction of flow, each within its own
     /// drain time, so that what a broadcaster sent before still reaches the viewers. A role that ends by itself ends the
     /// node: half a node would look healthy and lose what is sent to it.
-    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+    /// Where the next process has taken over (`handed` is cancelled before `shutdown`), nothing new is for this one: all
+    /// stop to accept at once, the operators' listener too.
+    pub async fn serve(self, shutdown: CancellationToken, handed: CancellationToken) -> anyhow::Result<()> {
         let leave = CancellationToken::new();
         let fleet = tokio::spawn(self.fleet.serve(leave.clone()));
         let mut roles = Vec::new();
@@ -298,6 +301,11 @@ impl Server {
             name = first_ended(&mut roles) => Some(name),
         };
         self.ready.store(false, Ordering::Relaxed);
+        if handed.is_cancelled() {
+            roles.iter().for_each(|role| role.stop.cancel());
+            stop_api.cancel();
+            stop_admin.cancel();
+        }
         for Running { name, task, stop } in roles {
             info!(role = name, "stopping");
             stop.cancel();

@@ -99,17 +99,18 @@ impl Edge {
     pub async fn bind(config: Config, deps: Deps) -> Result<Edge, Error> {
         let viewers = deps.tier == VIEWERS_TIER;
         let protection = Protection::new(&config.limits, deps.tier, viewers, &deps.metrics.refusals);
-        let bind = async |addr| {
-            let listener = net::Listener::bind(addr, protection.listener.clone()).await?;
+        let names = if viewers { ["https", "http"] } else { ["shield", "shield-http"] };
+        let bind = async |name, addr| {
+            let listener = net::Listener::named(name, addr, protection.listener.clone()).await?;
             Ok::<_, Error>(listener.guarded(protection.guard.clone()))
         };
         let https = match (config.https, &deps.server_tls) {
             (None, _) => None,
             (Some(addr), None) => return Err(Error::NoCertificate { addr }),
-            (Some(addr), Some(tls)) => Some((bind(addr).await?, tls.clone())),
+            (Some(addr), Some(tls)) => Some((bind(names[0], addr).await?, tls.clone())),
         };
         let http = match config.http {
-            Some(addr) => Some(bind(addr).await?),
+            Some(addr) => Some(bind(names[1], addr).await?),
             None => None,
         };
         Ok(Edge { tier: Arc::new(Tier::new(config, deps)), protection, https, http })

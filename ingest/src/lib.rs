@@ -61,11 +61,15 @@ impl Ingest {
         let limits = Current::from(config.limits());
         let guard = net::Guard::new(config.per_address(), Arc::new(deps.metrics.clone()));
         let rtmp = match config.rtmp {
-            Some(addr) => Some(net::Listener::bind(addr, limits.clone()).await?.guarded(guard.clone())),
+            Some(addr) => {
+                Some(net::Listener::named("rtmp", addr, limits.clone()).await?.guarded(guard.clone()))
+            }
             None => None,
         };
         let rtmps = match config.rtmps {
-            Some(addr) => Some(net::Listener::bind(addr, limits.clone()).await?.guarded(guard.clone())),
+            Some(addr) => {
+                Some(net::Listener::named("rtmps", addr, limits.clone()).await?.guarded(guard.clone()))
+            }
             None => None,
         };
         let drain = config.drain + config.relay.end_timeout + CLOSING;

@@ -12,6 +12,7 @@ pub mod http;
 pub mod identity;
 pub mod listener;
 mod refusal;
+pub mod sockets;
 pub mod stream;
 pub mod tls;
 

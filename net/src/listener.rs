@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::guard::Visit;
-use crate::{Current, Error, Guard, Refusal, Stream};
+use crate::{Current, Error, Guard, Refusal, Stream, sockets};
 
 /// Pending connections the kernel may queue: a herd arrives within one scheduling delay.
 const BACKLOG: i32 = 1024;
@@ -32,7 +32,7 @@ pub struct Limits {
 
 /// A bound port that does not accept yet.
 pub struct Listener {
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
     addr: SocketAddr,
     limits: Current<Limits>,
     guard: Guard,
@@ -55,7 +55,28 @@ impl Listener {
         };
         let socket = bind().map_err(|source| Error::Bind { addr, source })?;
         let addr = socket.local_addr().map_err(|source| Error::Bind { addr, source })?;
-        Ok(Listener { socket, addr, limits: limits.into(), guard: Guard::default() })
+        Ok(Listener { socket: Arc::new(socket), addr, limits: limits.into(), guard: Guard::default() })
+    }
+
+    /// The same for a listener that the next process of a node can go on with, and that goes on with what the process before
+    /// left under this name for this address ([`sockets`]).
+    pub async fn named(
+        name: &'static str,
+        addr: SocketAddr,
+        limits: impl Into<Current<Limits>>,
+    ) -> Result<Listener, Error> {
+        let wrong = |source| Error::Bind { addr, source };
+        let listener = match sockets::take(name, addr) {
+            Some(socket) => {
+                socket.set_nonblocking(true).map_err(wrong)?;
+                let addr = socket.local_addr().map_err(wrong)?;
+                let socket = Arc::new(TcpListener::from_std(socket).map_err(wrong)?);
+                Listener { socket, addr, limits: limits.into(), guard: Guard::default() }
+            }
+            None => Listener::bind(addr, limits).await?,
+        };
+        sockets::register(name, addr, &listener.socket);
+        Ok(listener)
     }
 
     /// Protected by `guard`, which the listeners of a role share.

@@ -82,7 +82,7 @@ impl Listener {
         tls: Arc<rustls::ServerConfig>,
         keys: ApiKeys,
     ) -> Result<Listener, net::Error> {
-        Ok(Listener { listener: net::Listener::bind(addr, LIMITS).await?, tls, keys: keys.into() })
+        Ok(Listener { listener: net::Listener::named("api", addr, LIMITS).await?, tls, keys: keys.into() })
     }
 
     pub(crate) fn keys(&self) -> Current<ApiKeys> {

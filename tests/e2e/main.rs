@@ -50,4 +50,5 @@ mod succession;
 mod takeover;
 mod timed;
 mod tokens;
+mod upgrade;
 mod vod;

@@ -16,15 +16,15 @@ use crate::publisher::{Publisher, Tag, tags_of};
 use crate::reconnect::watch_sequences;
 
 /// An origin, two POPs, and an edge.
-struct Fleet {
-    origin: Node,
-    pops: [Node; 2],
-    edge: Node,
-    folder: Folder,
+pub struct Fleet {
+    pub origin: Node,
+    pub pops: [Node; 2],
+    pub edge: Node,
+    pub folder: Folder,
 }
 
 impl Fleet {
-    fn start(name: &str, grace: &str, drain: &str) -> Fleet {
+    pub fn start(name: &str, grace: &str, drain: &str) -> Fleet {
         let folder = Folder::new(name);
         let config = |name: &str, role: &str, origin: SocketAddr, listen: &str| {
             format!(
@@ -63,14 +63,14 @@ impl Fleet {
 }
 
 /// An encoder: what it says first on each connection, and what it makes.
-struct Encoder {
+pub struct Encoder {
     setup: Vec<Tag>,
-    media: Vec<Tag>,
-    sounds: Vec<String>,
+    pub media: Vec<Tag>,
+    pub sounds: Vec<String>,
 }
 
 impl Encoder {
-    fn new() -> Encoder {
+    pub fn new() -> Encoder {
         let clip = numbered();
         let source = packets(clip.path.to_str().unwrap());
         let audio = &source.iter().find(|(kind, _)| kind == "audio").unwrap().1;
@@ -80,12 +80,12 @@ impl Encoder {
         Encoder { setup, media, sounds }
     }
 
-    fn keyframe_from(&self, index: usize) -> usize {
+    pub fn keyframe_from(&self, index: usize) -> usize {
         let is_key = |tag: &Tag| tag.kind == 9 && tag.body[0] >> 4 == 1;
         self.media[index..].iter().position(is_key).map_or(self.media.len(), |more| index + more)
     }
 
-    fn at(&self, ms: u32) -> usize {
+    pub fn at(&self, ms: u32) -> usize {
         self.media.iter().position(|tag| tag.ms >= ms).unwrap()
     }
 
@@ -97,7 +97,7 @@ impl Encoder {
     }
 
     /// Pictures in order, and the hashes of the sounds, of what was sent.
-    fn sent(&self, was_sent: impl Fn(usize) -> bool) -> (Vec<u32>, Vec<String>) {
+    pub fn sent(&self, was_sent: impl Fn(usize) -> bool) -> (Vec<u32>, Vec<String>) {
         let sent = || self.media.iter().enumerate().filter(|(index, _)| was_sent(*index)).map(|(_, tag)| tag);
         let mut pictures: Vec<_> = sent().filter(|tag| tag.kind == 9).map(|tag| self.picture(tag)).collect();
         pictures.sort_unstable();
@@ -108,7 +108,7 @@ impl Encoder {
 }
 
 /// One connection of the encoder, on a clock of its own.
-struct Connection {
+pub struct Connection {
     publisher: Publisher,
     behind_ms: u32,
     heard: JoinHandle<String>,
@@ -117,7 +117,7 @@ struct Connection {
 
 impl Connection {
     /// The clock of the connection is so much behind the encoder's.
-    fn open(pop: &Node, stream: &str, caps_ex: u8, behind_ms: u32) -> Connection {
+    pub fn open(pop: &Node, stream: &str, caps_ex: u8, behind_ms: u32) -> Connection {
         let publisher = Publisher::publish_with(pop, stream, caps_ex);
         let (mut ear, asked) = (publisher.ear(), Arc::new(AtomicBool::new(false)));
         let flag = asked.clone();
@@ -132,33 +132,33 @@ impl Connection {
         Connection { publisher, behind_ms, heard, asked }
     }
 
-    fn begin(&mut self, encoder: &Encoder, ms: u32) {
+    pub fn begin(&mut self, encoder: &Encoder, ms: u32) {
         for tag in &encoder.setup {
             self.send(&Tag { ms, ..tag.clone() }).unwrap();
         }
     }
 
-    fn send(&mut self, tag: &Tag) -> std::io::Result<()> {
+    pub fn send(&mut self, tag: &Tag) -> std::io::Result<()> {
         self.publisher.send_now(&Tag { ms: tag.ms - self.behind_ms, ..tag.clone() })
     }
 
     /// Whether the server asked it to reconnect.
-    fn is_asked(&self) -> bool {
+    pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Acquire)
     }
 
     /// Ends its part of the broadcast; what the server has said.
-    fn end(mut self) -> String {
+    pub fn end(mut self) -> String {
         self.publisher.unpublish();
         self.heard.join().unwrap()
     }
 }
 
 /// A broadcaster's pace, not a wait for something.
-struct Pace(Instant);
+pub struct Pace(pub Instant);
 
 impl Pace {
-    fn wait_for(&self, ms: u32) {
+    pub fn wait_for(&self, ms: u32) {
         let due = self.0 + Duration::from_millis(ms.into());
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }
