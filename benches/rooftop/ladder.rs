@@ -306,6 +306,7 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
         }
     }
     let start = pictures[0].pts;
+    let thumbnails = rungs.last().and_then(|rung| Config::default().thumbnails.of(rung, video.sar));
     let job = Job {
         source: video,
         rungs: rungs.clone(),
@@ -315,6 +316,7 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
         given_cuts: false,
         deinterlace: true,
         shed: None,
+        thumbnails,
     };
     let (mut input, mut output) = transcode::start(job, Metrics::default())?;
     let feed = async move {
@@ -346,6 +348,8 @@ async fn transcode_to(clip: &Path, folder: &Path) -> anyhow::Result<()> {
                 Event::Sample { rung, sample } => {
                     files[rung].as_mut().context("a sample before its configuration")?.push(sample, start)?;
                 }
+                // What they cost is part of it.
+                Event::Picture { .. } | Event::Sheet { .. } => {}
                 Event::Shed { rung, .. } => bail!("rung {rung} was shed"),
                 Event::Damaged { frames } => bail!("{frames} frames were damaged"),
                 Event::Ended(ended) => ended?,

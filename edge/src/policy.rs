@@ -235,6 +235,13 @@ impl Class {
                 give_up: ms(5000),
                 ..class("init", "*.mp4")
             },
+            // Thumbnails: nobody waits for them as for media.
+            Class {
+                stale_if_error: ms(60_000),
+                blocking_timeout: ms(1000),
+                give_up: ms(4000),
+                ..class("image", "*.jpg")
+            },
             Class::default(),
         ]
     }
@@ -395,6 +402,7 @@ mod tests {
             ("/live/a/manifest.mpd", "", "mpd"),
             ("/live/a/1/v/7.m4s", "", "media"),
             ("/live/a/1/v/init.mp4", "", "init"),
+            ("/live/a/thumbnail.jpg", "", "image"),
             ("/x", "_HLS_msn=3", "other"),
         ] {
             assert_eq!(policy.class(path, query).name, expected, "{path}?{query}");

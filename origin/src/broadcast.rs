@@ -18,6 +18,7 @@ use crate::dvr::{Past, PastRuns};
 use crate::events;
 use crate::hls::{self, BadDirective, Directives, Hint, Playlist, Report, Targets, Variant};
 use crate::live::{Found, Place, State};
+use crate::thumbnails::{Sheet, Sheets};
 use crate::timeline::Anchor;
 use crate::window::{Bitrate, Segment, Window};
 
@@ -57,6 +58,7 @@ pub(crate) struct Broadcast {
     pub(crate) away: Option<SegmentNumber>,
     /// What is listed of events, and was until lately, in order of time.
     pub(crate) events: VecDeque<Event>,
+    pub(crate) sheets: Sheets,
 }
 
 #[derive(Debug)]
@@ -174,6 +176,7 @@ impl Broadcast {
             trimmed: false,
             captions: captions.clone(),
             captions_found: captions,
+            thumbnails: None,
         });
         for NewRendition { variant, timescale, init } in renditions {
             let index =
@@ -239,6 +242,11 @@ impl Broadcast {
             let from = first.min().unwrap_or(Ticks::MIN / 2);
             events::forget(&mut self.events, from - self.targets.skip_boundary());
         }
+    }
+
+    /// A sheet of thumbnails is whole. It is kept for as long as the media that it shows.
+    pub(crate) fn sheet(&mut self, sheet: Sheet) {
+        self.sheets.push(sheet, self.end - 2 * self.listed, &self.periods);
     }
 
     /// Captions were found in the newest run.
@@ -613,6 +621,8 @@ impl Broadcast {
             anchor: self.anchor,
             targets: self.targets,
             window: depth,
+            edge: self.end,
+            sheets_from: self.end - self.depth(),
             latency_ms,
             published_unix_ms,
             time_url,

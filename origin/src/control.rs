@@ -11,7 +11,7 @@ use tracing::info;
 use crate::Control;
 use crate::hls::Kind;
 use crate::hops::Hop;
-use crate::live::State;
+use crate::live::{Picture, State};
 
 /// How long the last session of a stream that is ended may take to publish what it brought.
 const LET_GO: Duration = Duration::from_secs(10);
@@ -55,6 +55,11 @@ impl Control {
     /// The renditions of a stream's newest run, largest first and audio last; `None` if it was not published here.
     pub fn ladder(&self, stream: &StreamName) -> Option<Vec<Rung>> {
         self.0.stream(stream)?.ladder()
+    }
+
+    /// The newest picture of a stream; `None` if there is none here.
+    pub fn picture(&self, stream: &StreamName) -> Option<Picture> {
+        self.0.stream(stream)?.newest_picture()
     }
 
     /// The streams that were published here and are remembered, by name.

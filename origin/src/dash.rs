@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::events;
 use crate::hls::{Kind, Targets, Variant, fourcc};
+use crate::thumbnails;
 use crate::timeline::{Anchor, rfc3339};
 
 /// One uninterrupted run of a broadcast.
@@ -42,6 +43,9 @@ pub struct Period {
     /// All that are known now.
     #[serde(default)]
     pub captions_found: Vec<Service>,
+    /// Its thumbnails, if there are any.
+    #[serde(default)]
+    pub thumbnails: Option<transcode::Tiles>,
 }
 
 /// A place in the middle of a run from which on it is told as a `Period` of its own: which representations there are must
@@ -78,6 +82,10 @@ pub struct Mpd<'a> {
     pub targets: Targets,
     /// What is still listed, 90 kHz.
     pub window: Ticks,
+    /// How far media has come, 90 kHz.
+    pub edge: Ticks,
+    /// Sheets of thumbnails that were over before are not listed, 90 kHz.
+    pub sheets_from: Ticks,
     /// Latency that players should keep, in milliseconds.
     pub latency_ms: u64,
     /// When what it says was first said.
@@ -216,6 +224,10 @@ impl<'a> Mpd<'a> {
                 self.adaptation_set(out, stretch, AUDIO_SET, timescale, &[variant]);
             }
         }
+        if let Some(tiles) = &stretch.run.thumbnails {
+            let listed = self.sheets_from..stretch.end.unwrap_or(self.edge);
+            thumbnails::adaptation_set(out, IMAGE_SET, stretch.run.epoch, tiles, stretch.start, listed);
+        }
         out.push_str("  </Period>\n");
     }
 
@@ -328,6 +340,7 @@ impl<'a> Mpd<'a> {
 /// `AdaptationSet@id`, and that of the set's reference time.
 const VIDEO_SET: u32 = 0;
 const AUDIO_SET: u32 = 1;
+const IMAGE_SET: u32 = 2;
 /// Of video in other codecs than the first, from the next on.
 const OTHER_VIDEO_SETS: u32 = 8;
 
@@ -435,15 +448,22 @@ mod tests {
             trimmed: false,
             captions: Vec::new(),
             captions_found: Vec::new(),
+            thumbnails: None,
         };
         let periods = [
             period(5, start, Some(start + 12 * 90_000 + 45_000), 1000, &[&video, &audio]),
-            Period { resumes: Some(Epoch(5)), ..period(6, start + 20 * 90_000, None, 1013, &[&video]) },
+            Period {
+                resumes: Some(Epoch(5)),
+                thumbnails: Some(thumbnails::tests::TILES),
+                ..period(6, start + 20 * 90_000, None, 1013, &[&video])
+            },
         ];
         let mpd = Mpd {
             anchor: Anchor { unix_ms: 1_700_000_000_000, ticks: start },
             targets: Targets { segment_duration: 90_000, part_target: 18_000 },
             window: 30 * 90_000,
+            edge: start + 25 * 90_000,
+            sheets_from: start,
             latency_ms: 1500,
             published_unix_ms: 1_700_000_021_000,
             time_url: "/time",

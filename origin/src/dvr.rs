@@ -229,6 +229,7 @@ impl PastRuns {
                 trimmed: false,
                 captions: run.captions.clone(),
                 captions_found: run.captions.clone(),
+                thumbnails: None,
             });
         }
         past

@@ -25,7 +25,7 @@ use tracing::{Instrument, info, info_span};
 use crate::Shared;
 use crate::dvr::Start;
 use crate::hls::Directives;
-use crate::live::{Found, Live, State};
+use crate::live::{Found, Live, Picture, State};
 use crate::mirror;
 use crate::path::{self, Target};
 use crate::push::{self, Told};
@@ -55,6 +55,9 @@ const GAP_CONTROL: &str = "max-age=10";
 
 pub(crate) const MULTIVARIANT_CONTROL: &str = "max-age=2";
 pub(crate) const MPD_CONTROL: &str = "max-age=1";
+/// Not longer than the shortest time between two.
+const PICTURE_CONTROL: &str = "max-age=1";
+const JPEG_TYPE: &str = "image/jpeg";
 pub(crate) const HLS_TYPE: &str = "application/vnd.apple.mpegurl";
 pub(crate) const DASH_TYPE: &str = "application/dash+xml";
 
@@ -372,6 +375,17 @@ async fn object(
             }
             None => earlier(shared, live, Target::Init(epoch, id), asked).await,
         },
+        Target::Picture => match live.newest_picture() {
+            Some(picture) => newest(picture),
+            None => not_found("the stream has no picture yet, or its video is only passed through"),
+        },
+        Target::Sheet(epoch, number) => match live.find_sheet(epoch, number) {
+            Some(jpeg) => {
+                let etag = format!("\"{epoch}-thumbnails-{number}\"");
+                media(&shared.shutdown, Object::complete(jpeg), JPEG_TYPE, &etag, asked).await
+            }
+            None => not_found("no such thumbnails: not yet, or no longer"),
+        },
         Target::Segment(epoch, id, number) => {
             let found =
                 wait(shared, live, || Ok::<_, std::convert::Infallible>(live.segment(epoch, &id, number)))
@@ -387,6 +401,17 @@ async fn object(
             }
         }
     }
+}
+
+/// The newest picture: another one comes each interval.
+fn newest(picture: Picture) -> Response<Body> {
+    let etag = format!("\"{}-{}\"", picture.epoch, picture.pts);
+    let mut response = Response::new(Body::Full(picture.jpeg));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JPEG_TYPE));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static(PICTURE_CONTROL));
+    headers.insert(ETAG, header(&etag));
+    response
 }
 
 /// A segment of nothing, for players that walk from segment to segment: a 404 has them try again for ever, or give up.

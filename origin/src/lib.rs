@@ -43,6 +43,7 @@ pub mod repair;
 mod run;
 pub mod segmenter;
 pub mod succession;
+mod thumbnails;
 pub mod timeline;
 pub mod vod;
 pub mod window;

@@ -3,6 +3,9 @@
 
 mod mpd;
 mod record;
+mod thumbnails;
+
+pub use thumbnails::Picture;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +29,7 @@ use crate::hls::{self, BadDirective, Directives, Targets, Variant};
 use crate::hops;
 use crate::run::Run;
 use crate::succession::Succession;
+use crate::thumbnails::Sheets;
 use crate::timeline::{Anchor, FIRST_TICK};
 
 /// How far a POP's count of segments may be ahead of the wall clock's, in segments.
@@ -127,6 +131,7 @@ struct Inner {
     mirrored: bool,
     recorder: record::Recorder,
     published: mpd::Published,
+    pictures: thumbnails::Pictures,
 }
 
 /// Where a new run is to begin.
@@ -172,6 +177,7 @@ impl Live {
             mirrored: false,
             recorder: record::Recorder::new(archive),
             published: mpd::Published::default(),
+            pictures: thumbnails::Pictures::default(),
         };
         Self {
             name,
@@ -338,9 +344,13 @@ impl Live {
                 next: None,
                 away: None,
                 events: VecDeque::new(),
+                sheets: Sheets::default(),
             });
             (inner.state, inner.copies) = (State::Live, false);
             broadcast.begin(epoch, place, renditions, captions, fresh);
+            if let Some(run) = broadcast.periods.last_mut() {
+                run.thumbnails = inner.pictures.tiles;
+            }
         });
     }
 

@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use media::captions::{Captions, Service};
 use media::codec::{AudioConfig, VideoConfig};
 use media::event::{Event as Moment, What};
 use media::time::{FrameRate, Ticks, Timescale};
 use media::{Epoch, RenditionId, Sample, SegmentNumber};
-use transcode::{Rung, cmaf};
+use transcode::{Rung, Tiles, cmaf};
 
 use crate::broadcast::NewRendition;
 use crate::continuation::{AudioStart, Continuation};
 use crate::events;
 use crate::hls::{Kind, Targets, Variant};
 use crate::hops::{Entered, Hop, Taken};
-use crate::live::{Live, Place};
+use crate::live::{Live, Picture, Place};
 use crate::metrics::Metrics;
 use crate::relay::unix_us;
 use crate::segmenter::{Event, Part, Segmenter};
@@ -61,6 +62,8 @@ pub struct Plan {
     pub frame_rate: Option<FrameRate>,
     /// The source's own video, if it is passed through: the first of `rungs` is it, and segments begin with its keyframes.
     pub copied: Option<VideoConfig>,
+    /// The thumbnails that the encoders draw, if any.
+    pub thumbnails: Option<Tiles>,
     /// The audio track, copied.
     pub audio: Option<AudioConfig>,
     /// Closed captions that were seen in the video so far.
@@ -314,6 +317,19 @@ impl Packager {
         }
     }
 
+    /// The newest thumbnail.
+    pub fn picture(&self, pts: Ticks, jpeg: Bytes) {
+        self.plan.live.picture(Picture { epoch: self.plan.epoch, pts, jpeg });
+    }
+
+    /// A sheet of thumbnails is whole.
+    pub fn sheet(&self, number: i64, jpeg: Bytes) {
+        // Timelines begin behind zero.
+        if let Ok(number) = u64::try_from(number) {
+            self.plan.live.sheet(self.plan.epoch, SegmentNumber(number), jpeg);
+        }
+    }
+
     /// How many rungs are shed at present.
     pub fn rungs_shed(&self) -> usize {
         self.video.iter().filter(|track| track.shed).count()
@@ -478,6 +494,7 @@ impl Packager {
         renditions.extend(self.plan.audio.as_ref().map(audio_rendition));
         let Plan { live, epoch, place, listed, unix_ms, captions, caption_services, .. } = &self.plan;
         let captions = captions.services(caption_services);
+        live.draws(self.plan.thumbnails);
         live.begin(*epoch, *place, *listed, *unix_ms, renditions, captions);
         self.began = true;
         for event in &self.events {

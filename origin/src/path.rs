@@ -19,6 +19,10 @@ pub enum Target {
     Init(Epoch, RenditionId),
     /// `/live/{stream}/{epoch}/{rendition}/{number}.m4s`
     Segment(Epoch, RenditionId, SegmentNumber),
+    /// `/live/{stream}/thumbnail.jpg`
+    Picture,
+    /// `/live/{stream}/{epoch}/thumbnails/{number}.jpg`
+    Sheet(Epoch, SegmentNumber),
 }
 
 /// Reads a path below `/live/`; `None` if it names nothing that could exist.
@@ -38,8 +42,12 @@ fn target<'a>(mut parts: impl Iterator<Item = &'a str>) -> Option<Target> {
     Some(match (parts.next()?, parts.next(), parts.next(), parts.next()) {
         ("index.m3u8", None, ..) => Target::Multivariant,
         ("manifest.mpd", None, ..) => Target::Mpd,
+        ("thumbnail.jpg", None, ..) => Target::Picture,
         (file, None, ..) => Target::Playlist(file.strip_suffix(".m3u8")?.parse().ok()?),
         (rendition, Some("iframes.m3u8"), None, _) => Target::IFrames(rendition.parse().ok()?),
+        (epoch, Some("thumbnails"), Some(file), None) => {
+            Target::Sheet(Epoch(number(epoch)?), SegmentNumber(number(file.strip_suffix(".jpg")?)?))
+        }
         (epoch, Some(rendition), Some(file), None) => {
             let (epoch, rendition) = (Epoch(number(epoch)?), rendition.parse().ok()?);
             match file {
@@ -75,6 +83,11 @@ pub fn segment(epoch: Epoch, rendition: &RenditionId, number: SegmentNumber) -> 
     format!("{epoch}/{rendition}/{number}.m4s")
 }
 
+/// A sheet of thumbnails, relative to the manifests.
+pub fn sheet(epoch: Epoch, number: impl std::fmt::Display) -> String {
+    format!("{epoch}/thumbnails/{number}.jpg")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,6 +108,8 @@ mod tests {
         let number = SegmentNumber(1_700_000_000);
         let segment = Target::Segment(Epoch(5), rendition.clone(), number);
         assert_eq!(target(&path(super::segment(Epoch(5), &rendition, number))), Some(segment));
+        assert_eq!(target("/live/demo/thumbnail.jpg"), Some(Target::Picture));
+        assert_eq!(target(&path(super::sheet(Epoch(5), 7))), Some(Target::Sheet(Epoch(5), SegmentNumber(7))));
         for bad in [
             "/",
             "/live",
@@ -113,6 +128,9 @@ mod tests {
             "/live/demo/1/720p/99999999999999999999.m4s",
             "/live/demo/1/720p/1.m4s/x",
             "/live/demo/.m3u8",
+            "/live/demo/5/thumbnails/1.m4s",
+            "/live/demo/5/thumbnails/01.jpg",
+            "/live/demo/5/720p/1.jpg",
         ] {
             assert_eq!(target(bad), None, "{bad}");
         }

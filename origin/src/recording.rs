@@ -47,6 +47,8 @@ pub(crate) async fn object(
         Target::Playlist(id) => vod::playlist(&index, id).map(|text| (answers::HLS_TYPE, text)),
         Target::IFrames(id) => vod::iframes(&index, id).map(|text| (answers::HLS_TYPE, text)),
         Target::Mpd => vod::mpd(&index).map(|text| (answers::DASH_TYPE, text)),
+        // They are not kept.
+        Target::Picture | Target::Sheet(..) => None,
     };
     match manifest {
         Some((media_type, text)) => answers::manifest(media_type, MANIFEST_CONTROL, text),
@@ -80,7 +82,12 @@ pub(crate) async fn media(
             let etag = answers::segment_etag(epoch, &id, number);
             (found.map(|media| media.map(|media| media.bytes)), etag, id)
         }
-        Target::Multivariant | Target::Playlist(_) | Target::IFrames(_) | Target::Mpd => {
+        Target::Multivariant
+        | Target::Playlist(_)
+        | Target::IFrames(_)
+        | Target::Mpd
+        | Target::Picture
+        | Target::Sheet(..) => {
             return answers::not_found("no media");
         }
     };

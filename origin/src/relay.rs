@@ -772,6 +772,9 @@ impl Session<'_> {
         );
         let audio_start =
             audio_start.filter(|start| followed && recoder.is_none() && timescale == Some(start.timescale));
+        let drawn = rungs.get(usize::from(copies)..).and_then(<[_]>::last);
+        let sar = video.as_ref().map_or((1, 1), |video| video.sar);
+        let thumbnails = drawn.and_then(|smallest| rules.thumbnails.of(smallest, sar));
         let packager = Arc::new(Mutex::new(Packager::new(Plan {
             live: self.live.clone(),
             epoch: self.epoch,
@@ -781,6 +784,7 @@ impl Session<'_> {
             rungs: rungs.clone(),
             frame_rate: source.frame_rate,
             copied: source.video.clone().filter(|_| copies),
+            thumbnails,
             audio,
             captions: source.captions,
             caption_services: config.captions.clone(),
@@ -811,6 +815,7 @@ impl Session<'_> {
                     given_cuts,
                     deinterlace,
                     shed,
+                    thumbnails,
                 };
                 let started = transcode::start(job, self.shared.transcode_metrics.clone());
                 let (input, output) = started.map_err(source_error)?;

@@ -344,6 +344,12 @@ pub(crate) async fn publish(
                 });
                 answers.acknowledge(published);
             }
+            transcode::Event::Picture { pts, jpeg } => {
+                with(&packager, |packager| packager.picture(pts, jpeg));
+            }
+            transcode::Event::Sheet { number, jpeg } => {
+                with(&packager, |packager| packager.sheet(number, jpeg));
+            }
             transcode::Event::Damaged { frames } => debug!(frames, "damaged frames were patched over"),
             transcode::Event::Ended(result) => return result.map_err(Error::from),
         }

@@ -5,7 +5,9 @@
 //
 // Prints a JSON object per line on stdout: `{"playing": {player: milliseconds to start}}` once all play. Then it reads lines
 // from stdin. `past N`: waits until all play beyond N seconds of the MPD's timeline, and prints `{"past": N, "players": {player:
-// {seconds, latency, stalls, errors}}}`, where `seconds` is how long that took. At the end of stdin it ends. Exits with 1, and says why on
+// {seconds, latency, stalls, errors}}}`, where `seconds` is how long that took. `thumbnail N`: what players show of that moment,
+// `{"thumbnail": N, "players": {player: {path, place, sheet}}}`: the path of a sheet, left, top, width and height of the tile on it, and
+// width and height of the sheet; `null` where there is none. At the end of stdin it ends. Exits with 1, and says why on
 // stderr, if a player does not do it within a minute. CHROMIUM names the browser.
 
 import { createInterface } from 'node:readline';
@@ -32,6 +34,11 @@ try {
   say({ playing: Object.fromEntries(await all(pages, (page) => page.evaluate(() => Math.round(seen.started)))) });
   for await (const line of createInterface({ input: process.stdin })) {
     const [what, at] = line.split(' ');
+    if (what === 'thumbnail') {
+      const players = await all(pages, (page) => page.evaluate((at) => thumbnail(at), Number(at)));
+      say({ thumbnail: Number(at), players: Object.fromEntries(players) });
+      continue;
+    }
     if (what !== 'past' || !Number.isFinite(Number(at))) throw new Error(`not understood: ${line}`);
     const asked = Date.now();
     const players = await all(pages, async (page, name) => {
@@ -86,13 +93,27 @@ async function open(name) {
         player.on(dashjs.MediaPlayer.events.PLAYBACK_ENDED, ({ isLast }) => isLast && failed('took it for ended'));
         player.initialize(video, url, true);
         window.live = () => player.getCurrentLiveLatency();
+        window.tile = (at) => new Promise((resolve) => player.provideThumbnail(at - player.getDvrWindow().start, resolve));
       } else {
         const player = new shaka.Player();
         player.addEventListener('error', ({ detail }) => failed(`${detail.code} ${detail.data?.[1] ?? ''}`));
         player.configure({ streaming: { lowLatencyMode: !plain } });
         player.attach(video).then(() => player.load(url)).then(() => video.play()).catch((error) => failed(String(error.code ?? error)));
         window.live = () => (Date.now() - player.getPresentationStartTimeAsDate()) / 1000 - video.currentTime;
+        window.tile = async (at) => {
+          const found = await player.getThumbnails(player.getImageTracks()[0]?.id, at);
+          return found && { ...found, url: found.uris[0], x: found.positionX, y: found.positionY };
+        };
       }
+      window.thumbnail = async (at) => {
+        const found = await tile(at);
+        if (!found) return null;
+        const sheet = new Image();
+        sheet.src = found.url;
+        await sheet.decode();
+        const { x, y, width, height } = found;
+        return { path: new URL(found.url).pathname, place: [x, y, width, height], sheet: [sheet.naturalWidth, sheet.naturalHeight] };
+      };
     },
     { library, plain: Boolean(plain), url: manifest.href },
   );

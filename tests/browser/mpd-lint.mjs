@@ -63,7 +63,10 @@ function alone(mpd, say) {
     expect(period.sets.length > 0, `${at}: no AdaptationSet`);
     unique(period.sets.map(({ id }) => id), `${at}: AdaptationSet@id`, say);
     unique(period.sets.flatMap(({ representations }) => representations.map(({ id }) => id)), `${at}: Representation@id`, say);
-    for (const set of period.sets) adaptationSet(mpd, period, set, live, (what) => say(`${at}, set ${set.id}: ${what}`));
+    for (const set of period.sets) {
+      const check = set.contentType === 'image' ? images : adaptationSet;
+      check(mpd, period, set, live, (what) => say(`${at}, set ${set.id}: ${what}`));
+    }
     if (live) expect(period.sets.some(({ reference }) => reference?.id === referenceId), `${at}: no reference time ${referenceId}, of which Latency speaks`);
   });
 }
@@ -102,6 +105,29 @@ function adaptationSet(mpd, period, set, live, say) {
   }
 }
 
+/** Sheets of thumbnails (DASH-IF IOP 4.3, 6.2.6), by the rule of ours that they lie on the grid of the MPD's timeline. */
+function images(mpd, period, set, _live, say) {
+  const expect = (condition, what) => condition || say(what);
+  const { template, timeline, representations } = set;
+  expect(set.mimeType === 'image/jpeg' && template?.media?.includes('$Number$'), 'no numbered image/jpeg');
+  const [scale, first] = [Number(template?.timescale), Number(template?.startNumber)];
+  expect(Math.abs(Number(template?.presentationTimeOffset) / scale - period.start) <= 1 / scale, `presentationTimeOffset ${template?.presentationTimeOffset}, Period@start ${period.start} s`);
+  expect(timeline.length === 1, `${timeline.length} S elements`);
+  const [start, duration, more] = [timeline[0]?.t, timeline[0]?.d, timeline[0]?.r ?? 0].map(Number);
+  expect(duration > 0 && start === first * duration, `sheet ${first} begins at ${start / scale} s`);
+  expect((start + duration) / scale > period.start, `the first sheet ends at ${(start + duration) / scale} s, before the Period begins`);
+  const last = (start + more * duration) / scale;
+  // Frames may come a little before their time.
+  const now = (Date.parse(mpd.attributes.publishTime) - Date.parse(mpd.attributes.availabilityStartTime)) / 1000 + 0.5;
+  const until = period.duration === null ? now : period.start + period.duration;
+  expect(more === 0 || last < until + EXACT, `the last sheet begins at ${last} s, not before ${until} s`);
+  expect(representations.length === 1 && Number(representations[0].bandwidth) > 0, 'not one Representation');
+  const { width, height, properties } = representations[0] ?? {};
+  const tiles = properties?.find(({ schemeIdUri }) => schemeIdUri === 'http://dashif.org/guidelines/thumbnail_tile')?.value;
+  const [, columns, rows] = tiles?.match(/^([1-9][0-9]*)x([1-9][0-9]*)$/) ?? [];
+  expect(width % columns === 0 && height % rows === 0, `${tiles} tiles of ${width}x${height}`);
+}
+
 function follows(before, after, say) {
   const expect = (condition, what) => condition || say(what);
   const [old, now] = [before.mpd, after.mpd];
@@ -135,8 +161,13 @@ function stays(was, is, say) {
   const expect = (condition, what) => condition || say(`Period ${was.id}: ${what}`);
   expect(was.start === is.start, `start went from ${was.start} to ${is.start}`);
   if (was.duration !== null) expect(is.duration === was.duration, `duration went from ${was.duration} to ${is.duration}`);
-  const rest = ({ sets }) => JSON.stringify(sets.map(({ connected, ...set }) => set));
+  // Of sheets of thumbnails the list goes on.
+  const still = ({ connected, timeline, template, ...set }) => ({ ...set, template: { ...template, startNumber: timeline.length > 0 || template?.startNumber } });
+  const rest = ({ sets }) => JSON.stringify(sets.map(still));
   expect(rest(was) === rest(is), `went from ${rest(was)} to ${rest(is)}`);
+  const sheets = (period) => period.sets.flatMap(({ template, timeline }) => timeline.map(({ r }) => [Number(template.startNumber), Number(template.startNumber) + Number(r ?? 0)]));
+  const [old, now] = [sheets(was), sheets(is)];
+  expect(old.every(([first, last], i) => now[i]?.[0] >= first && now[i]?.[1] >= last), `its sheets went from ${old} to ${now}`);
 }
 
 function ids(set) {
@@ -160,6 +191,10 @@ function read(text, say) {
   const children = (element, name) => Array.from(element.childNodes).filter((child) => child.nodeName === name);
   const child = (element, name) => children(element, name)[0];
   const description = child(root, 'ServiceDescription');
+  const timeline = (template) => {
+    const found = template && child(template, 'SegmentTimeline');
+    return found ? children(found, 'S').map(attributes) : [];
+  };
   const set = (element) => {
     const reference = child(element, 'ProducerReferenceTime');
     const connected = children(element, 'SupplementalProperty').map(attributes).flatMap(({ schemeIdUri, value }) => {
@@ -169,9 +204,13 @@ function read(text, say) {
     return {
       ...attributes(element),
       template: attributes(child(element, 'SegmentTemplate')),
+      timeline: timeline(child(element, 'SegmentTemplate')),
       reference: reference && { ...attributes(reference), clock: attributes(child(reference, 'UTCTiming')) },
       resync: attributes(child(element, 'Resync')),
-      representations: children(element, 'Representation').map(attributes),
+      representations: children(element, 'Representation').map((one) => {
+        const properties = children(one, 'EssentialProperty').map(attributes);
+        return properties.length > 0 ? { ...attributes(one), properties } : attributes(one);
+      }),
       connected,
     };
   };

@@ -10,6 +10,7 @@ const LATER = GOOD.replace('22:13:41.000Z" minimum', '22:14:00.000Z" minimum')
   .replace('<Period id="6" start="PT21S">', '<Period id="6" start="PT21S" duration="PT10S">')
   .replace(/ {2}<Period id="6"[\s\S]*<\/Period>\n/, (period) => period + period
     .replace('id="6" start="PT21S" duration="PT10S"', 'id="7" start="PT35S"').replaceAll('"1890000"', '"3150000"').replaceAll('6/$', '7/$')
+    .replace('6/thumbnails', '7/thumbnails').replace('startNumber="2"', 'startNumber="3"').replace('t="1800000"', 't="2700000"')
     .replace('startNumber="1013"', 'startNumber="1023"').replace('22:13:40.000Z', '22:13:54.000Z').replace('value="5"', 'value="6"'));
 
 test('what the origin renders is as it must be', () => {
@@ -35,6 +36,11 @@ for (const [what, texts, problem] of [
   ['another bandwidth', [GOOD, LATER.replace('3000000', '3000001')], /Period 5: went from/],
   ['a Period gone from the middle', [LATER, LATER.replace('22:14:00', '22:14:01').replace(/ {2}<Period id="6"[\s\S]*?<\/Period>\n/, '')], /not the oldest/],
   ['numbers that return', [GOOD, LATER.replace('"1023"', '"1022"')], /begins with a number that 6 has/],
+  ['tiles that do not fill their sheet', [GOOD.replace('"5x1"', '"3x1"')], /set 2: 3x1 tiles of 800x90/],
+  ['a sheet of another period', [GOOD.replace('t="1800000"', 't="900000"').replace('startNumber="2"', 'startNumber="1"')], /set 2: the first sheet ends/],
+  ['a sheet off the grid', [GOOD.replace('t="1800000"', 't="1890000"')], /set 2: sheet 2 begins at 21/],
+  ['a sheet of the future', [GOOD.replace('d="900000"', 'd="900000" r="3"')], /set 2: the last sheet begins/],
+  ['sheets that return', [LATER.replace('t="2700000" d', 't="2700000" r="1" d'), LATER.replace('PT30S', 'PT31S').replace('22:14:00', '22:14:01')], /its sheets went from/],
   ['a change after the end', [GOOD.replace('"dynamic"', '"static"'), LATER], /it was static/],
 ]) {
   test(`${what} is found`, () => {

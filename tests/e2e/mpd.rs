@@ -59,6 +59,20 @@ impl Players {
     }
 }
 
+impl Players {
+    /// All of them find the thumbnail of a moment of a run: on sheets of three seconds, one each second.
+    fn show(&mut self, seconds: f64, run: &str) {
+        writeln!(self.stdin.as_mut().unwrap(), "thumbnail {seconds}").unwrap();
+        let said = self.say();
+        let (sheet, tile) = ((seconds / 3.0) as u32, (seconds % 3.0) as u32);
+        for (player, shown) in said["players"].as_object().unwrap() {
+            let path = format!("/live/show/{run}/thumbnails/{sheet}.jpg");
+            let expected = serde_json::json!({ "path": path, "place": [tile * 160, 0, 160, 90], "sheet": [3 * 160, 90] });
+            assert_eq!(*shown, expected, "{player} at {seconds} s");
+        }
+    }
+}
+
 impl Drop for Players {
     fn drop(&mut self) {
         drop(self.stdin.take());
@@ -93,6 +107,27 @@ fn periods(mpd: &str) -> Vec<(String, f64)> {
     mpd.lines().filter(|line| line.contains("<Period ")).filter_map(period).collect()
 }
 
+/// By itself, twice as large as on a sheet.
+fn the_newest_picture_is_there(node: &Node) {
+    let answer = get(&node.url("/live/show/thumbnail.jpg"));
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers["content-type"], "image/jpeg");
+    assert_eq!(answer.headers["cache-control"], "max-age=1");
+    let folder = Folder::new("mpd-picture");
+    let file = folder.path().join("thumbnail.jpg");
+    std::fs::write(&file, &answer.body).unwrap();
+    let size = [
+        "-v",
+        "error",
+        "-show_entries",
+        "stream=codec_name,width,height,sample_aspect_ratio",
+        "-of",
+        "csv=p=0",
+    ];
+    let output = Command::new("ffprobe").args(size).arg(&file).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "mjpeg,320,180,1:1");
+}
+
 #[test]
 fn dash_goes_on_over_absences_and_another_size_and_its_mpd_never_goes_back() {
     let _turn = real_time(Share::Machine);
@@ -100,6 +135,7 @@ fn dash_goes_on_over_absences_and_another_size_and_its_mpd_never_goes_back() {
     let folder = Folder::new("mpd");
     let mut config = all_in_one(&folder.path().join("state"));
     config.get_mut("origin").unwrap().push_str("reconnect_grace = \"12s\"\n");
+    config.insert("transcode.thumbnails", "interval = \"1s\"\ncolumns = 3\n".into());
     let node = Node::start(&folder, "node", &toml(&config));
     let publish = node.publish_url("rtmp", "show");
     let mut broadcaster = Broadcaster::send(&first, &publish, -1);
@@ -111,10 +147,12 @@ fn dash_goes_on_over_absences_and_another_size_and_its_mpd_never_goes_back() {
         // However this ends, the collector ends.
         let _end = Ends(&done);
         let mut players = Players::watch(&url);
+        let newest = || periods(&get(&url).text()).pop().unwrap();
         println!("milliseconds to start: {}", players.say()["playing"]);
         players.pass(12.0);
         hops_are_measured(&node);
-        let newest = || periods(&get(&url).text()).pop().unwrap();
+        players.show(10.5, &newest().0);
+        the_newest_picture_is_there(&node);
         for (away, clip) in [(3, &first), (8, &second)] {
             let before = newest().0;
             broadcaster.kill();
@@ -130,7 +168,9 @@ fn dash_goes_on_over_absences_and_another_size_and_its_mpd_never_goes_back() {
             broadcaster = Broadcaster::send(clip, &publish, -1);
             let (_, start) =
                 eventually("a new period", || Some(newest()).filter(|(id, _)| !id.starts_with(&before)));
-            players.pass(start + 3.0);
+            players.pass(start + 4.0);
+            // Soon after it began, which is not where a sheet begins.
+            players.show(start.floor() + 1.5, &newest().0);
         }
         broadcaster.kill();
         eventually("the end", || get(&url).text().contains("type=\"static\"").then_some(()));
@@ -169,7 +209,7 @@ fn dash_goes_on_over_absences_and_another_size_and_its_mpd_never_goes_back() {
 
 /// Who asks for a place without media is given a segment of nothing; far away there is none.
 fn nothing_is_a_segment(node: &Node, mpd: &str) {
-    let template = mpd.lines().rfind(|line| line.contains("<SegmentTemplate")).unwrap();
+    let template = mpd.lines().rfind(|line| line.contains("$RepresentationID$")).unwrap();
     let period = mpd.lines().rfind(|line| line.contains("<Period ")).unwrap();
     let seconds: f64 = attribute(period, "duration").unwrap().trim_matches(['P', 'T', 'S']).parse().unwrap();
     let number = attribute(template, "startNumber").unwrap().parse::<u64>().unwrap() + seconds.ceil() as u64;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoders::{self, EncoderKind};
 use crate::ladder::default_name;
+use crate::thumbnails::Thumbnails;
 
 /// Most rungs in the table, and so in a ladder: each is a thread per stream.
 pub const MAX_RUNGS: usize = 12;
@@ -98,6 +99,9 @@ pub struct Config {
     /// source's keyframes. Default 4s, range 1s to 10s.
     #[serde(with = "humantime_serde")]
     pub max_keyframe_interval: Duration,
+    /// Small pictures for seeking and for operators. They come from the smallest rung that is encoded: a stream that is only
+    /// passed through has none.
+    pub thumbnails: Thumbnails,
 }
 
 /// Names that the paths of a stream have for other things than rungs.
@@ -212,6 +216,7 @@ impl Default for Config {
             opus: Opus::Aac,
             shed: true,
             max_keyframe_interval: Duration::from_secs(4),
+            thumbnails: Thumbnails::default(),
         }
     }
 }
@@ -355,6 +360,7 @@ impl Config {
             "rate_buffer",
             format!("{} is outside 100ms to 10s", humantime_serde::re::humantime::format_duration(buffer)),
         );
+        problems.extend(self.thumbnails.problems(&format!("{path}.thumbnails")));
         problems
     }
 }
@@ -396,6 +402,7 @@ mod tests {
             rate_buffer: Duration::from_millis(1),
             passthrough_codecs: vec!["h264".into(), "vp9".into()],
             max_keyframe_interval: Duration::from_secs(11),
+            thumbnails: Thumbnails { rows: 0, ..Thumbnails::default() },
             ..Config::default()
         };
         let problems = config.problems("t");
@@ -421,6 +428,7 @@ mod tests {
             "t.rate_buffer: 1ms",
             "t.passthrough_codecs[1]: \"vp9\"",
             "t.max_keyframe_interval: 11s",
+            "t.thumbnails.rows: 0",
         ] {
             assert!(problems.iter().any(|problem| problem.starts_with(key)), "{key} in {problems:#?}");
         }

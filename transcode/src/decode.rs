@@ -1,5 +1,6 @@
 //! The decoding thread: access units in, pictures with their times out to the largest rung.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -36,15 +37,23 @@ pub(crate) struct Pace {
     /// Of the rungs, largest first.
     names: Vec<String>,
     metrics: Metrics,
+    /// Told to whoever does what can wait.
+    strained: Arc<AtomicBool>,
     /// Rungs shed in the current segment. `None` before the first, which opens all encoders.
     shed: Option<usize>,
 }
 
 impl Pace {
-    pub(crate) fn new(names: Vec<String>, shed: Option<usize>, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        names: Vec<String>,
+        shed: Option<usize>,
+        metrics: Metrics,
+        strained: Arc<AtomicBool>,
+    ) -> Self {
         let shedding = Shedding::new(names.len(), shed.unwrap_or(0));
         metrics.rungs_shed.inc_by(shedding.shed() as i64);
-        Self { live: shed.is_some(), shedding, began: Instant::now(), names, metrics, shed: None }
+        let (live, began) = (shed.is_some(), Instant::now());
+        Self { live, shedding, began, names, metrics, strained, shed: None }
     }
 
     /// An access unit has been taken that waited since `sent`.
@@ -54,6 +63,7 @@ impl Pace {
         }
         let before = self.shedding.shed();
         let change = self.shedding.observe(self.began.elapsed(), sent.elapsed(), dts);
+        self.strained.store(self.shedding.is_strained(), Ordering::Relaxed);
         let name = |index: usize| self.names.get(index).map_or("", String::as_str);
         match change {
             None => {}

@@ -30,11 +30,13 @@ use tracing::Span;
 
 use crate::config::MAX_RUNGS;
 use crate::decode::{self, AccessUnit, Pace};
+use crate::draw::Drawer;
 use crate::error::{Closed, Error};
 use crate::ladder::Rung;
 use crate::libav::{self, Decoder, Deinterlacer, Failure, MAX_PIXELS, Picture};
 use crate::metrics::Metrics;
 use crate::rung::Stage;
+use crate::thumbnails::Tiles;
 use crate::timeline::{Showing, Timeline};
 
 /// Access units that wait for the decoder: about a second, to smooth the bursts in which networks deliver.
@@ -91,6 +93,8 @@ pub struct Job {
     /// Whether rungs are shed when the encoders do not keep up with the clock, and how many of the largest are from the
     /// second segment on. `None`: never, for work that is not live.
     pub shed: Option<usize>,
+    /// The thumbnails to be drawn, if any.
+    pub thumbnails: Option<Tiles>,
 }
 
 /// What a job has to say.
@@ -119,6 +123,20 @@ pub enum Event {
         /// Presentation time of the segment's first frame.
         pts: Ticks,
     },
+    /// The newest thumbnail by itself.
+    Picture {
+        /// Presentation time of its frame.
+        pts: Ticks,
+        /// A JPEG file.
+        jpeg: Bytes,
+    },
+    /// A sheet of thumbnails whose time is over: in order, but some may be missing.
+    Sheet {
+        /// As [`Tiles::sheet`] counts.
+        number: i64,
+        /// A JPEG file.
+        jpeg: Bytes,
+    },
     /// The source was broken. The session goes on.
     Damaged {
         /// Frames patched over by the decoder, repeated from a neighbour, or lost: the last only where no
@@ -140,6 +158,8 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
     if let Some(rung) = job.rungs.iter().find(|rung| !libav::Encoder::is_available(rung.encoder)) {
         return Err(Error::NoEncoder { encoder: rung.encoder.name });
     }
+    let strained = Arc::new(AtomicBool::new(false));
+    let mut drawer = job.thumbnails.and_then(|tiles| drawer(tiles, strained.clone()));
     let decoder = Decoder::open(job.source.codec, &job.source.record)?;
     let (input, access_units) = mpsc::channel(INPUT_QUEUE);
     let (events, output) = mpsc::channel(EVENT_QUEUE * job.rungs.len());
@@ -153,6 +173,8 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
         let (pictures, inlet) = Pictures::channel(metrics.clone());
         let outlet = Events { events: events.clone(), metrics: metrics.clone(), decoded: decoded.clone() };
         let stage = Stage::new(index, &job.rungs, &job.source, next.replace(pictures), outlet)?;
+        // The first to be made is the smallest.
+        let stage = stage.drawn_by(drawer.take());
         let thread = crew.spawn(format!("tc-{}", rung.id), events.clone(), move || stage.run(inlet))?;
         threads.handles.push(thread);
     }
@@ -163,7 +185,7 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
         timeline = timeline.with_given_cuts();
     }
     let names = job.rungs.iter().map(|rung| rung.id.to_string()).collect();
-    let pace = Pace::new(names, job.shed, metrics.clone());
+    let pace = Pace::new(names, job.shed, metrics.clone(), strained);
     let source = decode::Source { decoder, deinterlacer: job.deinterlace.then(Deinterlacer::default) };
     let abandoned = Arc::new(AtomicBool::new(false));
     let abandon = abandoned.clone();
@@ -181,6 +203,12 @@ pub fn start(job: Job, metrics: Metrics) -> Result<(Input, Output), Error> {
         },
         Output { events: output, decoded, crew, ended: false, _threads: threads },
     ))
+}
+
+/// A stream can do without thumbnails.
+fn drawer(tiles: Tiles, strained: Arc<AtomicBool>) -> Option<Drawer> {
+    let drawer = Drawer::new(tiles, strained);
+    drawer.inspect_err(|failure| tracing::warn!(%failure, "no thumbnails of this run")).ok()
 }
 
 /// Takes the samples of the source. Dropping it ends the job in good order: all frames that were sent still

@@ -35,6 +35,10 @@ pub struct Metrics {
     pub sheds: Counter,
     /// Times that a job fell behind with all rungs but the smallest shed.
     pub exhausted: Counter,
+    /// Thumbnails drawn.
+    pub thumbnails: Counter,
+    /// Thumbnails left out because the encoders fell behind.
+    pub thumbnails_left_out: Counter,
     /// Bytes that came out of the encoders, all rungs together.
     pub encoded_bytes: Counter,
     /// Times that a thread waited because the queue to the next one was full.
@@ -86,6 +90,12 @@ impl Metrics {
             ),
             ("transcode_audio_encoded", "Audio frames encoded", &m.audio_encoded),
             ("transcode_audio_damaged", "Audio packets that could not be decoded", &m.audio_damaged),
+            ("transcode_thumbnails", "Thumbnails drawn", &m.thumbnails),
+            (
+                "transcode_thumbnails_left_out",
+                "Thumbnails left out because the encoders fell behind",
+                &m.thumbnails_left_out,
+            ),
             (
                 "transcode_encoded_bytes",
                 "Bytes that came out of the encoders, all rungs together",

@@ -7,6 +7,7 @@ use media::Sample;
 use media::codec::{VideoCodec, VideoConfig};
 
 use crate::captions::Captions;
+use crate::draw::Drawer;
 use crate::error::Error;
 use crate::job::{Event, Events, Pictures, Shown, Stop, VideoSource};
 use crate::ladder::{Rung, USUAL_FRAME_RATE};
@@ -44,6 +45,8 @@ pub(crate) struct Stage {
     inside: VecDeque<Showing>,
     thinning: Thinning,
     captions: Captions,
+    /// Of the smallest rung.
+    drawer: Option<Drawer>,
     /// A smaller rung has frames that this one leaves out.
     feeds: bool,
     /// Coded frames, until it is known how long they last.
@@ -86,9 +89,16 @@ impl Stage {
             inside: VecDeque::new(),
             thinning: Thinning::new(rung.max_fps),
             captions: Captions::default(),
+            drawer: None,
             feeds: rungs[index + 1..].iter().any(more_often),
             coded: VecDeque::new(),
         })
+    }
+
+    /// Has thumbnails drawn of what it encodes.
+    pub(crate) fn drawn_by(mut self, drawer: Option<Drawer>) -> Self {
+        self.drawer = drawer;
+        self
     }
 
     /// Encodes until the pictures end or nobody wants the result.
@@ -103,6 +113,7 @@ impl Stage {
                 next.send(picture.share()?, showing, shed)?;
             }
             if takes {
+                self.draw(|drawer, events| drawer.show(&picture, showing.pts, events))?;
                 let captioned = self.captions.shown_with(picture)?;
                 self.encode(captioned, showing)?;
             } else if is_shed {
@@ -144,9 +155,23 @@ impl Stage {
             self.drain()?;
         }
         self.deliver()?;
+        self.draw(Drawer::finish)?;
         match self.inside.front() {
             Some(missing) => Err(self.wrong("kept a picture", missing.pts)),
             None => Ok(()),
+        }
+    }
+
+    /// A failure there is no reason to end the stream.
+    fn draw(&mut self, draw: impl FnOnce(&mut Drawer, &Events) -> Result<(), Stop>) -> Result<(), Stop> {
+        let Some(drawer) = &mut self.drawer else { return Ok(()) };
+        match draw(drawer, &self.events) {
+            Err(Stop::Failed(error)) => {
+                tracing::warn!(%error, "no more thumbnails of this run");
+                self.drawer = None;
+                Ok(())
+            }
+            outcome => outcome,
         }
     }
 

@@ -84,6 +84,11 @@ impl Shedding {
         self.shed
     }
 
+    /// Whether anything is shed, or about to be: what nobody needs is not to be done now.
+    pub fn is_strained(&self) -> bool {
+        self.shed > 0 || self.behind > 0
+    }
+
     /// An access unit, decoded at `at` of the media (90 kHz), is taken at `now`, having waited so long.
     pub fn observe(&mut self, now: Duration, waited: Duration, at: Ticks) -> Option<Change> {
         let window = self.window.get_or_insert(Window { began: now, first: at, least: waited, most: waited });

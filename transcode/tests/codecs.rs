@@ -57,6 +57,7 @@ async fn every_frame_comes_out(codec: VideoCodec, arguments: &[&str], from_keyfr
         given_cuts: false,
         deinterlace: true,
         shed: None,
+        thumbnails: None,
     };
     let (mut input, mut output) = transcode::start(job, Metrics::default()).unwrap();
     let mut expected: Vec<Ticks> = track.frames.iter().map(|frame| frame.pts).collect();
@@ -74,6 +75,7 @@ async fn every_frame_comes_out(codec: VideoCodec, arguments: &[&str], from_keyfr
                 assert_eq!(sample.key, (sample.pts - start) % 90_000 == 0, "{codec} {}", sample.pts);
                 shown.push(sample.pts);
             }
+            Event::Picture { .. } | Event::Sheet { .. } => panic!("{codec}: nobody asked for thumbnails"),
             Event::Damaged { frames } => panic!("{codec}: {frames} damaged"),
             Event::Ended(result) => result.unwrap(),
             _ => {}

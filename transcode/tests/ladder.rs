@@ -11,7 +11,9 @@ use media::codec::{VideoCodec, VideoConfig};
 use media::flv::{self, Video};
 use media::time::FrameRate;
 use media::{Sample, Ticks, Timescale};
-use transcode::{Closed, Config, Error, Event, Input, Job, Metrics, Output, Rung, VideoSource, cmaf, ladder};
+use transcode::{
+    Closed, Config, Error, Event, Input, Job, Metrics, Output, Rung, Thumbnails, VideoSource, cmaf, ladder,
+};
 
 const SECOND: Ticks = 90_000;
 
@@ -93,6 +95,7 @@ impl Clip {
             given_cuts: false,
             deinterlace: true,
             shed: None,
+            thumbnails: None,
         }
     }
 }
@@ -104,6 +107,9 @@ struct Outcome {
     damaged: u64,
     /// Rungs that are not encoded, and the segments for which they are not.
     shed: Vec<(usize, Ticks)>,
+    /// When thumbnails are shown, and the sheets of them.
+    pictures: Vec<Ticks>,
+    sheets: Vec<i64>,
     ended: Result<(), Error>,
 }
 
@@ -123,8 +129,14 @@ async fn transcode(job: Job, samples: Vec<Sample>) -> Outcome {
 }
 
 async fn read(mut output: Output, rungs: &[Rung]) -> Outcome {
-    let mut outcome =
-        Outcome { rungs: vec![Default::default(); rungs.len()], damaged: 0, shed: Vec::new(), ended: Ok(()) };
+    let mut outcome = Outcome {
+        rungs: vec![Default::default(); rungs.len()],
+        damaged: 0,
+        shed: Vec::new(),
+        pictures: Vec::new(),
+        sheets: Vec::new(),
+        ended: Ok(()),
+    };
     let mut ended = false;
     while let Some(event) = output.next().await {
         assert!(!ended, "{event:?} after the end");
@@ -139,6 +151,8 @@ async fn read(mut output: Output, rungs: &[Rung]) -> Outcome {
                 outcome.rungs[rung].1.push(sample);
             }
             Event::Shed { rung, pts } => outcome.shed.push((rung, pts)),
+            Event::Picture { pts, .. } => outcome.pictures.push(pts),
+            Event::Sheet { number, .. } => outcome.sheets.push(number),
             Event::Damaged { frames } => outcome.damaged += frames,
             Event::Ended(result) => {
                 outcome.ended = result;
@@ -458,6 +472,7 @@ fn senseless_jobs_are_refused() {
         given_cuts: false,
         deinterlace: true,
         shed: None,
+        thumbnails: None,
     };
     let check = |change: fn(&mut Job), expected: &str| {
         let mut job = job.clone();
@@ -482,10 +497,17 @@ fn senseless_jobs_are_refused() {
 async fn a_rung_that_is_shed_leaves_whole_segments_out_and_the_others_go_on() {
     let rate = FrameRate { num: 25, den: 1 };
     let Some(clip) = Clip::make("640x360", rate, 100, &[]) else { return };
-    let job = Job { shed: Some(1), ..clip.job() };
+    let interval = std::time::Duration::from_secs(1);
+    let thumbnails = Thumbnails { interval, columns: 2, ..Thumbnails::default() };
+    let thumbnails = thumbnails.of(clip.job().rungs.last().unwrap(), (1, 1));
+    let job = Job { shed: Some(1), thumbnails, ..clip.job() };
     let shown = clip.shown();
-    let Outcome { rungs, shed, ended, .. } = transcode(job.clone(), clip.samples.clone()).await;
+    let outcome = transcode(Job { shed: Some(0), ..job.clone() }, clip.samples.clone()).await;
+    assert_eq!((outcome.pictures.len(), outcome.sheets.len()), (5, 3), "the first is at {}", job.start);
+    let Outcome { rungs, shed, ended, pictures, sheets, .. } =
+        transcode(job.clone(), clip.samples.clone()).await;
     ended.unwrap();
+    assert_eq!((pictures, sheets), (vec![], vec![]), "thumbnails are the first to go");
     assert_eq!(rungs.len(), 2);
     // The first segment opens all encoders; what is shed begins with the second.
     let times = |samples: &[Sample]| samples.iter().map(|s| (s.pts, s.duration)).collect::<Vec<_>>();

@@ -10,13 +10,14 @@ use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
-use super::wire::{InitOf, Message, Nonsense, Piece};
+use super::wire::{InitOf, Message, Nonsense, Piece, SheetOf};
 use crate::broadcast::{Broadcast, MAX_CUTS, MAX_INITS, MAX_PERIODS, Rendition};
 use crate::continuation::Continuation;
 use crate::dash::Period;
 use crate::events::MAX_EVENTS;
 use crate::hls::{Kind, Targets, Variant};
 use crate::live::State;
+use crate::thumbnails::{Sheet, Sheets};
 use crate::timeline::Anchor;
 use crate::window::{Segment, Window};
 
@@ -123,6 +124,7 @@ impl Snapshot {
                 && period.cuts.iter().all(|cut| cut.without.len() <= MAX_RENDITIONS)
                 && period.variants.len() <= MAX_RENDITIONS
                 && period.captions.len().max(period.captions_found.len()) <= MAX_CAPTIONS
+                && period.thumbnails.is_none_or(|tiles| tiles.is_sane())
                 && period.variants.iter().all(variant)
         };
         let rendition = |rendition: &RenditionSnapshot| {
@@ -152,6 +154,7 @@ impl Snapshot {
 pub struct Teller {
     snapshot: Option<Snapshot>,
     renditions: BTreeMap<RenditionId, Told>,
+    sheets: BTreeSet<(Epoch, SegmentNumber)>,
     whole: bool,
 }
 
@@ -182,6 +185,14 @@ impl Teller {
             }
             told.inits.retain(|epoch| rendition.inits.iter().any(|(kept, _)| kept == epoch));
             told.look(rendition, unix_ms, &mut messages)?;
+        }
+        let known = std::mem::take(&mut self.sheets);
+        for Sheet { epoch, number, jpeg } in broadcast.sheets.iter() {
+            if !known.contains(&(*epoch, *number)) {
+                let of = SheetOf { epoch: *epoch, number: *number };
+                messages.push(Message::Sheet(of, jpeg.clone()));
+            }
+            self.sheets.insert((*epoch, *number));
         }
         if !std::mem::replace(&mut self.whole, true) {
             messages.push(Message::Whole);
@@ -256,19 +267,30 @@ pub(crate) fn apply(
             rendition.inits.push((of.epoch, init));
             Ok(())
         }
+        (Message::Sheet(of, jpeg), Some(broadcast)) => {
+            if of.number.0 >= MAX_SEGMENTS {
+                return Err(Nonsense::Insane("sheet: a number beyond belief"));
+            }
+            broadcast.sheet(Sheet { epoch: of.epoch, number: of.number, jpeg });
+            is_within_bounds(broadcast)
+        }
         (Message::Piece(piece, bytes), Some(broadcast)) => {
             let gap = broadcast.targets.segment_duration;
             let away = broadcast.away.is_some_and(|first| first <= piece.number);
             put(find(broadcast, &piece.rendition)?, piece, bytes, gap, away)?;
-            let held = broadcast.renditions.iter().map(|rendition| rendition.window.bytes());
-            if held.sum::<u64>() > MAX_STREAM_BYTES {
-                return Err(Nonsense::Insane("stream: more media than is mirrored"));
-            }
-            Ok(())
+            is_within_bounds(broadcast)
         }
         (Message::Whole, Some(_)) | (Message::Ping | Message::Gone, _) => Ok(()),
         _ => Err(Nonsense::OutOfTurn("before the snapshot")),
     }
+}
+
+fn is_within_bounds(broadcast: &Broadcast) -> Result<(), Nonsense> {
+    let held = broadcast.renditions.iter().map(|rendition| rendition.window.bytes());
+    if held.sum::<u64>() + broadcast.sheets.bytes() > MAX_STREAM_BYTES {
+        return Err(Nonsense::Insane("stream: more media than is mirrored"));
+    }
+    Ok(())
 }
 
 fn find<'a>(broadcast: &'a mut Broadcast, id: &RenditionId) -> Result<&'a mut Rendition, Nonsense> {
@@ -281,7 +303,9 @@ fn update(broadcast: &mut Option<Broadcast>, snapshot: Snapshot) -> Result<(), N
     let (renditions, events) = (snapshot.renditions, snapshot.events.into());
     let next = next.map(|text| text.parse::<Continuation>()).transpose();
     let next = next.map_err(|_| Nonsense::Insane("snapshot: not a continuation"))?;
-    let mut before = broadcast.take().map_or_else(Vec::new, |before| before.renditions);
+    let (mut before, sheets) = broadcast
+        .take()
+        .map_or_else(|| (Vec::new(), Sheets::default()), |before| (before.renditions, before.sheets));
     let mut now = Vec::with_capacity(renditions.len());
     for RenditionSnapshot { variant, timescale, epoch, break_pending, discontinuity_sequence } in renditions {
         let timescale = Timescale::new(timescale).ok_or(Nonsense::Insane("snapshot: a timescale of zero"))?;
@@ -312,6 +336,7 @@ fn update(broadcast: &mut Option<Broadcast>, snapshot: Snapshot) -> Result<(), N
         next,
         away,
         events,
+        sheets,
     });
     Ok(())
 }
@@ -494,6 +519,7 @@ mod tests {
     #[test]
     fn a_mirror_says_what_its_owner_says() {
         let mut pair = Pair::new();
+        pair.owner.draws(Some(crate::thumbnails::tests::TILES));
         let first = begin(&pair.owner, 1, Follow::Clock, T0, b"init");
         for index in 0..9 {
             segment(&pair.owner, 1, SegmentNumber(first.0 + index), index as i64, 2, true);
@@ -509,8 +535,10 @@ mod tests {
         assert!(pair.owner.event(Epoch(1), &event) && !pair.owner.event(Epoch(1), &event));
         let what = What::Scte35(Bytes::from_static(b"\xFCsection"));
         assert!(pair.owner.event(Epoch(1), &Event { at: 9 * 90_000, what }));
+        pair.owner.sheet(Epoch(1), SegmentNumber(0), Bytes::from_static(b"sheet"));
         pair.tell();
         assert_eq!(pair.tell(), [], "nothing new");
+        assert_eq!(pair.mirror.find_sheet(Epoch(1), SegmentNumber(0)).unwrap(), "sheet");
         for name in NAMES {
             assert_eq!(playlist(&pair.mirror, name), playlist(&pair.owner, name));
             assert_eq!(playlist(&pair.mirror, name).matches("#EXT-X-DATERANGE:").count(), 2);

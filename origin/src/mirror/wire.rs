@@ -29,6 +29,8 @@ pub enum Message {
     Snapshot(Box<Snapshot>),
     /// An init segment.
     Init(InitOf, Bytes),
+    /// A sheet of thumbnails.
+    Sheet(SheetOf, Bytes),
     /// A segment, or more of it.
     Piece(Piece, Vec<Bytes>),
     /// All that there is has been told.
@@ -59,6 +61,16 @@ pub struct InitOf {
     pub rendition: RenditionId,
     /// The run.
     pub epoch: Epoch,
+}
+
+/// Which sheet of thumbnails it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SheetOf {
+    /// The run.
+    pub epoch: Epoch,
+    /// Its number.
+    pub number: SegmentNumber,
 }
 
 /// Parts of a segment that are new, as many as there are, and whether they are the last.
@@ -113,6 +125,7 @@ impl Message {
             Message::Streams(list) => ("/streams", None, vec![json(list)]),
             Message::Snapshot(snapshot) => ("/snapshot", None, vec![json(&**snapshot)]),
             Message::Init(of, init) => ("/init", Some(json(of)), vec![init.clone()]),
+            Message::Sheet(of, jpeg) => ("/sheet", Some(json(of)), vec![jpeg.clone()]),
             Message::Piece(piece, bytes) => ("/piece", Some(json(piece)), bytes.clone()),
             Message::Whole => ("/whole", None, Vec::new()),
             Message::Gone => return frame(&Frame::Gone).map(|gone| vec![gone]),
@@ -206,6 +219,7 @@ fn message(name: Box<str>, field: &[u8], body: Vec<Bytes>) -> Result<Message, No
         "/streams" => Message::Streams(serde_json::from_slice(&body.concat()).map_err(insane)?),
         "/snapshot" => Message::Snapshot(serde_json::from_slice(&body.concat()).map_err(insane)?),
         "/init" => Message::Init(serde_json::from_slice(field).map_err(insane)?, body.concat().into()),
+        "/sheet" => Message::Sheet(serde_json::from_slice(field).map_err(insane)?, body.concat().into()),
         "/piece" => Message::Piece(serde_json::from_slice(field).map_err(insane)?, body),
         "/whole" => Message::Whole,
         _ => return Err(Nonsense::OutOfTurn("object of an unknown kind")),

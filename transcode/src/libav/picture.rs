@@ -83,6 +83,29 @@ impl Picture {
         Ok(picture)
     }
 
+    /// Copies another picture to where its left upper corner is given, in pixels, even. Both are 8-bit 4:2:0, and nobody else
+    /// has this one's pixels; what does not fit is left out.
+    pub(crate) fn put(&mut self, tile: &Picture, x: u32, y: u32) {
+        let (to, from) = (self.raw(), tile.raw());
+        let fits = x + tile.width() <= self.width() && y + tile.height() <= self.height();
+        if !(fits && self.is_yuv420p() && tile.is_yuv420p()) {
+            return;
+        }
+        for plane in 0..3 {
+            let half = |side: u32| if plane == 0 { side as usize } else { side.div_ceil(2) as usize };
+            let (width, height, x, y) = (half(tile.width()), half(tile.height()), half(x), half(y));
+            let stride = |frame: &ffi::AVFrame| frame.linesize[plane].max(0) as usize;
+            for row in 0..height {
+                // SAFETY: both rows lie within their planes, whose rows are a stride apart, and belong to different buffers.
+                unsafe {
+                    let source = from.data[plane].add(row * stride(from));
+                    let target = to.data[plane].add((y + row) * stride(to) + x);
+                    std::ptr::copy_nonoverlapping(source, target, width);
+                }
+            }
+        }
+    }
+
     pub(super) fn as_ptr(&self) -> *mut ffi::AVFrame {
         self.0.as_ptr()
     }

@@ -12,6 +12,8 @@ use super::{Failure, Picture, check};
 pub(crate) struct Scaler {
     width: u32,
     height: u32,
+    /// What comes out has values from 0 to 255, whatever the source says.
+    full_range: bool,
     pool: Pool,
     context: Option<Context>,
 }
@@ -19,24 +21,33 @@ pub(crate) struct Scaler {
 impl Scaler {
     /// `width` and `height` in pixels, even.
     pub(crate) fn new(width: u32, height: u32) -> Result<Self, Failure> {
-        Ok(Self { width, height, pool: Pool::new(width, height)?, context: None })
+        Ok(Self { width, height, full_range: false, pool: Pool::new(width, height)?, context: None })
+    }
+
+    /// The same, for pictures of full range, as JPEG wants them.
+    pub(crate) fn full_range(width: u32, height: u32) -> Result<Self, Failure> {
+        Ok(Self { full_range: true, ..Self::new(width, height)? })
     }
 
     /// The picture at this scaler's size, with the properties of `source`: its own pixels where it fits
     /// already. A source that changes size or format in mid-stream gets a new context; what comes out keeps
     /// its size.
     pub(crate) fn scale(&mut self, source: &Picture) -> Result<Picture, Failure> {
-        if source.is_yuv420p() && source.width() == self.width && source.height() == self.height {
+        let wanted = Shape::of(source, self.full_range);
+        let fits = source.is_yuv420p() && source.width() == self.width && source.height() == self.height;
+        if fits && wanted.stretched != Some(false) {
             return source.share();
         }
-        let wanted = Shape::of(source);
         let context = match self.context.take() {
             Some(context) if context.source == wanted => context,
             _ => Context::new(wanted, self.width, self.height)?,
         };
-        let scaled = context.scale(source, self.pool.get()?);
+        let mut scaled = context.scale(source, self.pool.get()?)?;
         self.context = Some(context);
-        scaled
+        if self.full_range {
+            scaled.raw_mut().color_range = ffi::AVColorRange::AVCOL_RANGE_JPEG;
+        }
+        Ok(scaled)
     }
 }
 
@@ -46,12 +57,15 @@ struct Shape {
     width: c_int,
     height: c_int,
     format: c_int,
+    /// Where pictures of full range are made: whether it has full range itself.
+    stretched: Option<bool>,
 }
 
 impl Shape {
-    fn of(picture: &Picture) -> Self {
+    fn of(picture: &Picture, full_range: bool) -> Self {
         let raw = picture.raw();
-        Self { width: raw.width, height: raw.height, format: raw.format }
+        let stretched = full_range.then_some(raw.color_range == ffi::AVColorRange::AVCOL_RANGE_JPEG);
+        Self { width: raw.width, height: raw.height, format: raw.format, stretched }
     }
 }
 
@@ -79,6 +93,10 @@ impl Context {
         context.set(c"dstw", width.into())?;
         context.set(c"dsth", height.into())?;
         context.set(c"dst_format", ffi::AVPixelFormat::AV_PIX_FMT_YUV420P as i64)?;
+        if let Some(stretched) = source.stretched {
+            context.set(c"src_range", stretched.into())?;
+            context.set(c"dst_range", 1)?;
+        }
         // SAFETY: a context with all sizes and formats set.
         check("sws_init_context", unsafe {
             ffi::sws_init_context(context.sws.as_ptr(), std::ptr::null_mut(), std::ptr::null_mut())

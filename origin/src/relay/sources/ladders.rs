@@ -114,7 +114,7 @@ async fn a_ladder_of_several_codecs() {
     assert_eq!(dash.matches("contentType=\"video\"").count(), 3, "{dash}");
     let ids: std::collections::BTreeSet<_> =
         dash.split("<AdaptationSet id=\"").skip(1).map(|set| set.split('"').next()).collect();
-    assert_eq!(ids.len(), 4, "{dash}");
+    assert_eq!(ids.len(), 5, "three of video, audio and thumbnails: {dash}");
 }
 
 /// How near a rendition is to these pictures, in dB (PSNR of all frames together).
