@@ -40,6 +40,7 @@ const CONSOLE: &[&str] = &[
     "chart.js",
     "console.css",
     "console.js",
+    "thumbnail.js",
     "dom.js",
     "index.html",
     "pages/audit.js",

@@ -1,5 +1,5 @@
 //! The console: pages on the admin listener below `/console/`, and what they show that no other part of it answers:
-//! `/admin/streams`, `/admin/streams/{name}` and `/admin/history`. They only read; changes go the ways that the command
+//! `/admin/streams`, `/admin/streams/{name}`, its `thumbnail.jpg`, and `/admin/history`. They only read; changes go the ways that the command
 //! line goes.
 
 mod history;
@@ -23,6 +23,9 @@ use history::History;
 
 /// Streams that one answer lists.
 const MAX_LISTED: usize = 500;
+
+/// What a stream's picture is called, below the stream.
+const PICTURE: &str = "/thumbnail.jpg";
 
 /// Nothing but what this listener serves; no page of others may frame it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -59,6 +62,10 @@ impl Console {
             "/" | "/console" => return moved("/console/"),
             "/admin/streams" => self.list().await,
             "/admin/history" => self.since(head.uri.query().unwrap_or_default()),
+            _ if path.ends_with(PICTURE) && path.starts_with("/admin/streams/") => match self.picture(path) {
+                Ok(picture) => return picture,
+                Err(failure) => Err(failure),
+            },
             _ => match (path.strip_prefix("/console/"), path.strip_prefix("/admin/streams/")) {
                 (Some(name), _) => return page(name, &head.headers),
                 (None, name) => self.one(name.unwrap_or_default()).await,
@@ -129,6 +136,22 @@ impl Console {
         Ok(self.stream(stream.as_str(), &found))
     }
 
+    /// The newest picture of a stream that this node owns.
+    fn picture(&self, path: &str) -> Result<Response<Full<Bytes>>, Failure> {
+        let name = path.strip_prefix("/admin/streams/").and_then(|path| path.strip_suffix(PICTURE));
+        let stream = name.and_then(|name| name.parse::<StreamName>().ok());
+        let found =
+            self.streams.origin.as_ref().zip(stream).and_then(|(origin, stream)| origin.picture(&stream));
+        let why = "there is no picture of this stream here: its owner has it, if any of it is decoded";
+        let picture = found.ok_or((StatusCode::NOT_FOUND, why.to_owned()))?;
+        let mut response = Response::new(Full::new(picture.jpeg));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("image/jpeg"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        Ok(response)
+    }
+
     /// What the store has of a stream, and what this node knows besides.
     fn stream(&self, name: &str, record: &StreamRecord) -> Value {
         let stream: Option<StreamName> = name.parse().ok();
@@ -160,6 +183,7 @@ impl Console {
             };
             rungs.into_iter().map(shown).collect::<Vec<_>>()
         });
+        let picture = origin.and_then(|(origin, stream)| origin.picture(stream));
         let ingest = self.streams.board.as_ref().and_then(|board| {
             let (listed, _) = board.list(Some(name));
             listed.into_iter().next_back().map(|(_, entry)| json!(entry))
@@ -172,6 +196,7 @@ impl Console {
             "epoch": record.epoch,
             "updated_unix_ms": record.updated,
             "ladder": ladder,
+            "thumbnail": picture.map(|picture| format!("{}-{}", picture.epoch, picture.pts)),
             "ingest": ingest,
         })
     }

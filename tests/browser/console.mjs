@@ -70,6 +70,9 @@ async function use() {
         await page.reload();
         await page.locator(sign).first().waitFor({ timeout: 20_000 });
         const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        if (name.startsWith('streams')) {
+          await page.waitForFunction(() => document.querySelector('img.thumbnail')?.naturalWidth === 320, null, { timeout: 20_000 });
+        }
         assert.ok(wide <= 0, `${name} is ${wide} px too wide at ${size.width} px`);
         assert.ok(await page.locator('#trouble').isHidden(), `${name}: ${await page.locator('#trouble').textContent()}`);
         if (options.shots) {

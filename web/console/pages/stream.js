@@ -3,6 +3,7 @@
 import { Chart } from '../chart.js';
 import { h, state, table } from '../dom.js';
 import { bits, bytes, milliseconds } from '../series.js';
+import { Thumbnails } from '../thumbnail.js';
 import { KIND, health } from './streams.js';
 
 /** Samples of the latency chart: five minutes at one every two seconds. */
@@ -10,6 +11,7 @@ const MOST = 150;
 
 export default function page({ api, argument: name }) {
   const top = h('div');
+  const thumbnails = new Thumbnails();
   const hops = h('div');
   const chart = new Chart('Latency by hop, at the 95th percentile', milliseconds);
   const times = [];
@@ -20,7 +22,7 @@ export default function page({ api, argument: name }) {
     element: h('div', {}, top, h('h2', {}, 'Ladder'), ladder, h('h2', {}, 'Latency'), hops, chart.element),
     async update() {
       const { value: stream } = await api.read(`/admin/streams/${encodeURIComponent(name)}`);
-      top.replaceChildren(standing(stream), ingest(stream.ingest));
+      top.replaceChildren(standing(stream), thumbnails.of(stream) ?? '', ingest(stream.ingest));
       ladder.replaceChildren(rungs(stream));
       // Only the owner of a live stream has measured it.
       const took = await api.read(`/admin/latency?stream=${encodeURIComponent(name)}`).catch(() => null);

@@ -2,17 +2,19 @@
 
 import { h, state, table } from '../dom.js';
 import { bits, milliseconds } from '../series.js';
+import { Thumbnails } from '../thumbnail.js';
 
 export const KIND = { live: 'good', interrupted: 'warn', ended: '' };
 
 export default function page({ api }) {
   const list = h('div');
+  const thumbnails = new Thumbnails();
   const filter = h('input', { type: 'search', placeholder: 'Part of a name', 'aria-label': 'Show streams with this in their name', input: () => draw() });
   let found = { total: 0, streams: [] };
   const draw = () => {
     const wanted = found.streams.filter(({ name }) => name.includes(filter.value.trim()));
     const more = found.total > found.streams.length ? `The first ${found.streams.length} of ${found.total} are listed.` : '';
-    list.replaceChildren(table(COLUMNS, wanted.map(row), 'There is no such stream.'), h('p', { class: 'quiet' }, more));
+    list.replaceChildren(table(COLUMNS, wanted.map((stream) => row(stream, thumbnails)), 'There is no such stream.'), h('p', { class: 'quiet' }, more));
   };
   return {
     title: 'Streams',
@@ -26,11 +28,11 @@ export default function page({ api }) {
 
 const COLUMNS = [['Stream'], ['State'], ['Owner'], ['Epoch', 'number'], ['Ladder'], ['Lag', 'number'], ['Received', 'number'], ['Ingest health']];
 
-function row(stream) {
+function row(stream, thumbnails) {
   const video = (stream.ladder ?? []).filter(({ height }) => height);
   const lags = (stream.ladder ?? []).map(({ lag_ms }) => lag_ms).filter((lag) => lag !== null);
   return [
-    h('a', { href: `#/streams/${encodeURIComponent(stream.name)}` }, stream.name),
+    h('a', { href: `#/streams/${encodeURIComponent(stream.name)}` }, thumbnails.of(stream), stream.name),
     state(stream.state, KIND[stream.state] ?? ''),
     stream.owner,
     String(stream.epoch),
