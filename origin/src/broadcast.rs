@@ -487,15 +487,21 @@ impl Broadcast {
         for index in 0..self.renditions.len() {
             self.close(index);
         }
-        let (end, next_number, segment_duration) =
-            (self.end, self.next_number, self.targets.segment_duration);
+        let edge = self.edge();
         // The gaps of an absence are no part of a run.
         if let Some(period) = self.periods.last_mut().filter(|_| self.away.is_none()) {
-            // Players count segments by the period's duration: the last frame of a rendition may reach a little beyond
-            // its last segment's nominal end, and must not promise another.
-            let segments = next_number.0.saturating_sub(period.first.0) as Ticks;
-            period.end = Some(end.min(period.start + segments * segment_duration));
+            period.end = Some(edge);
         }
+    }
+
+    /// How far the newest run has come. Players count segments by the period's duration: the last frame of a rendition may
+    /// reach a little beyond its last segment's nominal end, and must not promise another.
+    fn edge(&self) -> Ticks {
+        let nominal = self.periods.last().map_or(self.end, |run| {
+            let segments = self.next_number.0.saturating_sub(run.first.0) as Ticks;
+            run.start + segments * self.targets.segment_duration
+        });
+        self.end.min(nominal)
     }
 
     // --- the readers' side ---
@@ -621,7 +627,7 @@ impl Broadcast {
             anchor: self.anchor,
             targets: self.targets,
             window: depth,
-            edge: self.end,
+            edge: self.edge(),
             sheets_from: self.end - self.depth(),
             latency_ms,
             published_unix_ms,

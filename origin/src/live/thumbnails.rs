@@ -71,6 +71,27 @@ mod tests {
     use crate::thumbnails::tests::TILES;
 
     #[test]
+    fn sound_that_reaches_beyond_the_last_segment_promises_no_sheet() {
+        let live = Live::new("demo".parse().unwrap());
+        live.draws(Some(TILES));
+        run(&live, 1, T0, &["360p", "audio"], 8);
+        let (id, number) = ("audio".parse().unwrap(), SegmentNumber(T0 as u64 / 1000 + 8));
+        live.open(Epoch(1), &id, number, 9 * 48_000);
+        live.part(Epoch(1), &id, Bytes::from_static(b"part"), 48_500, true);
+        live.close(Epoch(1), &id);
+        let listed = || {
+            let mpd = live.mpd(1500, T0, "/time", None).unwrap();
+            mpd.lines().find(|line| line.contains("<S ")).unwrap().trim().to_owned()
+        };
+        let before = listed();
+        live.interrupt(false);
+        assert_eq!(
+            (before.as_str(), listed().as_str()),
+            ("<S t=\"0\" d=\"900000\"/>", "<S t=\"0\" d=\"900000\"/>")
+        );
+    }
+
+    #[test]
     fn a_run_has_the_thumbnails_that_were_announced() {
         let live = Live::new("demo".parse().unwrap());
         live.draws(Some(TILES));
