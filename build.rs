@@ -41,6 +41,7 @@ const CONSOLE: &[&str] = &[
     "console.css",
     "console.js",
     "thumbnail.js",
+    "curves.js",
     "dom.js",
     "index.html",
     "pages/audit.js",
@@ -49,10 +50,12 @@ const CONSOLE: &[&str] = &[
     "pages/policy.js",
     "pages/stream.js",
     "pages/streams.js",
+    "pages/whatif.js",
     "policy.js",
     "roles.js",
     "series.js",
     "signin.js",
+    "whatif.js",
 ];
 
 /// What draws the console's charts, below `web/node_modules`, and the names it is served by.

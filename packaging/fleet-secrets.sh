@@ -4,7 +4,7 @@
 # Makes in FOLDER, with openssl: a CA (ca.pem, ca.key), for each node a certificate that it signed (NODE.pem, NODE.key) for the
 # HOSTs (names or addresses; NODE if none is given) and localhost, the key of stream keys (token.key), and credentials for an
 # S3 server of the fleet's own (s3: id and secret, one a line; s3.id and s3.secret, one each). What is there stays, but a
-# certificate that ends within 30 days is made anew: run it again to renew, then restart the nodes.
+# certificate that ends within 30 days is made anew: run it again to renew, and nodes take them by themselves.
 # ca.key signs anything: keep it off the nodes.
 set -euo pipefail
 umask 077

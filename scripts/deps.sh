@@ -18,7 +18,7 @@ run_packages=(
 run_programs=(node:nodejs npm:npm)
 # python3 makes the environment of the S3 server that the archive is tested with.
 test_programs=(python3:python3-venv chromium:chromium nginx:nginx-light gst-launch-1.0:gstreamer1.0-tools
-  etcd:etcd-server systemd-analyze:systemd)
+  etcd:etcd-server etcdctl:etcd-client systemd-analyze:systemd)
 # gstreamer's RTMP sinks and AAC encoder, and its x264.
 test_packages=(gstreamer1.0-plugins-bad gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly)
 bench_packages=(libnginx-mod-rtmp)

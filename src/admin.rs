@@ -44,6 +44,7 @@ use crate::operator::{self, Operator, Refusal};
 use crate::reload::{Cause, Reloader};
 use crate::status::Status;
 use crate::streams::Streams;
+use crate::whatif::ask::WhatIf;
 pub(crate) use audit::Details;
 use audit::{Audit, Entry};
 use gate::{Caller, Gate, Refused};
@@ -89,6 +90,7 @@ struct State {
     api: Arc<Api>,
     status: Status,
     console: Console,
+    whatif: WhatIf,
 }
 
 /// Who may ask, and what is noted of it.
@@ -168,6 +170,7 @@ impl Admin {
             api,
             status,
             console,
+            whatif: WhatIf::default(),
         };
         let state = Arc::new(state);
         let connections = if addr.ip().is_loopback() { 0 } else { MAX_PER_ADDRESS };
@@ -214,6 +217,8 @@ async fn guarded(state: Arc<State>, request: Request<Incoming>, peer: SocketAddr
             response
         }
         Ok(_) if gate::is_session(&head.method, head.uri.path()) => session(&state, &head, body, peer).await,
+        // It changes nothing, and ends when nobody waits for it any more.
+        Ok(_) if head.uri.path() == WhatIf::PATH => answer(&state, Request::from_parts(head, body)).await,
         Ok(Some(caller)) if !reads => change(&state, &caller, Request::from_parts(head, body)).await,
         Ok(_) => answer(&state, Request::from_parts(head, body)).await,
     };
@@ -446,6 +451,16 @@ async fn administer(
             let counted = counts.iter().map(|(tier, count)| format!("{tier}: {count} of {what}")).collect();
             Ok(noted(json_of(StatusCode::OK, &json!({ "purged": counts })), counted))
         }
+        ("what-if", &Method::GET | &Method::HEAD) => {
+            let known = state.whatif.known(operator, &state.registry);
+            Ok(json_of(StatusCode::OK, &known.map_err(|(status, why)| Failure(status, why))?))
+        }
+        ("what-if", &Method::POST) => {
+            let wanted = json_body(&head.headers, body, MAX_BODY_BYTES).await?.unwrap_or_default();
+            let answered = state.whatif.answer(operator, &state.registry, wanted).await;
+            Ok(json_of(StatusCode::OK, &answered.map_err(|(status, why)| Failure(status, why))?))
+        }
+        ("what-if", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD, POST")),
         ("status", &Method::GET | &Method::HEAD) => Ok(json_of(StatusCode::OK, &state.status.show())),
         ("drain", &Method::POST) => {
             json_body(&head.headers, body, MAX_BODY_BYTES).await?;
@@ -476,7 +491,7 @@ async fn administer(
         ("purge", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
         _ => {
             let there = "there are /admin/status, /admin/policy, /admin/policy/{tier}, /admin/purge, /admin/drain, \
-                 /admin/reload, /admin/playback, /admin/ingest, /admin/latency, /admin/revoke, /admin/audit and /admin/session";
+                 /admin/reload, /admin/playback, /admin/what-if, /admin/ingest, /admin/latency, /admin/revoke, /admin/audit and /admin/session";
             Err(Failure::new(StatusCode::NOT_FOUND, there))
         }
     }

@@ -19,6 +19,7 @@ mod status;
 mod streams;
 mod telemetry;
 mod upgrade;
+mod whatif;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

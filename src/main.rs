@@ -29,6 +29,9 @@ fn main() -> ExitCode {
     };
     result.unwrap_or_else(|error| {
         eprintln!("rooftop: {error:#}");
+        if let Some(advice) = rooftop::cli::advice(&error) {
+            eprintln!("  {advice}");
+        }
         ExitCode::FAILURE
     })
 }

@@ -8,7 +8,6 @@ pub mod doctor;
 pub mod latency;
 pub mod node;
 pub mod reload;
-mod scrape;
 pub mod serve;
 pub mod shell;
 pub mod simulate;
@@ -17,7 +16,8 @@ pub mod stream;
 pub mod token;
 pub mod top;
 
-use std::path::PathBuf;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -81,8 +81,37 @@ pub struct CheckConfigArgs {
 /// Exit code of a configuration that cannot be used.
 pub const EXIT_BAD_CONFIG: u8 = 2;
 
+/// What to do about an error that came from the system; errors of ours say it themselves.
+pub fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    let cause = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>())?;
+    match cause.kind() {
+        io::ErrorKind::PermissionDenied => Some(
+            "files of a node belong to its user: as root, or, for the Debian package, sudo -u rooftop rooftop … \
+             (a port below 1024 needs CAP_NET_BIND_SERVICE)",
+        ),
+        io::ErrorKind::NotFound => Some(
+            "is the path right? Relative paths, also those within a configuration, count from the working directory; \
+             a token key is made with: openssl rand -hex 32 > FILE",
+        ),
+        io::ErrorKind::IsADirectory => Some("that is a folder: name the file in it"),
+        io::ErrorKind::AddrInUse => {
+            Some("something else listens there: ss -ltnp says what; or choose another port")
+        }
+        io::ErrorKind::StorageFull => Some("the disk is full: df -h says which"),
+        _ => None,
+    }
+}
+
 /// Reads a configuration, or prints what is wrong with it to standard error.
-fn load(file: &std::path::Path) -> Option<crate::config::Config> {
+fn load(file: &Path) -> Option<crate::config::Config> {
+    if let Err(error) = std::fs::File::open(file).and_then(|mut open| open.read(&mut [0])) {
+        let error = anyhow::Error::from(error).context(format!("the configuration {}", file.display()));
+        eprintln!("{error:#}");
+        if let Some(advice) = advice(&error) {
+            eprintln!("  {advice}");
+        }
+        return None;
+    }
     match crate::config::Config::load(file) {
         Ok(config) => Some(config),
         Err(crate::config::Problems(problems)) => {

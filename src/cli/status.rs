@@ -10,7 +10,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::node::{NodeArgs, Question, exchange, read};
-use super::scrape::Scrape;
+use crate::whatif::scrape::Scrape;
 
 /// How often a node that drains is looked at.
 const LOOK: Duration = Duration::from_millis(250);

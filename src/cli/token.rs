@@ -145,5 +145,10 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     for problem in &found.problems {
         eprintln!("{problem}");
     }
+    if found.claims.is_none() {
+        eprintln!(
+            "a token is what stands behind token= in a stream key: three parts with dots between them, without spaces"
+        );
+    }
     Ok(if found.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -205,8 +205,8 @@ fn fitted(text: &str, (columns, rows): (u16, u16)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scrape::Scrape;
     use super::*;
+    use crate::whatif::scrape::Scrape;
 
     fn seen(hits: u32, fetches: u32) -> Seen {
         Seen {

@@ -1,58 +1,46 @@
 //! What a running node knows: the policy in force, and how long its upstream takes.
 
-use std::net::SocketAddr;
-
-use anyhow::{Context, bail};
+use anyhow::Context;
 use edge::policy::Policy;
 use edge::simulate::Latency;
-use http::Method;
 use serde_json::Value;
 
-use super::super::admin::{Question, exchange, read};
-use super::super::scrape::Scrape;
+use super::scrape::Scrape;
 
 /// Classes whose requests an origin holds on purpose: their time is not that of an answer.
 const HELD: [&str; 2] = ["blocking-playlist", "media"];
 
 /// Fewer fetches say nothing of a hundredth of them.
-const ENOUGH: u64 = 20;
+pub(crate) const ENOUGH: u64 = 20;
 
-pub(super) struct Measured {
-    /// `None`: the node has no such tier.
-    pub(super) edge: Option<Policy>,
-    pub(super) shield: Option<Policy>,
-    /// Of the tier nearest to the origin.
-    pub(super) latency: Latency,
-    /// Which that is.
-    pub(super) tier: &'static str,
+/// How long the upstream of a node takes to answer.
+pub(crate) struct Measured {
+    pub(crate) latency: Latency,
+    /// The tier that measured it: the one nearest to the origin.
+    pub(crate) tier: &'static str,
     /// How many fetches that is from.
-    pub(super) fetches: u64,
+    pub(crate) fetches: u64,
 }
 
-pub(super) fn ask(admin: SocketAddr) -> anyhow::Result<Measured> {
-    let answered = exchange(admin, Question::new(Method::GET, "/admin/policy"))?;
-    let Some(policies) = answered.good() else { bail!("{admin} does not say its policy") };
-    let policy = |tier: &str| -> anyhow::Result<Option<Policy>> {
-        match &policies[tier] {
-            Value::Null => Ok(None),
-            found => Ok(Some(serde_json::from_value(found.clone()).context("a policy of another version?")?)),
-        }
-    };
-    let (edge, shield) = (policy("edge")?, policy("shield")?);
-    let scrape = Scrape::parse(&read(admin, "/metrics")?);
-    for tier in ["shield", "edge"] {
-        let buckets = buckets(&scrape, tier);
-        let fetches = buckets.last().map_or(0, |&(_, count)| count);
-        if fetches >= ENOUGH
-            && let Some(latency) = Latency::measured(&buckets)
-        {
-            return Ok(Measured { edge, shield, latency, tier, fetches });
-        }
+impl Measured {
+    /// From what a node's `/metrics` say; `None`: it has fetched fewer than [`ENOUGH`].
+    pub(crate) fn of(metrics: &str) -> Option<Measured> {
+        let scrape = Scrape::parse(metrics);
+        ["shield", "edge"].into_iter().find_map(|tier| {
+            let buckets = buckets(&scrape, tier);
+            let fetches = buckets.last().map_or(0, |&(_, count)| count);
+            let latency = Latency::measured(&buckets).filter(|_| fetches >= ENOUGH)?;
+            Some(Measured { latency, tier, fetches })
+        })
     }
-    bail!(
-        "{admin} has fetched fewer than {ENOUGH} playlists and init segments, too few to say how long its upstream takes: \
-         give --latency and --config instead of --admin"
-    )
+}
+
+/// A tier's policy, of the answer to `GET /admin/policy`; `None`: the node has no such tier.
+pub(crate) fn policy(policies: &Value, tier: &str) -> anyhow::Result<Option<Policy>> {
+    match &policies[tier] {
+        Value::Null => Ok(None),
+        found => Ok(Some(serde_json::from_value(found.clone()).context("a policy of another version?")?)),
+    }
 }
 
 /// The cumulative buckets of `edge_fetch_seconds` of one tier, over all classes that an origin answers at once.
@@ -93,5 +81,9 @@ mod tests {
         assert_eq!(buckets(&scrape, "shield"), [(0.05, 13), (f64::INFINITY, 14)]);
         assert_eq!(buckets(&scrape, "edge"), [(f64::INFINITY, 100)]);
         assert_eq!(buckets(&scrape, "pop"), []);
+        assert!(
+            Measured::of(text).is_some_and(|measured| measured.tier == "edge" && measured.fetches == 100)
+        );
+        assert!(Measured::of("").is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 /// Metrics, as they were scraped.
 #[derive(Debug, Default)]
-pub(super) struct Scrape(Vec<Line>);
+pub(crate) struct Scrape(Vec<Line>);
 
 #[derive(Debug)]
 struct Line {
@@ -13,17 +13,17 @@ struct Line {
 
 impl Scrape {
     /// Reads the OpenMetrics text that a node prints; lines that are none of its are left aside.
-    pub(super) fn parse(text: &str) -> Scrape {
+    pub(crate) fn parse(text: &str) -> Scrape {
         Scrape(text.lines().filter_map(line).collect())
     }
 
     /// The sum of what a metric says under all these labels.
-    pub(super) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.of(name, labels).map(|line| line.value).sum()
     }
 
     /// What a metric says by the value of `label`, under all of `labels`.
-    pub(super) fn by<'a>(
+    pub(crate) fn by<'a>(
         &'a self,
         name: &'a str,
         labels: &'a [(&'a str, &'a str)],
@@ -33,7 +33,7 @@ impl Scrape {
     }
 
     /// Whether there is such a metric.
-    pub(super) fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
+    pub(crate) fn has(&self, name: &str, labels: &[(&str, &str)]) -> bool {
         self.of(name, labels).next().is_some()
     }
 

@@ -54,7 +54,7 @@ async function use() {
   const complaints = [];
   page.on('console', (message) => {
     // That something was refused is no fault of the page, though the browser notes it.
-    const refused = [[422, '/admin/policy'], [403, '/admin/policy'], [401, '/admin/session']].some(
+    const refused = [[422, '/admin/policy'], [422, '/admin/what-if'], [403, '/admin/policy'], [401, '/admin/session']].some(
       ([status, path]) => message.text().includes(`status of ${status}`) && message.location().url.endsWith(path),
     );
     if (['error', 'warning'].includes(message.type()) && !refused) complaints.push(message.text());
@@ -83,6 +83,7 @@ async function use() {
     }
   }
   seen.policy = await turn(page);
+  seen.whatIf = await simulate(page);
   seen.keyboard = await byKeyboard(page);
   seen.roles = await withRoles(page);
   assert.deepEqual(complaints, []);
@@ -97,6 +98,7 @@ function pages() {
     [`streams/${options.stream}`, '.uplot'],
     ['cache', '.uplot'],
     ['policy', `[data-class="${options.class}"] .effect b`],
+    ['what-if', '.measured:not(:empty)'],
   ];
 }
 
@@ -120,6 +122,39 @@ async function turn(page) {
   await page.getByRole('button', { name: 'Take the last change back' }).click();
   await page.getByText('was taken back').waitFor();
   return { before, changed, problem, refused, back: await inForce() };
+}
+
+/** Simulates an audience, takes the first row to the policy editor; what was there, and what is in the editor. */
+async function simulate(page) {
+  await page.goto(`${options.admin}/console/#/what-if`);
+  const field = (name) => page.locator(`input[name="${name}"]`);
+  await page.locator('.measured:not(:empty)').waitFor();
+  const begun = { ttl: await field('ttl').inputValue(), timeouts: await field('blocking_timeout').inputValue() };
+  await field('viewers').fill('many');
+  await page.getByRole('button', { name: 'Run' }).click();
+  const problem = await page.locator('.problems li').first().textContent();
+  for (const [name, value] of [['viewers', '20000'], ['edges', '4'], ['latency', '600ms'], ['ttl', '500ms'], ['blocking_timeout', '250ms, 1s']]) await field(name).fill(value);
+  await page.getByRole('button', { name: 'Run' }).click();
+  await page.locator('.what-if .uplot').first().waitFor({ timeout: 60_000 });
+  const rows = await page.locator('.scroll tbody tr').evaluateAll((found) => found.map((row) => [...row.cells].map((cell) => cell.textContent)));
+  for (const size of SIZES) {
+    await page.setViewportSize(size);
+    // Charts follow a moment after their cards.
+    await page.waitForFunction(() => document.documentElement.scrollWidth <= innerWidth);
+    if (!options.shots) continue;
+    for (const colorScheme of ['light', 'dark']) {
+      await page.emulateMedia({ colorScheme });
+      await page.locator('.what-if .uplot').first().waitFor();
+      await page.screenshot({ path: join(options.shots, `what-if-answer-${size.width}-${colorScheme}.png`), fullPage: true });
+    }
+  }
+  await page.getByRole('button', { name: 'Use these values' }).first().click();
+  await page.getByText('Filled in from').waitFor();
+  const filled = page.locator(`[data-class="${options.class}"] input.changed`);
+  const changed = await filled.evaluateAll((inputs) => inputs.map((input) => [input.name, input.value]));
+  await page.getByRole('button', { name: 'Read again' }).click();
+  await filled.first().waitFor({ state: 'detached' });
+  return { begun, problem, rows, changed };
 }
 
 /** Where the first keys lead. */

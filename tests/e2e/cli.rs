@@ -24,6 +24,36 @@ fn check_config_names_every_problem_and_exits_2() {
 }
 
 #[test]
+fn errors_say_what_to_do() {
+    let folder = Folder::new("advice");
+    let file = folder.path().join("node.toml");
+    let nowhere = "/nowhere/file";
+    let keys = format!("[tokens]\nkey_files = [\"{nowhere}\"]\n");
+    fs::write(&file, toml(&all_in_one(&folder.path().join("state"))) + &keys).unwrap();
+    let (config, here) = (file.to_str().unwrap(), folder.path().to_str().unwrap());
+    let path = "is the path right?";
+    let cases: [(&[&str], &str); 12] = [
+        (&["serve", "--config", nowhere], path),
+        (&["check-config", here], "name the file in it"),
+        (&["doctor", "--config", nowhere], path),
+        (&["stream", "create", "show", "--config", config], path),
+        (&["token", "make", "show", "--key", nowhere], "openssl rand -hex 32"),
+        (&["token", "new-key", nowhere], path),
+        (&["policy", "set", nowhere], path),
+        (&["archive", "ls", "--config", nowhere], path),
+        (&["archive", "verify", "show", "--config", config], "STREAM-MILLISECONDS"),
+        (&["status", "--admin", "127.0.0.1:1"], "is the node running"),
+        (&["latency", "a b", "--admin", "127.0.0.1:1"], "has a character outside"),
+        (&["simulate", "--class", "none"], "there is no class \"none\" in the policy, but "),
+    ];
+    for (args, advice) in cases {
+        let output = rooftop().args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(advice), "{args:?} says {said}");
+    }
+}
+
+#[test]
 fn a_taken_port_is_named() {
     let folder = Folder::new("port");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -35,7 +65,7 @@ fn a_taken_port_is_named() {
     let output = rooftop().args(["serve", "--config"]).arg(&file).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains(&format!("failed to listen on {addr}")), "{said}");
+    assert!(said.contains(&format!("failed to listen on {addr}")) && said.contains("ss -ltnp"), "{said}");
 }
 
 #[test]
@@ -175,7 +205,12 @@ fn an_audience_is_simulated() {
     assert!(drawn.starts_with("<svg") && drawn.ends_with("</svg>\n") && drawn.contains("flood"), "{drawn}");
 
     let text = String::from_utf8(simulate(&["--players=polling"]).stdout).unwrap();
-    assert_eq!(text.lines().count(), 1 + 1 + 4, "{text}");
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 1 + 2 + 4, "{text}");
+    assert!(
+        lines[2..].iter().all(|line| line.len() == lines[2].len()),
+        "the columns stand below their titles: {text}"
+    );
     // What cannot be is said, all of it.
     let bad = simulate(&["--part=7m", "--class=none", "--latency-p99=1ms", "--shields=17"]);
     let said = String::from_utf8(bad.stderr).unwrap();

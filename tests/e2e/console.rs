@@ -48,6 +48,18 @@ fn operators_see_and_turn_a_running_node() {
         assert_eq!(policy["refused"], "7s", "{policy}");
         assert_eq!(policy["back"], policy["before"], "{policy}");
         assert!(policy["problem"].as_str().unwrap().contains("stale_if_error"), "{policy}");
+        let what_if = &seen["whatIf"];
+        assert_eq!(
+            what_if["begun"]["timeouts"], "250ms, 500ms, 1s, 2s",
+            "around what is in force: {what_if}"
+        );
+        assert!(what_if["problem"].as_str().unwrap().contains("viewers"), "{what_if}");
+        let rows = what_if["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 2, "{what_if}");
+        // Its columns: a button, TTL, timeout, leak here and with the flood.
+        assert_eq!((&rows[0][2], &rows[1][2]), (&"250ms".into(), &"1s".into()), "{what_if}");
+        assert_ne!(rows[0][3], rows[0][4], "a timeout below the latency floods: {what_if}");
+        assert_eq!(what_if["changed"], serde_json::json!([["blocking_timeout", "250ms"]]), "{what_if}");
         assert_eq!(seen["keyboard"][2], "Streams", "{seen}");
         let roles = &seen["roles"];
         assert!(roles["wrong"].as_str().unwrap().contains("opens nothing here"), "{roles}");

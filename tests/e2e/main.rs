@@ -13,6 +13,7 @@ mod bad_input;
 mod boxes;
 mod browser;
 mod cli;
+mod commands;
 mod console;
 mod dashboards;
 mod encoders;

@@ -38,6 +38,12 @@ export async function signOut() {
   return (await answer(await fetch(SESSION, { method: 'DELETE' }))).value;
 }
 
+/** Asks with JSON. */
+export async function post(path, value) {
+  const headers = { 'content-type': 'application/json' };
+  return answer(await fetch(path, { method: 'POST', headers, body: JSON.stringify(value) }));
+}
+
 async function answer(response) {
   const text = await response.text();
   let value = null;

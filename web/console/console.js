@@ -11,6 +11,7 @@ import fleet from './pages/fleet.js';
 import policy from './pages/policy.js';
 import stream from './pages/stream.js';
 import streams from './pages/streams.js';
+import whatIf from './pages/whatif.js';
 
 const REFRESH_MS = 2000;
 
@@ -24,7 +25,7 @@ const history = async () => {
 const main = document.getElementById('main');
 const trouble = document.getElementById('trouble');
 const signOut = document.getElementById('sign-out');
-const pages = { fleet, streams, cache, policy, audit };
+const pages = { fleet, streams, cache, policy, 'what-if': whatIf, audit };
 
 let shown = null;
 let timer = 0;

@@ -179,5 +179,10 @@ pub fn run(scenario: &Scenario, zero: Instant) -> Outcome {
     world::World::new(scenario, zero).run()
 }
 
+/// The same, unless `stop` says so before the end, which is asked every few thousand events: `None`.
+pub fn run_until(scenario: &Scenario, zero: Instant, stop: &dyn Fn() -> bool) -> Option<Outcome> {
+    world::World::new(scenario, zero).run_until(stop)
+}
+
 #[cfg(test)]
 mod tests;

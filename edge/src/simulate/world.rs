@@ -22,6 +22,9 @@ use crate::pace::Pace;
 /// Nothing in this world is without an end; what goes on after the last viewer has asked is bounded by give-up times.
 const MAX_NAMES: usize = usize::MAX;
 
+/// How many events happen between two looks at whether to stop: some milliseconds.
+const STEPS_BETWEEN_STOPS: usize = 4096;
+
 pub(super) struct World<'a> {
     scenario: &'a Scenario,
     zero: Instant,
@@ -172,32 +175,51 @@ impl<'a> World<'a> {
     }
 
     pub(super) fn run(mut self) -> Outcome {
-        loop {
-            let event = self.agenda.first_key_value().map(|((at, _), _)| *at);
-            let ask = self.asks.first_key_value().map(|((at, _), _)| *at);
-            let timer = self.timers.first().map(|(at, _)| *at);
-            let Some(next) = [event, ask, timer].into_iter().flatten().min() else {
-                break;
-            };
-            self.now_us = next;
-            if event == Some(next) {
-                if let Some((_, event)) = self.agenda.pop_first() {
-                    self.happen(event);
+        while self.step() {}
+        self.outcome()
+    }
+
+    pub(super) fn run_until(mut self, stop: &dyn Fn() -> bool) -> Option<Outcome> {
+        while !stop() {
+            for _ in 0..STEPS_BETWEEN_STOPS {
+                if !self.step() {
+                    return Some(self.outcome());
                 }
-            } else if ask == Some(next) {
-                if let Some(((_, viewers), count)) = self.asks.pop_first() {
-                    let (name, _) = self.audience.wants(&viewers, &self.source);
-                    self.find(viewers.edge.into(), name, Asker::Viewers(viewers), count);
-                }
-            } else if let Some((_, id)) = self.timers.pop_first() {
-                let now = self.instant();
-                if let Some(shell) = self.flights.get_mut(&id) {
-                    shell.deadline = None;
-                    shell.flight.handle_timeout(now);
-                }
-                self.act(id);
             }
         }
+        None
+    }
+
+    /// Lets the next thing happen; `false`: nothing is left to happen.
+    fn step(&mut self) -> bool {
+        let event = self.agenda.first_key_value().map(|((at, _), _)| *at);
+        let ask = self.asks.first_key_value().map(|((at, _), _)| *at);
+        let timer = self.timers.first().map(|(at, _)| *at);
+        let Some(next) = [event, ask, timer].into_iter().flatten().min() else {
+            return false;
+        };
+        self.now_us = next;
+        if event == Some(next) {
+            if let Some((_, event)) = self.agenda.pop_first() {
+                self.happen(event);
+            }
+        } else if ask == Some(next) {
+            if let Some(((_, viewers), count)) = self.asks.pop_first() {
+                let (name, _) = self.audience.wants(&viewers, &self.source);
+                self.find(viewers.edge.into(), name, Asker::Viewers(viewers), count);
+            }
+        } else if let Some((_, id)) = self.timers.pop_first() {
+            let now = self.instant();
+            if let Some(shell) = self.flights.get_mut(&id) {
+                shell.deadline = None;
+                shell.flight.handle_timeout(now);
+            }
+            self.act(id);
+        }
+        true
+    }
+
+    fn outcome(self) -> Outcome {
         let Audience { requests, waits, startups, stalls, stalled_us, failed, .. } = self.audience;
         Outcome {
             requests,

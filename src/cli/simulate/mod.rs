@@ -1,30 +1,22 @@
 //! `rooftop simulate`: what TTLs and cache-blocking timeouts will do to an audience that arrives at once, before it comes.
 
-mod measured;
 mod plot;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use edge::policy::{Class, Policy};
-use edge::simulate::{self, Latency, Outcome, Reload, Rule, Scenario};
-use serde::Serialize;
-use serde_json::json;
+use edge::simulate::{Latency, Reload, Rule, Scenario};
+use http::Method;
+use serde_json::{Value, json};
 
-use super::node::{AccessArgs, Address, NodeArgs};
+use super::node::{AccessArgs, Address, NodeArgs, Question, exchange, read};
 use super::{EXIT_BAD_CONFIG, load};
-
-/// Most values of one of the two that are varied: each pair is a run of its own.
-const MAX_VALUES: usize = 16;
-
-/// Names of the stream's manifests, by which the class is found whose `ttl` is varied.
-const PLAYLIST: &str = "/live/show/720p.m3u8";
+use crate::whatif::measured::{self, ENOUGH, Measured};
+use crate::whatif::{self, Cell, Varied, ms};
 
 /// Arguments of `simulate`.
 #[derive(Debug, Args)]
@@ -106,38 +98,24 @@ pub enum Players {
     Polling,
 }
 
-/// One run.
-#[derive(Debug, Clone, Serialize)]
-struct Cell {
-    ttl_ms: u64,
-    blocking_timeout_ms: u64,
-    rule: Rule,
-    #[serde(flatten)]
-    outcome: Outcome,
-}
-
 /// Runs the audience once for each TTL, timeout and rule.
 pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
-    for (flag, values) in [("--ttl", &args.ttl), ("--blocking-timeout", &args.blocking_timeout)] {
-        if values.len() > MAX_VALUES {
-            bail!("{flag}: at most {MAX_VALUES} values");
-        }
-    }
     let mut latency = Latency::of(args.latency, args.latency_p99.unwrap_or(args.latency));
     let defaults = edge::Config::default().policy();
     let (mut edge, mut shield) = (defaults.clone(), defaults);
-    let (mut shields, mut measured) = (2, None);
+    let (mut shields, mut measured_at) = (2, None);
     if let Some(file) = &args.config {
         let Some(config) = load(file) else { return Ok(ExitCode::from(EXIT_BAD_CONFIG)) };
         (edge, shield) = (config.edge.policy(), config.shield.policy());
     } else if let Some(admin) = &args.admin {
         let node = NodeArgs { admin: admin.clone(), access: args.access.clone() };
-        let found = measured::ask(&node)?;
-        edge = found.edge.unwrap_or(edge);
-        shield = found.shield.unwrap_or(shield);
+        let (policies, found) = ask(&node)?;
+        edge = measured::policy(&policies, "edge")?.unwrap_or(edge);
+        shield = measured::policy(&policies, "shield")?.unwrap_or(shield);
         latency = found.latency;
         shields = if found.tier == "shield" { 2 } else { 0 };
-        measured = Some(json!({ "admin": admin.to_string(), "tier": found.tier, "fetches": found.fetches }));
+        measured_at =
+            Some(json!({ "admin": admin.to_string(), "tier": found.tier, "fetches": found.fetches }));
     }
     let scenario = Scenario {
         viewers: args.viewers,
@@ -161,33 +139,20 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         rule: Rule::Promote,
         seed: args.seed,
     };
-    let mut problems = scenario.problems();
-    if args.latency_p99.is_some_and(|p99| p99 < args.latency) {
-        problems.push("latency-p99: must not be less than --latency".into());
-    }
-    let classes = || scenario.edge.classes.iter().chain(&scenario.shield.classes);
-    for name in args.class.iter().filter(|name| !classes().any(|class| class.name == **name)) {
-        problems.push(format!("class: there is no class {name:?} in the policy"));
-    }
-    let mut cells = Vec::new();
-    for &ttl in &args.ttl {
-        for &timeout in &args.blocking_timeout {
-            let varied =
-                [&scenario.edge, &scenario.shield].map(|policy| vary(policy, ttl, timeout, &args.class));
-            problems.extend(varied.iter().flat_map(|policy| policy.problems("policy")));
-            for rule in [Rule::Promote, Rule::Flood] {
-                let [edge, shield] = varied.clone();
-                cells.push((ttl, timeout, Scenario { edge, shield, rule, ..scenario.clone() }));
-            }
+    let varied = Varied { ttl: &args.ttl, blocking_timeout: &args.blocking_timeout, classes: &args.class };
+    let tried = whatif::trials(&scenario, &varied);
+    let p99_is_less = args.latency_p99.is_some_and(|p99| p99 < args.latency);
+    let p99_is_less = p99_is_less.then(|| "latency-p99: must not be less than --latency".to_owned());
+    let trials = match tried {
+        Ok(trials) if p99_is_less.is_none() => trials,
+        found => {
+            let problems: Vec<_> = p99_is_less.into_iter().chain(found.err().into_iter().flatten()).collect();
+            bail!("{}", problems.join("\n"));
         }
-    }
-    if !problems.is_empty() {
-        problems.sort();
-        problems.dedup();
-        bail!("{}", problems.join("\n"));
-    }
+    };
     let began = Instant::now();
-    let cells = run_all(&cells);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let cells = whatif::run(&trials, threads, &|| false);
     let told = json!({
         "viewers": scenario.viewers,
         "edges": scenario.edges,
@@ -195,7 +160,7 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         "renditions": scenario.renditions,
         "players": scenario.reload,
         "latency_ms": { "p50": ms(scenario.latency.quantile(0.5)), "p99": ms(scenario.latency.quantile(0.99)) },
-        "measured": measured,
+        "measured": measured_at,
         "seconds": scenario.length.as_secs_f64(),
         "cells": cells,
     });
@@ -217,7 +182,7 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
         told["latency_ms"]["p50"],
         told["latency_ms"]["p99"],
         match &told["measured"]["tier"] {
-            serde_json::Value::String(tier) => format!(", as measured by tier {tier}"),
+            Value::String(tier) => format!(", as measured by tier {tier}"),
             _ => String::new(),
         },
     );
@@ -226,93 +191,70 @@ pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The policy with another TTL of the live playlist's class, and other timeouts.
-fn vary(policy: &Policy, ttl: Duration, timeout: Duration, classes: &[String]) -> Policy {
-    let playlists = policy.class(PLAYLIST, "").name.clone();
-    let varied = policy.classes.iter().map(|class| {
-        let mut class = Class::clone(class);
-        if class.name == playlists {
-            class.ttl = Some(ttl);
-        }
-        if classes.is_empty() || classes.contains(&class.name) {
-            class.blocking_timeout = timeout;
-            class.adaptive = None;
-        }
-        class.into()
-    });
-    Policy { classes: varied.collect(), ..policy.clone() }
+/// The policies in force at a node, and how long its upstream takes.
+fn ask(node: &NodeArgs) -> anyhow::Result<(Value, Measured)> {
+    let answered = exchange(node, Question::new(Method::GET, "/admin/policy"))?;
+    let Some(policies) = answered.good() else { bail!("{} does not say its policy", node.admin) };
+    let found = Measured::of(&read(node, "/metrics")?);
+    let found = found.with_context(|| {
+        format!(
+            "{} has fetched fewer than {ENOUGH} playlists and init segments, too few to say how long its upstream \
+             takes: give --latency and --config instead of --admin",
+            node.admin
+        )
+    })?;
+    Ok((policies.clone(), found))
 }
 
-/// One after the other on every processor.
-fn run_all(cells: &[(Duration, Duration, Scenario)]) -> Vec<Cell> {
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(cells.len());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some((index, (ttl, timeout, scenario))) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    cells.get(index).map(|cell| (index, cell))
-                } {
-                    let outcome = simulate::run(scenario, Instant::now());
-                    let cell = Cell {
-                        ttl_ms: ms(*ttl),
-                        blocking_timeout_ms: ms(*timeout),
-                        rule: scenario.rule,
-                        outcome,
-                    };
-                    done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, cell));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, cell)| cell).collect()
-}
-
-fn ms(time: Duration) -> u64 {
-    time.as_millis() as u64
-}
+/// Columns: what they are about, which figure of that, and how wide.
+const COLUMNS: [(&str, &str, usize); 13] = [
+    ("ttl", "ms", 6),
+    ("timeout", "ms", 9),
+    ("leak", "%", 10),
+    ("edges ask", "mean/s", 11),
+    ("", "peak/s", 9),
+    ("origin", "mean/s", 9),
+    ("", "peak/s", 9),
+    ("wait ms", "p50", 9),
+    ("", "p99", 7),
+    ("", "max", 7),
+    ("start ms", "p99", 10),
+    ("of 1000", "stalls", 9),
+    ("", "errors", 8),
+];
 
 fn table(cells: &[Cell], viewers: u64) -> String {
     let mut out = String::new();
-    let _ = writeln!(
-        out,
-        "{:>7} {:>8}  {:<8}{:>9}{:>11}{:>11}{:>9}{:>9}{:>7}{:>7}{:>7}{:>9}{:>10}{:>10}",
-        "ttl",
-        "timeout",
-        "rule",
-        "leak %",
-        "edges' /s",
-        "peak",
-        "origin/s",
-        "peak",
-        "wait50",
-        "99",
-        "max ms",
-        "start99",
-        "stalls/k",
-        "errors/k",
-    );
+    let mut row = |rule: &str, cells: [String; COLUMNS.len()]| {
+        let mut line = String::new();
+        for (at, (cell, (_, _, width))) in cells.iter().zip(COLUMNS).enumerate() {
+            let _ = write!(line, "{cell:>width$}");
+            if at == 1 {
+                let _ = write!(line, "  {rule:<7}");
+            }
+        }
+        let _ = writeln!(out, "{line}");
+    };
+    row("", COLUMNS.map(|(about, _, _)| about.to_owned()));
+    row("rule", COLUMNS.map(|(_, figure, _)| figure.to_owned()));
     for Cell { ttl_ms, blocking_timeout_ms, rule, outcome } in cells {
-        let per_thousand = |count: u64| count as f64 * 1000.0 / viewers.max(1) as f64;
-        let _ = writeln!(
-            out,
-            "{ttl_ms:>7} {blocking_timeout_ms:>8}  {:<8}{:>9.4}{:>11.0}{:>11}{:>9.0}{:>9}{:>7}{:>7}{:>7}{:>9}{:>10.1}{:>10.1}",
-            rule.as_str(),
-            outcome.leak_ratio * 100.0,
-            outcome.above_edges.mean,
-            outcome.above_edges.peak,
-            outcome.origin.mean,
-            outcome.origin.peak,
-            outcome.wait_ms.p50,
-            outcome.wait_ms.p99,
-            outcome.wait_ms.max,
-            outcome.startup_ms.p99,
+        let per_thousand = |count: u64| format!("{:.1}", count as f64 * 1000.0 / viewers.max(1) as f64);
+        let figures = [
+            ttl_ms.to_string(),
+            blocking_timeout_ms.to_string(),
+            format!("{:.4}", outcome.leak_ratio * 100.0),
+            format!("{:.0}", outcome.above_edges.mean),
+            outcome.above_edges.peak.to_string(),
+            format!("{:.0}", outcome.origin.mean),
+            outcome.origin.peak.to_string(),
+            outcome.wait_ms.p50.to_string(),
+            outcome.wait_ms.p99.to_string(),
+            outcome.wait_ms.max.to_string(),
+            outcome.startup_ms.p99.to_string(),
             per_thousand(outcome.stalls),
             per_thousand(outcome.failed),
-        );
+        ];
+        row(rule.as_str(), figures);
     }
     out
 }

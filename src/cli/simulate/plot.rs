@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::Cell;
+use crate::whatif::Cell;
 use edge::simulate::Rule;
 
 const SIZE: (u32, u32) = (1200, 900);

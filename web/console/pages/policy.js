@@ -3,7 +3,9 @@
 import { h } from '../dom.js';
 import { KNOBS, changes, edited, shown } from '../policy.js';
 import { milliseconds, percent } from '../series.js';
+import { filled } from '../whatif.js';
 import { lately } from './cache.js';
+import { CHOSEN } from './whatif.js';
 
 /** Policies that were in force before changes made here, the newest last; kept for as long as the tab is open. */
 const BEFORE = 'rooftop-policies-before';
@@ -17,10 +19,12 @@ export default function page({ api, history, may, role }) {
   const said = h('span', { class: 'quiet', role: 'status' });
   const apply = h('button', { type: 'button', class: 'main', hidden: !mayChange, click: () => change(drafts()) }, 'Apply');
   const back = h('button', { type: 'button', hidden: !mayChange, click: () => goBack() }, 'Take the last change back');
-  const discard = h('button', { type: 'button', click: () => load() }, 'Read again');
+  const discard = h('button', { type: 'button', click: () => readAgain() }, 'Read again');
   let inForce = null;
   let etag = null;
   let effects = [];
+  let chosen = JSON.parse(sessionStorage.getItem(CHOSEN) ?? 'null');
+  sessionStorage.removeItem(CHOSEN);
 
   return {
     title: 'Policy',
@@ -57,9 +61,29 @@ export default function page({ api, history, may, role }) {
     effects = [];
     const classes = inForce[tier]?.classes ?? [];
     forms.replaceChildren(...classes.map((one) => form(tier, one)));
+    if (chosen) fill(tier, classes);
     if (classes.length === 0) forms.replaceChildren(h('p', { class: 'quiet' }, 'This node has no classes to change.'));
     apply.disabled = classes.length === 0;
     back.disabled = before().length === 0;
+  }
+
+  /** Puts what was chosen in “What if” into the fields; nothing is in force before it is applied. */
+  function fill(tier, classes) {
+    const wanted = filled(classes, { ...chosen, playlist: chosen.playlist[tier] });
+    const inputs = wanted.flatMap((one, at) => ['ttl', 'blocking_timeout'].map((key) => [forms.children[at].querySelector(`input[name="${key}"]`), shown(one[key])]));
+    const others = inputs.filter(([input, value]) => input.value !== value);
+    for (const [input, value] of others) {
+      input.value = value;
+      input.classList.add('changed');
+    }
+    if (others.length === 0) return;
+    said.textContent = `Filled in from “What if”: TTL ${chosen.ttl}, timeout ${chosen.timeout}.`;
+  }
+
+  function readAgain() {
+    chosen = null;
+    said.textContent = '';
+    return load();
   }
 
   function form(tier, one) {
@@ -111,6 +135,7 @@ export default function page({ api, history, may, role }) {
   }
 
   async function goBack() {
+    chosen = null;
     const earlier = before();
     const last = earlier.pop();
     if (last && (await putInForce(last))) {
