@@ -76,7 +76,7 @@ impl Viewer {
 
     /// Sends a GET.
     pub(crate) async fn ask(&mut self, path: &str) -> anyhow::Result<()> {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
         match self {
             Viewer::Plain(socket) => socket.write_all(request.as_bytes()).await?,
             Viewer::Tls(stream) => {
