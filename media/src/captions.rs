@@ -2,6 +2,8 @@
 //! are in SEI messages or metadata OBUs as ATSC A/53 part 4 (6.2.3) and ANSI/SCTE 128-1 (8.1) have it.
 #![deny(clippy::disallowed_methods)]
 
+mod insert;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,11 +11,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::VideoCodec;
 
+pub use insert::{MAX_TRIPLETS, TRIPLET_BYTES, inserted};
+
 /// SEI messages are looked at up to here, in bytes of one NAL unit or OBU: caption data has at most 31 triplets.
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
 
 /// SEI payload type user_data_registered_itu_t_t35 (ITU-T H.264, D.1.1; H.265, D.2.1).
-const REGISTERED: usize = 4;
+const REGISTERED: u8 = 4;
+
+/// Type of a prefix SEI message's NAL unit (H.264, table 7-1; H.265, table 7-1), of a metadata OBU (AV1, 6.2.2), and of what is in
+/// it (AV1, 6.7.1).
+const AVC_SEI: u8 = 6;
+const HEVC_SEI: u8 = 39;
+const METADATA: u8 = 5;
+const ITUT_T35: u8 = 4;
 
 /// What introduces caption data: the country USA, the provider ATSC, its identifier, cc_data.
 const ATSC: [u8; 8] = [0xB5, 0x00, 0x31, b'G', b'A', b'9', b'4', 0x03];
@@ -179,41 +190,69 @@ impl Captions {
 
 /// Gives each construct of caption data (`cc_data_pkt`, 3 bytes) of an access unit, in order.
 pub fn each_triplet(codec: VideoCodec, access_unit: &[u8], mut give: impl FnMut([u8; 3])) {
-    let mut rest = access_unit;
     match codec {
         VideoCodec::Avc | VideoCodec::Hevc => {
-            while let Some((len, behind)) = rest.split_first_chunk::<4>() {
-                let Some((nal, behind)) = behind.split_at_checked(u32::from_be_bytes(*len) as usize) else {
-                    return;
-                };
-                rest = behind;
-                let Some(&first) = nal.first() else { continue };
-                // NAL unit types: ITU-T H.264, table 7-1; H.265, table 7-1. Behind a slice no SEI message of this kind comes.
-                let (header, sei, slice) = match codec {
-                    VideoCodec::Avc => (1, first & 0x1F == 6, (1..=5).contains(&(first & 0x1F))),
-                    _ => (2, first >> 1 & 0x3F == 39, first >> 1 & 0x3F < 32),
-                };
-                if slice {
+            for (_, nal) in nals(access_unit) {
+                if is_slice(codec, nal) {
                     return;
                 }
-                if sei && let Some(payload) = nal.get(header..) {
+                // Their headers are of one byte, and of two.
+                let payload = match codec {
+                    VideoCodec::Avc if nal[0] & 0x1F == AVC_SEI => nal.get(1..),
+                    VideoCodec::Hevc if nal[0] >> 1 & 0x3F == HEVC_SEI => nal.get(2..),
+                    _ => None,
+                };
+                if let Some(payload) = payload {
                     sei_messages(&unescaped(payload), &mut give);
                 }
             }
         }
         // AV1 bitstream specification, 5.8.1: a metadata OBU of type ITUT_T35.
         VideoCodec::Av1 => {
+            let mut rest = access_unit;
             while let Some((kind, body, behind)) = obu(rest) {
                 rest = behind;
                 match (kind, body) {
-                    (3 | 6, _) => return,
-                    (5, [4, t35 @ ..]) => cc_data(&t35[..t35.len().min(MAX_MESSAGE_BYTES)], &mut give),
+                    (kind, _) if is_frame(kind) => return,
+                    (METADATA, [ITUT_T35, t35 @ ..]) => {
+                        cc_data(&t35[..t35.len().min(MAX_MESSAGE_BYTES)], &mut give);
+                    }
                     _ => {}
                 }
             }
         }
         VideoCodec::Vp9 => {}
     }
+}
+
+/// The NAL units of an access unit that are not empty, and where their lengths of 4 bytes are. Ends where they do not add up.
+fn nals(access_unit: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let (len, behind) = access_unit.get(at..)?.split_first_chunk::<4>()?;
+            let nal = behind.get(..u32::from_be_bytes(*len) as usize)?;
+            let place = at;
+            at += 4 + nal.len();
+            if !nal.is_empty() {
+                return Some((place, nal));
+            }
+        }
+    })
+}
+
+/// Whether a NAL unit has a piece of the picture (ITU-T H.264, table 7-1; H.265, table 7-1). Behind it no SEI message of this
+/// kind comes.
+fn is_slice(codec: VideoCodec, nal: &[u8]) -> bool {
+    match codec {
+        VideoCodec::Avc => (1..=5).contains(&(nal[0] & 0x1F)),
+        _ => nal[0] >> 1 & 0x3F < 32,
+    }
+}
+
+/// Whether an OBU of this type begins a frame: frame header, frame (AV1 bitstream specification, 6.2.2).
+fn is_frame(kind: u8) -> bool {
+    matches!(kind, 3 | 6)
 }
 
 /// Type, body and what follows of an OBU (AV1 bitstream specification, 5.3).
@@ -255,7 +294,7 @@ fn sei_messages(mut rbsp: &[u8], give: &mut impl FnMut([u8; 3])) {
     while rbsp.len() > 2 {
         let (Some(kind), Some(size)) = (number(&mut rbsp), number(&mut rbsp)) else { return };
         let Some((payload, behind)) = rbsp.split_at_checked(size) else { return };
-        if kind == REGISTERED {
+        if kind == usize::from(REGISTERED) {
             cc_data(payload, give);
         }
         rbsp = behind;

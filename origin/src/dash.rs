@@ -245,7 +245,8 @@ impl<'a> Mpd<'a> {
         let ticks = |video: Ticks| Timescale::VIDEO.rescale(video, timescale);
         let Targets { segment_duration, part_target } = self.targets;
         let (epoch, start) = (stretch.run.epoch, ticks(stretch.start));
-        let content = if id == AUDIO_SET { "audio" } else { "video" };
+        let video = id != AUDIO_SET;
+        let content = if video { "video" } else { "audio" };
         put!(
             out,
             "    <AdaptationSet id=\"{id}\" contentType=\"{content}\" mimeType=\"{content}/mp4\" lang=\"und\"{} \
@@ -261,7 +262,7 @@ impl<'a> Mpd<'a> {
             }
         }
         let has_video = stretch.run.variants.iter().any(is_video);
-        if id == VIDEO_SET || !has_video {
+        if video || !has_video {
             event_streams(out);
         }
         if self.ended.is_none() {
@@ -276,9 +277,9 @@ impl<'a> Mpd<'a> {
         }
         // Where players can go on in the middle of what they read: each audio frame stands alone, so each chunk can be
         // decoded from its beginning; of video a chunk's boxes can be read from there, its pictures from the segment on.
-        let sap = u32::from(id == AUDIO_SET);
+        let sap = u32::from(!video);
         put!(out, "      <Resync type=\"{sap}\" dT=\"{}\"/>\n", ticks(part_target));
-        if id == VIDEO_SET {
+        if video {
             accessibility(out, &stretch.run.captions);
         }
         out.push_str("      <Role schemeIdUri=\"urn:mpeg:dash:role:2011\" value=\"main\"/>\n");

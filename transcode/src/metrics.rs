@@ -25,6 +25,8 @@ pub struct Metrics {
     pub frames_filled: Counter,
     /// Pictures that could not be decoded and that no other could stand in for.
     pub frames_lost: Counter,
+    /// Constructs of caption data (`cc_data_pkt`) that a rung had no room for in the pictures that it shows.
+    pub captions_lost: Counter,
     /// Audio frames encoded.
     pub audio_encoded: Counter,
     /// Audio packets that could not be decoded.
@@ -87,6 +89,11 @@ impl Metrics {
                 "transcode_frames_lost",
                 "Pictures that could not be decoded and that no other could stand in for",
                 &m.frames_lost,
+            ),
+            (
+                "transcode_captions_lost",
+                "Constructs of caption data (cc_data_pkt) that a rung had no room for in the pictures that it shows",
+                &m.captions_lost,
             ),
             ("transcode_audio_encoded", "Audio frames encoded", &m.audio_encoded),
             ("transcode_audio_damaged", "Audio packets that could not be decoded", &m.audio_damaged),

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 
-use media::Sample;
 use media::codec::{VideoCodec, VideoConfig};
+use media::{Sample, captions};
 
-use crate::captions::Captions;
+use crate::captions::{Captions, are_written_by_encoders};
 use crate::draw::Drawer;
 use crate::error::Error;
 use crate::job::{Event, Events, Pictures, Shown, Stop, VideoSource};
@@ -41,8 +41,8 @@ pub(crate) struct Stage {
     encoder: Option<Encoder>,
     /// It is told what it makes.
     configured: bool,
-    /// What the encoder holds, oldest first.
-    inside: VecDeque<Showing>,
+    /// What the encoder holds, oldest first, and the captions that are to be written into each.
+    inside: VecDeque<(Showing, Vec<u8>)>,
     thinning: Thinning,
     captions: Captions,
     /// Of the smallest rung.
@@ -77,6 +77,7 @@ impl Stage {
             options: rung.options.clone(),
             sar: source.sar,
         };
+        let captions = Captions::new(events.metrics.captions_lost.clone());
         Ok(Self {
             index,
             name: rung.id.to_string(),
@@ -88,7 +89,7 @@ impl Stage {
             configured: false,
             inside: VecDeque::new(),
             thinning: Thinning::new(rung.max_fps),
-            captions: Captions::default(),
+            captions,
             drawer: None,
             feeds: rungs[index + 1..].iter().any(more_often),
             coded: VecDeque::new(),
@@ -118,7 +119,7 @@ impl Stage {
                 self.encode(captioned, showing)?;
             } else if is_shed {
                 self.thinning.end();
-                self.captions = Captions::default();
+                self.captions.forget();
             } else {
                 self.captions.left_out(&picture);
             }
@@ -132,16 +133,20 @@ impl Stage {
         self.finish()
     }
 
-    fn encode(&mut self, picture: Picture, showing: Showing) -> Result<(), Stop> {
+    fn encode(&mut self, mut picture: Picture, showing: Showing) -> Result<(), Stop> {
         if self.encoder.is_none() {
             self.open(&picture)?;
         }
         let Some(encoder) = &mut self.encoder else { unreachable!("opened above") };
-        self.inside.push_back(showing);
+        let captions = match are_written_by_encoders(self.settings.encoder.codec) {
+            true => Vec::new(),
+            false => picture.take_captions(),
+        };
+        self.inside.push_back((showing, captions));
         encoder.send(picture, showing.pts, showing.key)?;
         self.drain()?;
         match self.inside.front() {
-            Some(oldest) if self.inside.len() > MAX_INSIDE => {
+            Some((oldest, _)) if self.inside.len() > MAX_INSIDE => {
                 Err(self.wrong("holds pictures back", oldest.pts))
             }
             _ => Ok(()),
@@ -157,7 +162,7 @@ impl Stage {
         self.deliver()?;
         self.draw(Drawer::finish)?;
         match self.inside.front() {
-            Some(missing) => Err(self.wrong("kept a picture", missing.pts)),
+            Some((missing, _)) => Err(self.wrong("kept a picture", missing.pts)),
             None => Ok(()),
         }
     }
@@ -190,11 +195,11 @@ impl Stage {
         while let Some(encoder) = &mut self.encoder
             && let Some(packet) = encoder.receive()?
         {
-            let (pts, key, data) = (packet.pts, packet.key, nal::to_sample(codec, packet.data));
+            let (pts, key, mut data) = (packet.pts, packet.key, nal::to_sample(codec, packet.data));
             // Some say only with their first picture what it is.
             let config = if self.configured { None } else { described(&self.settings, packet.data) };
-            let showing = self.inside.pop_front();
-            let Some(showing) = showing.filter(|showing| showing.pts == pts) else {
+            let inside = self.inside.pop_front();
+            let Some((showing, captions)) = inside.filter(|(showing, _)| showing.pts == pts) else {
                 return Err(self.wrong("gave a picture out of turn", pts));
             };
             if showing.key && !key {
@@ -203,6 +208,10 @@ impl Stage {
             if !std::mem::replace(&mut self.configured, true) {
                 let config = config.ok_or_else(|| self.wrong("has no parameter sets", pts))?;
                 self.events.send(Event::Config { rung: self.index, config })?;
+            }
+            if !captions.is_empty() {
+                let captioned = captions::inserted(codec, &data, &captions);
+                data = captioned.ok_or_else(|| self.wrong("made a frame without a picture", pts))?;
             }
             let metrics = &self.events.metrics;
             metrics.frames_encoded.inc();

@@ -58,6 +58,15 @@ impl Picture {
         }
     }
 
+    /// Takes its captions away. What it was shared from keeps them.
+    pub(crate) fn take_captions(&mut self) -> Vec<u8> {
+        let captions = self.captions().to_vec();
+        let kind = ffi::AVFrameSideDataType::AV_FRAME_DATA_A53_CC;
+        // SAFETY: a valid frame that owns its list of side data, the data itself is counted.
+        unsafe { ffi::av_frame_remove_side_data(self.as_ptr(), kind) };
+        captions
+    }
+
     /// Gives it these captions in place of its own.
     pub(crate) fn set_captions(&mut self, captions: &[u8]) -> Result<(), Failure> {
         let kind = ffi::AVFrameSideDataType::AV_FRAME_DATA_A53_CC;

@@ -4,9 +4,10 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use media::captions::each_triplet;
+use media::captions::{each_triplet, inserted};
 use media::codec::VideoCodec;
 use transcode::Passthrough;
+use transcode::config::RungConfig;
 
 use super::{Played, Tags, Track, made, play, play_as, rules};
 use crate::dash::Period;
@@ -51,14 +52,30 @@ fn caption(track: &mut Track, script: &[[u8; 3]]) {
     }
 }
 
+/// The same in any codec, by what writes captions into rungs.
+fn caption_as(codec: VideoCodec, track: &mut Track, script: &[[u8; 3]]) {
+    let mut times: Vec<_> = track.frames.iter().map(|frame| frame.pts).collect();
+    times.sort_unstable();
+    for frame in &mut track.frames {
+        let shown = times.binary_search(&frame.pts).unwrap();
+        let triplets = [script[shown], [0xFD, 0x80, 0x80]].concat();
+        frame.data = inserted(codec, &frame.data, &triplets).unwrap().to_vec();
+    }
+}
+
 /// What the pictures of a rendition say, in order of presentation.
 fn said(played: &Played, id: &str) -> Vec<[u8; 3]> {
-    let of = played.renditions.iter().filter(|rendition| rendition.id == id);
-    let mut frames: Vec<_> = of.flat_map(|rendition| &rendition.frames).collect();
+    let of: Vec<_> = played.renditions.iter().filter(|rendition| rendition.id == id).collect();
+    let codec = match &of[0].codec[..4] {
+        "hvc1" => VideoCodec::Hevc,
+        "av01" => VideoCodec::Av1,
+        _ => VideoCodec::Avc,
+    };
+    let mut frames: Vec<_> = of.iter().flat_map(|rendition| &rendition.frames).collect();
     frames.sort_by_key(|frame| frame.pts);
     let mut said = Vec::new();
     for frame in frames {
-        each_triplet(VideoCodec::Avc, &frame.data, |triplet| {
+        each_triplet(codec, &frame.data, |triplet| {
             if triplet[0] == 0xFC {
                 said.push(triplet);
             }
@@ -123,6 +140,50 @@ async fn captions_are_in_every_rung_and_in_the_manifests() {
         let mpd = live.mpd(1500, 0, "/time", None).unwrap();
         assert!(mpd.contains("urn:scte:dash:cc:cea-608:2015\" value=\"CC1=und\""), "{mpd}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hevc_and_av1_carry_captions_passed_through_and_encoded() {
+    let x265 = ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params"];
+    let hevc = [&x265[..], &["bframes=2:keyint=30:min-keyint=30:scenecut=0:open-gop=0:log-level=error"]];
+    let av1 = [&["-c:v", "libaom-av1", "-cpu-used", "8", "-usage", "realtime"][..], &["-g", "30"]];
+    for (codec, arguments) in [(VideoCodec::Hevc, hevc), (VideoCodec::Av1, av1)] {
+        let Some(mut track) = made("testsrc2=s=320x180:r=30:d=4", &arguments.concat()) else { return };
+        let script = script(track.frames.len());
+        caption_as(codec, &mut track, &script);
+        let mut tags = Tags::default();
+        tags.video(codec, &track, 900_000);
+        let of = |encoder: &str| RungConfig { encoder: Some(encoder.into()), ..RungConfig::new(90, 100) };
+        let rungs = ["libx264", "libx265", "libaom-av1"].map(of).to_vec();
+        let played = play_as(transcode::Config { rungs, ..rules(Passthrough::Top) }, tags).await;
+        let ids: Vec<_> = played.video().map(|rendition| rendition.id.clone()).collect();
+        assert_eq!(ids.len(), 4, "{codec}: the source and three rungs: {ids:?}");
+        for id in ids {
+            assert_eq!(said(&played, &id), script, "{codec} {id}");
+            let read = read_by_ffmpeg(&played, &id);
+            assert!(SAID.iter().all(|line| read.contains(line.trim())), "{codec} {id}: {read}");
+        }
+        let (hls, dash) = played.manifests();
+        assert_eq!(hls.matches(",CLOSED-CAPTIONS=\"cc\"\n").count(), 4, "{hls}");
+        // The source and the rung of its codec are in one set.
+        let newest = dash.rsplit("<Period ").next().unwrap();
+        for of_each_set in ["contentType=\"video\"", "cea-608:2015\" value=\"CC1=und\"", "scte35:2013:bin"] {
+            assert_eq!(newest.matches(of_each_set).count(), 3, "{of_each_set}: {dash}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_carry_captions_announces_none() {
+    // VP9 has no place for them.
+    let vp9 = ["-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-b:v", "300k", "-g", "30"];
+    let Some(track) = made("testsrc2=s=320x180:r=30:d=3", &vp9) else { return };
+    let mut tags = Tags::default();
+    tags.video(VideoCodec::Vp9, &track, 900_000);
+    let played = play(Passthrough::Off, tags).await;
+    let (hls, dash) = played.manifests();
+    assert_eq!(hls.matches(",CLOSED-CAPTIONS=NONE\n").count(), 2, "{hls}");
+    assert!(!hls.contains("TYPE=CLOSED-CAPTIONS") && !dash.contains("cea-608"), "{hls} {dash}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
