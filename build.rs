@@ -55,6 +55,7 @@ const CONSOLE: &[&str] = &[
     "roles.js",
     "series.js",
     "signin.js",
+    "viewers.js",
     "whatif.js",
 ];
 

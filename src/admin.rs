@@ -44,6 +44,7 @@ use crate::operator::{self, Operator, Refusal};
 use crate::reload::{Cause, Reloader};
 use crate::status::Status;
 use crate::streams::Streams;
+use crate::viewers::Viewers;
 use crate::whatif::ask::WhatIf;
 pub(crate) use audit::Details;
 use audit::{Audit, Entry};
@@ -90,6 +91,7 @@ struct State {
     api: Arc<Api>,
     status: Status,
     console: Console,
+    viewers: Viewers,
     whatif: WhatIf,
 }
 
@@ -141,6 +143,8 @@ pub(crate) struct Parts {
     pub(crate) status: Status,
     /// The pages for operators.
     pub(crate) console: Console,
+    /// How many watch.
+    pub(crate) viewers: Viewers,
     /// Reads the configuration again.
     pub(crate) reloader: Reloader,
 }
@@ -154,7 +158,7 @@ impl Admin {
         streams: Streams,
         parts: Parts,
     ) -> Result<Self, net::Error> {
-        let Parts { access, store, archive, api, status, console, reloader } = parts;
+        let Parts { access, store, archive, api, status, console, viewers, reloader } = parts;
         let (changing, changes) = (Arc::new(Semaphore::new(MAX_CHANGES)), TaskTracker::new());
         let state = State {
             access,
@@ -170,6 +174,7 @@ impl Admin {
             api,
             status,
             console,
+            viewers,
             whatif: WhatIf::default(),
         };
         let state = Arc::new(state);
@@ -484,6 +489,16 @@ async fn administer(
             Some(streams) => Ok(json_of(StatusCode::OK, &json!({ "streams": streams }))),
             None => Err(Failure::new(StatusCode::NOT_FOUND, "this node has no edge: no players come here")),
         },
+        ("viewers", &Method::GET | &Method::HEAD) => {
+            let viewers = state.viewers.clone();
+            match aside(move || Ok(viewers.show())).await? {
+                Some(answer) => Ok(json_of(StatusCode::OK, &answer)),
+                None => {
+                    Err(Failure::new(StatusCode::NOT_FOUND, "this node has no edge: no viewers come here"))
+                }
+            }
+        }
+        ("viewers", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD")),
         ("playback", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD")),
         ("status", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: GET, HEAD")),
         ("drain", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
@@ -491,7 +506,7 @@ async fn administer(
         ("purge", _) => Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "allowed: POST")),
         _ => {
             let there = "there are /admin/status, /admin/policy, /admin/policy/{tier}, /admin/purge, /admin/drain, \
-                 /admin/reload, /admin/playback, /admin/what-if, /admin/ingest, /admin/latency, /admin/revoke, /admin/audit and /admin/session";
+                 /admin/reload, /admin/playback, /admin/viewers, /admin/what-if, /admin/ingest, /admin/latency, /admin/revoke, /admin/audit and /admin/session";
             Err(Failure::new(StatusCode::NOT_FOUND, there))
         }
     }

@@ -19,6 +19,7 @@ mod status;
 mod streams;
 mod telemetry;
 mod upgrade;
+mod viewers;
 mod whatif;
 
 use std::collections::BTreeMap;
@@ -210,7 +211,8 @@ impl Server {
         let drain = CancellationToken::new();
         let sink = archive.as_ref().map(archive::Writer::sink).unwrap_or_default();
         let (control, contact) = (streams.origin.clone(), member.contact());
-        let console = console::Console::new(member.clone(), streams.clone());
+        let viewers = viewers::Viewers::new(config.node.name.clone(), member.clone(), &tiers);
+        let console = console::Console::new(member.clone(), streams.clone(), viewers.clone());
         let operator = Operator::new(tiers.clone());
         let parts = reload::Parts {
             operator: operator.clone(),
@@ -243,6 +245,7 @@ impl Server {
             api: api.api(),
             status,
             console,
+            viewers,
             reloader: reloader.clone(),
         };
         let admin = admin::Admin::bind(listen, registry, ready.clone(), operator, streams, parts);

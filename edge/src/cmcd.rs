@@ -5,6 +5,7 @@
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,9 +30,10 @@ const MAX_BUFFER_MS: u64 = 3_600_000;
 /// Of a rendition, or of a network, in kbit/s.
 const MAX_KBPS: u64 = 10_000_000;
 
-static HEADERS: [HeaderName; 3] = [
+static HEADERS: [HeaderName; 4] = [
     HeaderName::from_static("cmcd-object"),
     HeaderName::from_static("cmcd-request"),
+    HeaderName::from_static("cmcd-session"),
     HeaderName::from_static("cmcd-status"),
 ];
 
@@ -52,6 +54,8 @@ pub struct Said {
     pub bitrate_kbps: Option<u64>,
     /// As the player measures it, in kbit/s (`mtp`).
     pub throughput_kbps: Option<u64>,
+    /// A hash of what the player calls its session (`sid`).
+    pub session: Option<u64>,
 }
 
 impl Said {
@@ -83,6 +87,12 @@ impl Said {
                 "bl" => self.buffer_ms = within(MAX_BUFFER_MS).or(self.buffer_ms),
                 "br" => self.bitrate_kbps = within(MAX_KBPS).or(self.bitrate_kbps),
                 "mtp" => self.throughput_kbps = within(MAX_KBPS).or(self.throughput_kbps),
+                "sid" if !value.is_empty() => {
+                    // Not keyed: who finds two that are alike is counted once for them.
+                    let mut hasher = DefaultHasher::new();
+                    value.hash(&mut hasher);
+                    self.session = Some(hasher.finish());
+                }
                 _ => {}
             }
         }
@@ -315,14 +325,21 @@ mod tests {
             buffer_ms: Some(21_300),
             bitrate_kbps: Some(3200),
             throughput_kbps: Some(25_400),
+            session: None,
         };
-        check("a=b&CMCD=bl%3D21300%2Cbr%3D3200%2Cbs%2Cmtp%3D25400%2Csid%3D%22a%2Cb%22", Some(said));
+        check("a=b&CMCD=bl%3D21300%2Cbr%3D3200%2Cbs%2Cmtp%3D25400", Some(said));
         check("CMCD=bl=21300,br=3200,bs=true,mtp=25400", Some(said));
         check("CMCD=bl%3D99999999,br=-1,bs=false,mtp=x%2", Some(Said::default()));
         check("CMCD=", Some(Said::default()));
         check("cmcd=bs", None);
         check(&format!("CMCD=bs,{}", "x".repeat(MAX_BYTES)), None);
         assert_eq!(Said::of(None, &none), None);
+        let session = |query: &str| Said::of(Some(query), &none).unwrap().session;
+        assert!(session("CMCD=sid%3D%22a%22").is_some_and(|a| Some(a) != session("CMCD=sid%3D%22b%22")));
+        assert_eq!((session("CMCD=sid=,bs"), session("CMCD=bs")), (None, None));
+        let mut headers = HeaderMap::new();
+        headers.insert("cmcd-session", "sid=\"a\"".parse().unwrap());
+        assert_eq!(Said::of(None, &headers).unwrap().session, session("CMCD=bs,sid=%22a%22"));
         let mut headers = HeaderMap::new();
         headers.insert("cmcd-object", "br=3200,d=1000".parse().unwrap());
         headers.insert("cmcd-request", "bl=21300, mtp=25400".parse().unwrap());

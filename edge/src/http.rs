@@ -33,6 +33,7 @@ use crate::push;
 use crate::range::{self, Asked, Step};
 use crate::tier::{Denied, Tier};
 use crate::upstream;
+use crate::viewers::Asker;
 
 const METHODS: &str = "GET, HEAD, OPTIONS";
 
@@ -64,14 +65,14 @@ type Answer = (Response<Body>, Answered);
 pub(crate) fn serve(tier: &Arc<Tier>, request: Request<Incoming>, peer: SocketAddr) -> Serving {
     let began = Instant::now();
     let (head, _) = request.into_parts();
-    match route(tier, &head, began) {
+    match route(tier, &head, peer, began) {
         Route::Done(answer) => Serving::Done(Some(finish(tier, &head, peer, began, answer))),
         Route::Find(key) => {
             let (tier, key) = (tier.clone(), key.into_owned());
             Serving::Waiting(Box::pin(async move {
                 let answer = match tier.find(&key, || loop_value(&head.headers, &tier.node_id)).await {
                     Ok((entry, answered)) => {
-                        used(&tier, &key, &entry, &head, began);
+                        used(&tier, &key, &entry, &head, peer, began);
                         entry.counts.answered(answered);
                         respond(&tier, &entry, answered, &head).await
                     }
@@ -122,7 +123,7 @@ enum Route<'a> {
     Push(&'a str),
 }
 
-fn route<'a>(tier: &Arc<Tier>, head: &'a Parts, now: Instant) -> Route<'a> {
+fn route<'a>(tier: &Arc<Tier>, head: &'a Parts, peer: SocketAddr, now: Instant) -> Route<'a> {
     let refused = |status, why| Route::Done((own(tier, status, why), Answered::Refused));
     if head.method != Method::GET && head.method != Method::HEAD {
         if head.method == Method::OPTIONS {
@@ -163,24 +164,32 @@ fn route<'a>(tier: &Arc<Tier>, head: &'a Parts, now: Instant) -> Route<'a> {
         && let Content::Whole(bytes) = &entry.body
         && let Some(response) = whole(tier, &entry, bytes, answered, head, now)
     {
-        used(tier, &key, &entry, head, now);
+        used(tier, &key, &entry, head, peer, now);
         entry.counts.answered(answered);
         return Route::Done((response, answered));
     }
     Route::Find(key)
 }
 
-/// A stream that someone has had something of is one to be pushed.
-fn used(tier: &Arc<Tier>, key: &str, entry: &Entry, head: &Parts, now: Instant) {
-    if entry.status.is_success() {
-        push::used(tier, key, now, || loop_value(&head.headers, &tier.node_id));
-        // Only names that exist are streams to be counted.
-        if let Some(players) = &tier.players
-            && let Some(said) = Said::of(head.uri.query(), &head.headers)
-            && let Some(stream) = upstream::prefix(key, tier.config.upstream.key_segments)
-        {
-            players.note(stream, &said, now);
-        }
+/// A stream that someone has had something of is one to be pushed, and has a viewer.
+fn used(tier: &Arc<Tier>, key: &str, entry: &Entry, head: &Parts, peer: SocketAddr, now: Instant) {
+    // Only names that exist are streams to be counted.
+    if !entry.status.is_success() {
+        return;
+    }
+    push::used(tier, key, now, || loop_value(&head.headers, &tier.node_id));
+    let (Some(players), Some(viewers)) = (&tier.players, &tier.viewers) else { return };
+    let Some(stream) = upstream::prefix(key, tier.config.upstream.key_segments) else { return };
+    let said = Said::of(head.uri.query(), &head.headers);
+    if let Some(said) = &said {
+        players.note(stream, said, now);
+    }
+    // Who is shown pictures of it does not watch it.
+    let is_picture =
+        entry.headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"image/"));
+    if head.method == Method::GET && !is_picture {
+        let session = said.and_then(|said| said.session);
+        viewers.note(stream, &Asker { peer, headers: &head.headers, session }, now);
     }
 }
 

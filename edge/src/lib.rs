@@ -33,6 +33,7 @@ pub mod shelf;
 pub mod simulate;
 mod tier;
 pub mod upstream;
+pub mod viewers;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -194,6 +195,22 @@ impl Control {
         self.0.players.as_ref().map(|players| players.list(std::time::Instant::now()))
     }
 
+    /// How many watch here; `None`: no viewers come here.
+    pub fn viewers(&self) -> Option<u64> {
+        self.0.viewers.as_ref().map(|viewers| viewers.all(std::time::Instant::now()))
+    }
+
+    /// How many watch the stream whose names begin with `prefix` (such as `/live/demo`) here; `None`: no viewers come here.
+    pub fn viewers_of(&self, prefix: &str) -> Option<u64> {
+        self.0.viewers.as_ref().map(|viewers| viewers.of(prefix, std::time::Instant::now()))
+    }
+
+    /// How many watch each stream here, those with the most first; `None`: no viewers come here. Takes some milliseconds for
+    /// 10,000 streams.
+    pub fn watched(&self) -> Option<Vec<viewers::Watched>> {
+        self.0.viewers.as_ref().map(|viewers| viewers.list(std::time::Instant::now()))
+    }
+
     /// Puts a policy in force: for the next request and for what is kept, where it says less than before. No connection
     /// notices; fetches under way keep the rules they began with. Returns how many kept objects got less time. Takes
     /// some microseconds per 10 of them. `Err`: all that is wrong with it, each with its key path; nothing has changed.
@@ -206,6 +223,9 @@ impl Control {
     /// address also for requests. Nobody who is connected is sent away.
     pub fn set_limits(&self, limits: &config::Limits) {
         self.1.set(limits);
+        if let Some(viewers) = &self.0.viewers {
+            viewers.set_limits(limits);
+        }
     }
 
     /// Forgets all objects whose path and query begin with `prefix`, here and in the tier below as far as their streams

@@ -125,6 +125,7 @@ pub struct Metrics {
     leak_ratio: Family<Tier, Gauge<f64, AtomicU64>>,
     pub(crate) push: crate::push::metrics::Metrics,
     pub(crate) cmcd: crate::cmcd::Metrics,
+    pub(crate) viewers: crate::viewers::Metrics,
 }
 
 impl Default for Metrics {
@@ -152,6 +153,7 @@ impl Default for Metrics {
             leak_ratio: Family::default(),
             push: crate::push::metrics::Metrics::default(),
             cmcd: crate::cmcd::Metrics::default(),
+            viewers: crate::viewers::Metrics::default(),
         }
     }
 }
@@ -229,7 +231,8 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Metrics {
         let push = crate::push::metrics::Metrics::register(registry);
         let cmcd = crate::cmcd::Metrics::register(registry);
-        let metrics = Metrics { push, cmcd, ..Metrics::default() };
+        let viewers = crate::viewers::Metrics::register(registry);
+        let metrics = Metrics { push, cmcd, viewers, ..Metrics::default() };
         registry.register("edge_requests", "Requests answered, by how", metrics.requests.clone());
         let help = "Connections, requests and streams refused or cut off to protect the tier, by why";
         registry.register("edge_refusals", help, metrics.refusals.clone());

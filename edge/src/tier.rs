@@ -27,6 +27,7 @@ use crate::pace::Pace;
 use crate::policy::{self, Class, Policy};
 use crate::push::Pushes;
 use crate::upstream::{self, Probed, Upstreams};
+use crate::viewers::Viewers;
 use crate::{Deps, Pages};
 
 /// How often a request tries again after the task that fetched for it vanished without a word.
@@ -56,6 +57,8 @@ pub(crate) struct Tier {
     pub(crate) metrics: TierMetrics,
     /// What players say, where viewers come.
     pub(crate) players: Option<Board>,
+    /// How many watch, where viewers come.
+    pub(crate) viewers: Option<Viewers>,
     pub(crate) pushes: Pushes,
     pub(crate) quiet: Quiet,
     /// What says in `CDN-Loop` that a request has been here: no viewer can know it.
@@ -105,6 +108,8 @@ impl Tier {
             pages: deps.pages,
             access,
             metrics,
+            viewers: (deps.tier == crate::VIEWERS_TIER)
+                .then(|| Viewers::new(&config.limits, deps.metrics.viewers.clone(), Instant::now())),
             players: (deps.tier == crate::VIEWERS_TIER).then(|| Board::new(deps.metrics.cmcd.clone())),
             pushes: Pushes::new(
                 config.push.clone(),
@@ -343,6 +348,9 @@ impl Tier {
             ticks.tick().await;
             self.store.sweep(Instant::now());
             self.metrics.tick();
+            if let Some(viewers) = &self.viewers {
+                viewers.tick(Instant::now());
+            }
         }
     }
 

@@ -97,8 +97,8 @@ fn mask(addr: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
-/// Which addresses count as one.
-fn household(addr: IpAddr) -> IpAddr {
+/// Which addresses count as one: an IPv4 address, or a /64.
+pub fn household(addr: IpAddr) -> IpAddr {
     match addr.to_canonical() {
         addr @ IpAddr::V4(_) => addr,
         addr @ IpAddr::V6(_) => mask(addr, V6_PREFIX_BITS),

@@ -16,7 +16,7 @@ pub mod sockets;
 pub mod stream;
 pub mod tls;
 
-pub use address::{Network, PerAddress};
+pub use address::{Network, PerAddress, household};
 pub use current::Current;
 pub use error::{Error, chain};
 pub use guard::Guard;

@@ -59,6 +59,7 @@ static TABLE: &[(&[Method], &str, Need)] = &[
     (READ, "/admin/streams/*", Need::Role(Role::View)),
     (READ, "/admin/history", Need::Role(Role::View)),
     (READ, "/admin/playback", Need::Role(Role::View)),
+    (READ, "/admin/viewers", Need::Role(Role::View)),
     (READ, "/admin/ingest", Need::Role(Role::View)),
     (READ, "/admin/latency", Need::Role(Role::View)),
     (READ, "/admin/policy", Need::Role(Role::View)),

@@ -10,6 +10,7 @@ pub mod node;
 pub mod reload;
 pub mod serve;
 pub mod shell;
+pub mod show;
 pub mod simulate;
 pub mod status;
 pub mod stream;
@@ -51,7 +52,7 @@ pub enum Command {
     Drain(status::DrainArgs),
     /// Broadcasts of the Live API of a running node
     Broadcast(broadcast::BroadcastArgs),
-    /// Stream keys and playback URLs
+    /// Stream keys, playback URLs, and how a stream stands
     Stream(stream::StreamArgs),
     /// What the frames of a stream take from hop to hop
     Latency(latency::LatencyArgs),

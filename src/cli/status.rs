@@ -1,5 +1,6 @@
 //! `rooftop status`, `rooftop streams` and `rooftop drain`: how a running node stands, and its end in good order.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -46,6 +47,8 @@ pub(super) struct Seen {
     pub(super) status: Value,
     /// Broadcasts, of `GET /admin/ingest`; empty where there is no ingest.
     pub(super) broadcasts: Vec<Value>,
+    /// `GET /admin/viewers`; `null` where there is no edge.
+    pub(super) viewers: Value,
     pub(super) metrics: Scrape,
 }
 
@@ -55,29 +58,63 @@ impl Seen {
         let Some(status) = answered.good().cloned() else {
             bail!("{} does not say how it stands", node.admin)
         };
-        let is_ingest =
-            status["roles"].as_array().is_some_and(|roles| roles.iter().any(|role| role == "ingest"));
+        let has =
+            |wanted| status["roles"].as_array().is_some_and(|roles| roles.iter().any(|role| role == wanted));
         let mut broadcasts = Vec::new();
-        if is_ingest {
+        if has("ingest") {
             let answered = exchange(node, Question::new(Method::GET, "/admin/ingest"))?;
             let listed = answered.good().and_then(|told| told["listed"].as_array().cloned());
             broadcasts = listed.with_context(|| format!("{} does not list its broadcasts", node.admin))?;
         }
-        Ok(Seen { status, broadcasts, metrics: Scrape::parse(&read(node, "/metrics")?) })
+        let mut viewers = Value::Null;
+        if has("edge") {
+            let answered = exchange(node, Question::new(Method::GET, "/admin/viewers"))?;
+            viewers = answered
+                .good()
+                .cloned()
+                .with_context(|| format!("{} does not count its viewers", node.admin))?;
+        }
+        Ok(Seen { status, broadcasts, viewers, metrics: Scrape::parse(&read(node, "/metrics")?) })
     }
 
-    /// Streams with what is known of their broadcasts, by name. A POP knows broadcasts only, an origin streams.
+    /// Streams with what is known of their broadcasts and viewers, by name. An origin knows streams, a POP broadcasts and
+    /// what is watched there.
     pub(super) fn streams(&self) -> Vec<Value> {
-        let mut streams: Vec<Value> = self.status["streams"].as_array().cloned().unwrap_or_default();
+        let mut streams = BTreeMap::new();
+        let mut of = |name: &Value, key: Option<&str>, value: &Value| {
+            let Some(name) = name.as_str() else { return };
+            let stream = streams.entry(name.to_owned()).or_insert_with(|| json!({ "stream": name }));
+            match key {
+                Some(key) => stream[key] = value.clone(),
+                None => *stream = value.clone(),
+            }
+        };
+        for stream in self.status["streams"].as_array().into_iter().flatten() {
+            of(&stream["stream"], None, stream);
+        }
         for broadcast in &self.broadcasts {
-            let known = streams.iter_mut().find(|stream| stream["stream"] == broadcast["stream"]);
-            match known {
-                Some(stream) => stream["broadcast"] = broadcast.clone(),
-                None => streams.push(json!({ "stream": broadcast["stream"], "broadcast": broadcast })),
+            of(&broadcast["stream"], Some("broadcast"), broadcast);
+        }
+        for watched in self.viewers["streams"].as_array().into_iter().flatten() {
+            // Recordings are watched too, but are no streams.
+            let name = watched["stream"].as_str().and_then(|path| path.strip_prefix("/live/"));
+            of(&json!(name), Some("viewers"), &watched["viewers"]);
+        }
+        let mut streams: Vec<_> = streams.into_values().collect();
+        if self.viewers["stream_count"].as_u64()
+            <= self.viewers["streams"].as_array().map(|listed| listed.len() as u64)
+        {
+            // Nothing was left out: who is not listed has no viewers here.
+            for stream in streams.iter_mut().filter(|stream| stream["viewers"].is_null()) {
+                stream["viewers"] = 0.into();
             }
         }
-        streams.sort_by(|a, b| a["stream"].as_str().cmp(&b["stream"].as_str()));
         streams
+    }
+
+    /// Whose viewers are counted, in words.
+    pub(super) fn covered(&self) -> String {
+        covered(&self.viewers)
     }
 
     /// Figures of a cache tier; `None`: the node has none of that name.
@@ -223,9 +260,18 @@ pub fn streams(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let seen = Seen::look(&args.node)?;
     let streams = seen.streams();
     if args.json {
-        println!("{}", json!({ "stream_count": seen.status["stream_count"], "streams": streams }));
+        println!(
+            "{}",
+            json!({
+                "stream_count": seen.status["stream_count"],
+                "streams": streams,
+                "viewers": seen.viewers["viewers"],
+                "viewers_at": seen.viewers["viewers_at"],
+                "viewers_not_at": seen.viewers["viewers_not_at"],
+            })
+        );
     } else {
-        print!("{}", table(&streams));
+        print!("{}{}", table(&streams), seen.covered());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -233,8 +279,8 @@ pub fn streams(args: &StatusArgs) -> anyhow::Result<ExitCode> {
 /// A line for each stream, after one that says what is in it.
 pub(super) fn table(streams: &[Value]) -> String {
     let head = format!(
-        "{:<32} {:<12}{:>15}{:>9}{:>8}{:>8}  {}\n",
-        "stream", "state", "epoch", "kbit/s", "fps", "lag ms", "warnings"
+        "{:<32} {:<12}{:>15}{:>9}{:>9}{:>8}{:>8}  {}\n",
+        "stream", "state", "epoch", "viewers", "kbit/s", "fps", "lag ms", "warnings"
     );
     let mut out = head;
     for stream in streams {
@@ -248,9 +294,10 @@ pub(super) fn table(streams: &[Value]) -> String {
         let epoch = stream["epoch"].as_u64().map_or("-".into(), |epoch| epoch.to_string());
         let _ = writeln!(
             out,
-            "{:<32} {:<12}{epoch:>15}{:>9}{:>8}{:>8}  {}",
+            "{:<32} {:<12}{epoch:>15}{:>9}{:>9}{:>8}{:>8}  {}",
             stream["stream"].as_str().unwrap_or_default(),
-            stream["state"].as_str().unwrap_or("relayed"),
+            stream["state"].as_str().unwrap_or(if broadcast.is_null() { "watched" } else { "relayed" }),
+            figure(&stream["viewers"], 1.0, 0),
             figure(&broadcast["bitrate_bps"], 1000.0, 0),
             figure(&broadcast["fps"], 1.0, 1),
             figure(&broadcast["lag_ms"], 1.0, 0),
@@ -258,6 +305,20 @@ pub(super) fn table(streams: &[Value]) -> String {
         );
     }
     out
+}
+
+/// Whose viewers an answer counts, and whose not, in a line.
+pub(super) fn covered(answer: &Value) -> String {
+    let list = |value: &Value| {
+        value.as_array().into_iter().flatten().filter_map(Value::as_str).collect::<Vec<_>>().join(", ")
+    };
+    let (here, elsewhere) = (list(&answer["viewers_at"]), list(&answer["viewers_not_at"]));
+    match (here.is_empty(), elsewhere.is_empty()) {
+        (true, true) => "viewers are counted at edges; this node is none\n".into(),
+        (true, false) => format!("viewers are counted at edges: ask {elsewhere}\n"),
+        (false, true) => format!("viewers: those at {here}\n"),
+        (false, false) => format!("viewers: those at {here}; not those at {elsewhere}\n"),
+    }
 }
 
 /// Lets the node end in good order.
@@ -312,6 +373,12 @@ mod tests {
                 json!({ "stream": "b", "bitrate_bps": 2_500_000, "fps": 29.97, "lag_ms": 3, "warnings": [{ "kind": "uplink" }] }),
                 json!({ "stream": "a", "bitrate_bps": 1000, "fps": 25.0, "lag_ms": 0, "warnings": [] }),
             ],
+            viewers: json!({
+                "viewers": 4, "stream_count": 3, "viewers_at": ["pop-1"], "viewers_not_at": ["pop-2", "pop-3"],
+                "streams": [
+                    { "stream": "/live/b", "viewers": 3 }, { "stream": "/live/c", "viewers": 1 }, { "stream": "/vod/b-1", "viewers": 1 },
+                ],
+            }),
             metrics: Scrape::parse(
                 "edge_waiters{tier=\"edge\"} 2\nedge_requests_total{tier=\"edge\",result=\"hit\"} 90\n\
                  edge_requests_total{tier=\"edge\",result=\"miss\"} 9\nedge_requests_total{tier=\"edge\",result=\"local\"} 5\n\
@@ -333,9 +400,28 @@ mod tests {
         let streams = seen().streams();
         let text = table(&streams);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines.len(), 4, "{text}");
         assert!(lines[1].starts_with("a ") && lines[1].contains("relayed"), "{text}");
-        assert!(lines[2].contains(" live ") && lines[2].contains("2500    30.0       3  uplink"), "{text}");
+        assert!(
+            lines[2].contains(" live ") && lines[2].contains("7        3     2500    30.0       3  uplink"),
+            "{text}"
+        );
+        assert!(
+            lines[3].starts_with("c ") && lines[3].contains("watched") && lines[3].contains("-        1"),
+            "{text}"
+        );
+        let viewers: Vec<_> = streams.iter().map(|stream| &stream["viewers"]).collect();
+        assert_eq!(viewers, [&json!(0), &json!(3), &json!(1)]);
+    }
+
+    #[test]
+    fn whose_viewers_are_counted_is_said() {
+        assert_eq!(seen().covered(), "viewers: those at pop-1; not those at pop-2, pop-3\n");
+        let said = |here: &[&str], elsewhere: &[&str]| {
+            covered(&json!({ "viewers_at": here, "viewers_not_at": elsewhere }))
+        };
+        assert_eq!(said(&["a"], &[]), "viewers: those at a\n");
+        assert!(said(&[], &["b"]).contains("ask b") && said(&[], &[]).contains("this node is none"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `rooftop stream create NAME`, `rooftop stream play-url NAME`
+//! `rooftop stream create NAME`, `rooftop stream play-url NAME`, `rooftop stream show NAME`
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +28,8 @@ pub enum StreamCommand {
     Create(CreateArgs),
     /// Make URLs with a playback token: whoever has one may watch the stream until it expires
     PlayUrl(PlayUrlArgs),
+    /// How a stream of the fleet stands, as a running node knows it
+    Show(super::show::ShowArgs),
 }
 
 /// Arguments of `stream create`.
@@ -92,6 +94,7 @@ pub fn run(args: &StreamArgs) -> anyhow::Result<ExitCode> {
     match &args.command {
         StreamCommand::Create(args) => create(args),
         StreamCommand::PlayUrl(args) => play_url(args),
+        StreamCommand::Show(args) => super::show::run(args),
     }
 }
 

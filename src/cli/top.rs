@@ -136,6 +136,7 @@ impl Rates {
             "standing": standing(&seen.status),
             "unix_ms": seen.status["unix_ms"],
             "tiers": tiers.collect::<serde_json::Map<_, _>>(),
+            "viewers": seen.viewers["viewers"],
             "streams": seen.streams(),
         })
     }
@@ -186,7 +187,7 @@ impl Rates {
                 now.cache_bytes / f64::from(1 << 20),
             );
         }
-        let _ = write!(out, "\n{}", table(&seen.streams()));
+        let _ = write!(out, "\n{}{}", table(&seen.streams()), seen.covered());
         out
     }
 }
@@ -214,6 +215,7 @@ mod tests {
                 { "stream": "demo", "state": "live", "epoch": 1 },
             ] }),
             broadcasts: Vec::new(),
+            viewers: Value::Null,
             metrics: Scrape::parse(&format!(
                 "edge_waiters{{tier=\"edge\"}} 3\nedge_requests_total{{tier=\"edge\",result=\"hit\"}} {hits}\n\
                  edge_fetches_total{{tier=\"edge\",class=\"x\",outcome=\"answered\"}} {fetches}\n"

@@ -26,6 +26,7 @@ const KEPT: &[&str] = &[
     "edge_promotions_total",
     "edge_requests_total",
     "edge_served_bytes_total",
+    "edge_viewers",
     "edge_wait_seconds_bucket",
     "edge_waiters",
     "ingest_buffered_bytes",

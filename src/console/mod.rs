@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use crate::adapters::{self, CONSOLE};
 use crate::streams::Streams;
+use crate::viewers::Viewers;
 use history::History;
 
 /// Streams that one answer lists.
@@ -37,12 +38,13 @@ type Failure = (StatusCode, String);
 pub(crate) struct Console {
     member: Member,
     streams: Streams,
+    viewers: Viewers,
     history: Mutex<History>,
 }
 
 impl Console {
-    pub(crate) fn new(member: Member, streams: Streams) -> Console {
-        Console { member, streams, history: Mutex::default() }
+    pub(crate) fn new(member: Member, streams: Streams, viewers: Viewers) -> Console {
+        Console { member, streams, viewers, history: Mutex::default() }
     }
 
     /// Whether a path is answered here.
@@ -122,7 +124,9 @@ impl Console {
             let record: StreamRecord = record::read(&entry.key, &entry.value).ok()?;
             Some(self.stream(name, &record))
         });
-        Ok(json!({ "total": total, "streams": streams.collect::<Vec<_>>() }))
+        let mut answer = json!({ "total": total, "streams": streams.collect::<Vec<_>>() });
+        self.viewers.mark(&mut answer);
+        Ok(answer)
     }
 
     async fn one(&self, name: &str) -> Result<Value, Failure> {
@@ -133,7 +137,9 @@ impl Console {
         let entry = entry.ok_or((StatusCode::NOT_FOUND, format!("there is no stream {stream}")))?;
         let found: StreamRecord = record::read(&entry.key, &entry.value)
             .map_err(|problem| (StatusCode::INTERNAL_SERVER_ERROR, problem))?;
-        Ok(self.stream(stream.as_str(), &found))
+        let mut answer = self.stream(stream.as_str(), &found);
+        self.viewers.mark(&mut answer);
+        Ok(answer)
     }
 
     /// The newest picture of a stream that this node owns.
@@ -198,6 +204,7 @@ impl Console {
             "ladder": ladder,
             "thumbnail": picture.map(|picture| format!("{}-{}", picture.epoch, picture.pts)),
             "ingest": ingest,
+            "viewers": stream.as_ref().and_then(|stream| self.viewers.of(stream)),
         })
     }
 

@@ -82,6 +82,7 @@ async function use() {
       }
     }
   }
+  seen.viewers = await watched(page);
   seen.policy = await turn(page);
   seen.whatIf = await simulate(page);
   seen.keyboard = await byKeyboard(page);
@@ -100,6 +101,18 @@ function pages() {
     ['policy', `[data-class="${options.class}"] .effect b`],
     ['what-if', '.measured:not(:empty)'],
   ];
+}
+
+/** How many watch the stream, by its page and in the list, and whose viewers those are. */
+async function watched(page) {
+  await page.goto(`${options.admin}/console/#/streams/${options.stream}`);
+  await page.locator('b.viewers').waitFor();
+  const said = await page.locator('p', { has: page.locator('b.viewers') }).textContent();
+  await page.goto(`${options.admin}/console/#/streams`);
+  const row = page.locator('tr', { has: page.locator(`a[href="#/streams/${options.stream}"]`) });
+  await row.waitFor();
+  const column = await page.locator('th').allTextContents().then((titles) => titles.indexOf('Viewers'));
+  return { said, listed: await row.locator('td').nth(column).textContent() };
 }
 
 /** Changes a TTL, has a bad one refused, takes the change back; what was in force each time. */

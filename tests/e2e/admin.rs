@@ -172,6 +172,7 @@ fn tokens_open_what_their_roles_may_and_no_secret_is_said() {
         "/admin/streams/private",
         "/admin/history",
         "/admin/playback",
+        "/admin/viewers",
         "/admin/ingest",
         "/admin/latency?stream=private",
         "/admin/policy",

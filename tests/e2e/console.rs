@@ -40,9 +40,29 @@ fn operators_see_and_turn_a_running_node() {
             command.arg("--shots").arg(shots);
         }
         let output = command.output().unwrap();
+        let asked = |command: &[&str]| -> serde_json::Value {
+            let admin = node.addr("admin").to_string();
+            let output = rooftop().args(command).args(["--json", "--admin", &admin]).output().unwrap();
+            serde_json::from_slice(&output.stdout).unwrap()
+        };
+        let (listed, shown) = (asked(&["streams"]), asked(&["stream", "show", "show"]));
         watched.store(false, Ordering::Relaxed);
+        assert_eq!(
+            (&listed["viewers"], &listed["streams"][0]["viewers"]),
+            (&1.into(), &1.into()),
+            "{listed}"
+        );
+        assert_eq!((&shown["viewers"], &shown["viewers_at"][0]), (&1.into(), &"local".into()), "{shown}");
+        assert_eq!(shown["ladder"].as_array().map(Vec::len), Some(2), "{shown}");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let seen: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        // One player, as far as the edge can know: it has an address and calls itself nothing.
+        let viewers = &seen["viewers"];
+        assert_eq!(viewers["listed"], "1", "{viewers}");
+        assert!(
+            viewers["said"].as_str().unwrap().starts_with("1 watch. Viewers are those who asked local"),
+            "{viewers}"
+        );
         let policy = &seen["policy"];
         assert_eq!(policy["changed"], "7s", "{policy}");
         assert_eq!(policy["refused"], "7s", "{policy}");

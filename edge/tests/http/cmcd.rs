@@ -1,6 +1,7 @@
-//! What players say of their playback: it is counted, and it splits nothing.
+//! What players say of their playback: it is counted, and it splits nothing. And how many there are.
 
 use edge::cmcd::Playing;
+use edge::viewers::Watched;
 
 use crate::kit::{Tier, Upstream, body, patient};
 
@@ -38,4 +39,31 @@ async fn what_players_say_is_counted_and_is_no_part_of_a_name() {
     assert_eq!(tier.metric("edge_cmcd_requests_total"), 3);
     assert_eq!(tier.metric("edge_cmcd_starvations_total"), 2);
     assert_eq!(tier.metric("edge_cmcd_buffer_seconds_count"), 2);
+}
+
+#[tokio::test]
+async fn who_has_something_of_a_stream_is_a_viewer_of_it() {
+    let mut upstream = Upstream::start("a").await;
+    let tier = Tier::over(&[&upstream], patient()).await;
+    for (target, kind) in
+        [("/live/show/index.m3u8", "application/x"), ("/live/show/thumbnail.jpg", "image/jpeg")]
+    {
+        let first = tier.ask(0, "GET", target, &[("user-agent", kind)]);
+        upstream.asked().await.answer(200, &[("cache-control", "max-age=600"), ("content-type", kind)], b"x");
+        assert_eq!(first.await.unwrap().status(), 200);
+    }
+    let viewers = || tier.control.viewers_of("/live/show");
+    assert_eq!(viewers(), Some(1), "who looks at a picture does not watch");
+    for session in ["a", "b", "b"] {
+        let said = format!("/live/show/index.m3u8?CMCD=sid%3D%22{session}%22");
+        tier.get(&said, &[("user-agent", "x")]).await;
+    }
+    tier.get("/live/show/index.m3u8", &[("user-agent", "x"), ("x-forwarded-for", "192.0.2.1")]).await;
+    tier.ask(1, "HEAD", "/live/show/index.m3u8", &[("user-agent", "y")]).await.unwrap();
+    let missing = tier.ask(0, "GET", "/live/other/index.m3u8", &[]);
+    upstream.asked().await.answer(404, &[], b"");
+    assert_eq!(missing.await.unwrap().status(), 404);
+    let expected = Watched { stream: "/live/show".into(), viewers: 4 };
+    assert_eq!(tier.control.watched(), Some(vec![expected]));
+    assert_eq!((viewers(), tier.control.viewers()), (Some(4), Some(4)));
 }

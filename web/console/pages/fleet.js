@@ -30,6 +30,7 @@ function here(fleet, samples) {
     ['Roles', fleet.roles.join(', ')],
     ['Broadcasters', last(samples.sum('ingest_sessions'))],
     ['Streams', last(samples.sum('origin_streams'))],
+    ['Viewers', last(samples.sum('edge_viewers')).toLocaleString()],
     ['Received', bits(last(samples.rate('ingest_received_bytes_total')) * 8)],
     ['Served by the edge', bits(last(samples.rate('edge_served_bytes_total', { tier: 'edge' })) * 8)],
     ['Cache', bytes(last(samples.sum('edge_cache_bytes')))],

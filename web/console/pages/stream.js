@@ -4,6 +4,7 @@ import { Chart } from '../chart.js';
 import { h, state, table } from '../dom.js';
 import { bits, bytes, milliseconds } from '../series.js';
 import { Thumbnails } from '../thumbnail.js';
+import { whose } from '../viewers.js';
 import { KIND, health } from './streams.js';
 
 /** Samples of the latency chart: five minutes at one every two seconds. */
@@ -22,7 +23,7 @@ export default function page({ api, argument: name }) {
     element: h('div', {}, top, h('h2', {}, 'Ladder'), ladder, h('h2', {}, 'Latency'), hops, chart.element),
     async update() {
       const { value: stream } = await api.read(`/admin/streams/${encodeURIComponent(name)}`);
-      top.replaceChildren(standing(stream), thumbnails.of(stream) ?? '', ingest(stream.ingest));
+      top.replaceChildren(standing(stream), thumbnails.of(stream) ?? '', viewers(stream), ingest(stream.ingest));
       ladder.replaceChildren(rungs(stream));
       // Only the owner of a live stream has measured it.
       const took = await api.read(`/admin/latency?stream=${encodeURIComponent(name)}`).catch(() => null);
@@ -57,6 +58,11 @@ function standing(stream) {
     state(stream.state, KIND[stream.state] ?? ''),
     h('span', { class: 'quiet' }, ` owned by ${stream.owner} (${stream.address}), epoch ${stream.epoch}, since ${new Date(stream.updated_unix_ms).toLocaleString()}`),
   );
+}
+
+function viewers(stream) {
+  const count = stream.viewers === null ? '' : h('span', {}, h('b', { class: 'viewers' }, stream.viewers.toLocaleString()), ' watch. ');
+  return h('p', {}, count, h('span', { class: 'quiet' }, whose(stream)));
 }
 
 function ingest(entry) {

@@ -3,6 +3,7 @@
 import { h, state, table } from '../dom.js';
 import { bits, milliseconds } from '../series.js';
 import { Thumbnails } from '../thumbnail.js';
+import { whose } from '../viewers.js';
 
 export const KIND = { live: 'good', interrupted: 'warn', ended: '' };
 
@@ -10,6 +11,7 @@ export default function page({ api }) {
   const list = h('div');
   const thumbnails = new Thumbnails();
   const filter = h('input', { type: 'search', placeholder: 'Part of a name', 'aria-label': 'Show streams with this in their name', input: () => draw() });
+  const covered = h('p', { class: 'quiet' });
   let found = { total: 0, streams: [] };
   const draw = () => {
     const wanted = found.streams.filter(({ name }) => name.includes(filter.value.trim()));
@@ -18,15 +20,16 @@ export default function page({ api }) {
   };
   return {
     title: 'Streams',
-    element: h('div', {}, h('p', {}, filter), list),
+    element: h('div', {}, h('p', {}, filter), list, covered),
     async update() {
       found = (await api.read('/admin/streams')).value;
+      covered.textContent = whose(found);
       draw();
     },
   };
 }
 
-const COLUMNS = [['Stream'], ['State'], ['Owner'], ['Epoch', 'number'], ['Ladder'], ['Lag', 'number'], ['Received', 'number'], ['Ingest health']];
+const COLUMNS = [['Stream'], ['State'], ['Owner'], ['Epoch', 'number'], ['Viewers', 'number'], ['Ladder'], ['Lag', 'number'], ['Received', 'number'], ['Ingest health']];
 
 function row(stream, thumbnails) {
   const video = (stream.ladder ?? []).filter(({ height }) => height);
@@ -36,6 +39,7 @@ function row(stream, thumbnails) {
     state(stream.state, KIND[stream.state] ?? ''),
     stream.owner,
     String(stream.epoch),
+    stream.viewers === null ? '–' : stream.viewers.toLocaleString(),
     stream.ladder === null ? h('span', { class: 'quiet' }, 'elsewhere') : video.map(({ name }) => name).join(' ') || 'audio only',
     stream.state === 'live' && lags.length > 0 ? milliseconds(Math.max(...lags)) : '–',
     stream.ingest ? bits(stream.ingest.bitrate_bps) : '–',
