@@ -26,6 +26,8 @@ pub struct Config {
     pub webhooks: crate::api::config::Webhooks,
     /// What is logged.
     pub log: Log,
+    /// Where spans go.
+    pub traces: crate::traces::config::Traces,
     /// Certificates.
     pub tls: Tls,
     /// Keys of stream tokens.
@@ -442,6 +444,7 @@ impl Config {
         self.public.problems(&mut problems);
         problems.extend(self.api.problems("api"));
         problems.extend(self.webhooks.problems("webhooks"));
+        problems.extend(self.traces.problems("traces"));
         self.tls_problems(&mut problems);
         for (key, nodes) in [("origins", &self.cluster.origins), ("shields", &self.cluster.shields)] {
             for (index, node) in nodes.iter().enumerate() {
@@ -688,6 +691,12 @@ mod tests {
             playback = ["live.example/"]
             [api]
             max_broadcasts = 0
+            [traces]
+            endpoint = "localhost:4318"
+            request_ratio = 2
+            session_ratio = -1
+            timeout = "1h"
+            queue = 0
             [webhooks]
             timeout = "1h"
             [[webhooks.endpoints]]
@@ -725,6 +734,11 @@ mod tests {
             "public.pops[1]",
             "public.playback[0]",
             "api.max_broadcasts",
+            "traces.endpoint",
+            "traces.request_ratio",
+            "traces.session_ratio",
+            "traces.timeout",
+            "traces.queue",
             "webhooks.timeout",
             "webhooks.endpoints[0].name",
             "webhooks.endpoints[0].url",

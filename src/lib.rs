@@ -18,6 +18,7 @@ mod secrets;
 mod status;
 mod streams;
 mod telemetry;
+pub mod traces;
 mod upgrade;
 mod viewers;
 mod whatif;
@@ -58,6 +59,7 @@ pub struct Server {
     drain: CancellationToken,
     reloader: Reloader,
     fleet: fleet::Fleet,
+    exporter: Option<traces::Exporter>,
 }
 
 impl Server {
@@ -75,6 +77,7 @@ impl Server {
             in_use.watch = Some(Arc::new(secrets::playback_keys(&config)?));
         }
         telemetry::register(&mut registry);
+        let (tracer, exporter) = traces::open(&config, &mut registry)?;
         let mut listeners = BTreeMap::new();
 
         // Origins first, then shields, edges and ingest: each may have a port that the system chose, which the next must know.
@@ -97,6 +100,7 @@ impl Server {
                 kept: kept.clone(),
                 transcode: config.transcode.clone(),
                 server_tls: inside.server(Clients::Fleet, &[b"h2", b"http/1.1"])?,
+                tracer: tracer.clone(),
                 metrics: origin::Metrics::register(&mut registry),
                 transcode_metrics: transcode::Metrics::register(&mut registry),
                 members: origin::mirror::plan::Members::new(config.node.name.clone(), member.origins()),
@@ -124,6 +128,7 @@ impl Server {
                 pages: None,
                 playback_keys: None,
                 pushes_on: true,
+                tracer: tracer.clone(),
                 metrics: edge_metrics.clone(),
             };
             let shield = edge::Edge::bind(config.shield.clone(), deps).await.context("shield")?;
@@ -149,6 +154,7 @@ impl Server {
                 pages: Some(Arc::new(adapters::WatchPages)),
                 playback_keys: in_use.watch.clone(),
                 pushes_on: false,
+                tracer: tracer.clone(),
                 metrics: edge_metrics,
             };
             let edge = edge::Edge::bind(config.edge.clone(), deps).await.context("edge")?;
@@ -168,6 +174,7 @@ impl Server {
                 keys: keys.clone(),
                 server_tls: public.server(Clients::Anyone, &[])?,
                 client_tls,
+                tracer,
                 metrics: ingest::Metrics::register(&mut registry),
             };
             let ingest = ingest::Ingest::bind(config.ingest.clone(), deps).await.context("ingest")?;
@@ -264,6 +271,7 @@ impl Server {
             drain,
             reloader,
             fleet,
+            exporter,
         })
     }
 
@@ -296,6 +304,8 @@ impl Server {
         let stop_api = CancellationToken::new();
         let api = tokio::spawn(self.api.serve(stop_api.clone()));
         let watch = tokio::spawn(reload::watch::run(self.reloader, stop_admin.clone()));
+        let stop_traces = CancellationToken::new();
+        let traces = self.exporter.map(|exporter| tokio::spawn(exporter.run(stop_traces.clone())));
 
         self.ready.store(true, Ordering::Relaxed);
         let failed = tokio::select! {
@@ -325,6 +335,10 @@ impl Server {
         stop_admin.cancel();
         admin.await?;
         watch.await?;
+        stop_traces.cancel();
+        if let Some(traces) = traces {
+            traces.await?;
+        }
         match failed {
             None => Ok(()),
             Some(name) => anyhow::bail!("role {name} ended by itself"),

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::{self, connect::HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use net::trace::Span;
 
 use crate::coalesce::Failure;
 use crate::form::CACHE_STATUS;
@@ -146,13 +147,29 @@ impl Client {
         Client { http, scheme, agent, via, max_object }
     }
 
-    /// Asks `node` for `target`. Dropping the future ends the request.
+    /// Asks `node` for `target`; `span` ends with the answer's head. Dropping the future ends the request.
     pub(crate) async fn get(
         self,
         node: Arc<Node>,
         target: Arc<str>,
         cdn_loop: HeaderValue,
         ask: Ask,
+        mut span: Span,
+    ) -> Result<Answer, Failed> {
+        let found = self.ask(node, target, cdn_loop, ask, &span).await;
+        if let (Some(span), Err(failed)) = (span.sampled(), &found) {
+            span.fail(&failed.why);
+        }
+        found
+    }
+
+    async fn ask(
+        self,
+        node: Arc<Node>,
+        target: Arc<str>,
+        cdn_loop: HeaderValue,
+        ask: Ask,
+        span: &Span,
     ) -> Result<Answer, Failed> {
         let uri =
             Uri::builder().scheme(self.scheme).authority(node.address.as_str()).path_and_query(&*target);
@@ -164,6 +181,7 @@ impl Client {
         headers.insert(header::USER_AGENT, self.agent);
         headers.insert(header::VIA, self.via);
         headers.insert(CDN_LOOP, cdn_loop);
+        span.propagate(headers);
         match &ask {
             Ask::Whole => {}
             Ask::IfChanged(conditions) => headers.extend(conditions.clone()),

@@ -11,6 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming};
 use media::Object;
 use media::object::Writer;
+use net::trace::{Kind as Side, Span};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -46,6 +47,8 @@ pub(crate) struct Job {
     pub(crate) cdn_loop: HeaderValue,
     /// A push has promised the object: no fetch at first. Fires when that push is lost.
     pub(crate) promised: Option<CancellationToken>,
+    /// From here to the end of the object's body; a part of the request that asked for it first.
+    pub(crate) span: Span,
 }
 
 /// Fetches one name. Everyone who waits for it is told, whatever happens; dropped midway, they are woken with nothing and
@@ -260,11 +263,17 @@ impl Shell {
             }
         }
         debug!(tier = self.tier.name, key = %self.job.permit.key, node = %node.name, ?cause, ?ask, "fetch starts");
+        let mut span = self.job.span.child("fetch", Side::Client);
+        if let Some(span) = span.sampled() {
+            span.set("server.address", &*node.address).set("rooftop.node", &*node.name);
+            span.set("rooftop.cause", format!("{cause:?}").as_str());
+        }
         let get = self.tier.client.clone().get(
             node.clone(),
             self.job.permit.key.clone(),
             self.job.cdn_loop.clone(),
             ask,
+            span,
         );
         self.tally.started();
         let handle = self.set.spawn(get);

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use media::Object;
 use media::object::{End, Progress};
 use media::push::PATH_PREFIX;
+use net::trace::Span;
 use tracing::debug;
 
 use crate::access;
@@ -65,12 +66,13 @@ type Answer = (Response<Body>, Answered);
 pub(crate) fn serve(tier: &Arc<Tier>, request: Request<Incoming>, peer: SocketAddr) -> Serving {
     let began = Instant::now();
     let (head, _) = request.into_parts();
+    let span = tier.span(&head.headers);
     match route(tier, &head, peer, began) {
-        Route::Done(answer) => Serving::Done(Some(finish(tier, &head, peer, began, answer))),
+        Route::Done(answer) => Serving::Done(Some(finish(tier, &head, peer, began, span, answer))),
         Route::Find(key) => {
             let (tier, key) = (tier.clone(), key.into_owned());
             Serving::Waiting(Box::pin(async move {
-                let answer = match tier.find(&key, || loop_value(&head.headers, &tier.node_id)).await {
+                let answer = match tier.find(&key, &span, || loop_value(&head.headers, &tier.node_id)).await {
                     Ok((entry, answered)) => {
                         used(&tier, &key, &entry, &head, peer, began);
                         entry.counts.answered(answered);
@@ -78,7 +80,7 @@ pub(crate) fn serve(tier: &Arc<Tier>, request: Request<Incoming>, peer: SocketAd
                     }
                     Err(denied) => denial(&tier, denied),
                 };
-                finish(&tier, &head, peer, began, answer)
+                finish(&tier, &head, peer, began, span, answer)
             }))
         }
         Route::Push(prefix) => {
@@ -89,19 +91,35 @@ pub(crate) fn serve(tier: &Arc<Tier>, request: Request<Incoming>, peer: SocketAd
                     Ok(response) => (response, Answered::Local),
                     Err((status, why)) => (own(&tier, status, why), Answered::Refused),
                 };
-                finish(&tier, &head, peer, began, answer)
+                finish(&tier, &head, peer, began, span, answer)
             }))
         }
     }
 }
 
-fn finish(tier: &Tier, head: &Parts, peer: SocketAddr, began: Instant, answer: Answer) -> Response<Body> {
+fn finish(
+    tier: &Tier,
+    head: &Parts,
+    peer: SocketAddr,
+    began: Instant,
+    mut span: Span,
+    answer: Answer,
+) -> Response<Body> {
     let (mut response, answered) = answer;
     if head.method == Method::HEAD {
         without_body(&mut response);
     }
     tier.metrics.answered(answered);
     // Tokens are in the query, or taken off the path.
+    if let Some(span) = span.sampled() {
+        let status = response.status();
+        span.set("http.request.method", head.method.as_str())
+            .set("url.path", plain_path(tier, head.uri.path()));
+        span.set("http.response.status_code", status.as_u16()).set("rooftop.result", answered.as_str());
+        if status.is_server_error() {
+            span.fail(status.as_str());
+        }
+    }
     debug!(
         tier = tier.name,
         %peer,

@@ -77,6 +77,8 @@ pub struct Deps {
     /// Whether the streams that are pushed here are pushed on to the tier below: for a shield, whose listener lets only
     /// the fleet in.
     pub pushes_on: bool,
+    /// For viewers' requests, and for what the tier below asks for.
+    pub tracer: net::trace::Tracer,
     /// Registered once per process, shared by its tiers.
     pub metrics: Metrics,
 }

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use cluster::{Node, Ring};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use net::Current;
+use net::trace::{Kind as Side, Span, Tracer};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -60,6 +61,7 @@ pub(crate) struct Tier {
     /// How many watch, where viewers come.
     pub(crate) viewers: Option<Viewers>,
     pub(crate) pushes: Pushes,
+    tracer: Tracer,
     pub(crate) quiet: Quiet,
     /// What says in `CDN-Loop` that a request has been here: no viewer can know it.
     pub(crate) node_id: String,
@@ -117,11 +119,21 @@ impl Tier {
                 deps.pushes_on,
                 deps.metrics.push.of(deps.tier),
             ),
+            tracer: deps.tracer,
             quiet: Quiet::default(),
             node_id: format!("{}-{random:016x}", deps.tier),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             config,
+        }
+    }
+
+    /// A request's span. A viewer's is the first of a trace; what it says of traces is not minded.
+    pub(crate) fn span(&self, headers: &HeaderMap) -> Span {
+        if self.viewers.is_some() {
+            self.tracer.request(self.name)
+        } else {
+            self.tracer.continued(self.name, headers)
         }
     }
 
@@ -136,6 +148,7 @@ impl Tier {
     pub(crate) async fn find(
         self: &Arc<Self>,
         key: &str,
+        span: &Span,
         cdn_loop: impl Fn() -> HeaderValue,
     ) -> Result<(Arc<Entry>, Answered), Denied> {
         for _ in 0..ATTEMPTS {
@@ -147,13 +160,13 @@ impl Tier {
                     State::Grace => return Ok((entry.clone(), Answered::Stale)),
                     State::Revalidate => {
                         // Past a bound it simply stays stale for now.
-                        let _ = self.join(key, now, there.clone(), &cdn_loop);
+                        let _ = self.join(key, now, there.clone(), span, &cdn_loop);
                         return Ok((entry.clone(), Answered::Stale));
                     }
                     State::IfError | State::Gone => {}
                 }
             }
-            let (waiting, own) = match self.join(key, now, there, &cdn_loop)? {
+            let (waiting, own) = match self.join(key, now, there, span, &cdn_loop)? {
                 Found::Complete(entry) => return Ok((entry.clone(), answered_by(&entry))),
                 Found::Waiting { waiting, own } => (waiting, own),
             };
@@ -359,6 +372,7 @@ impl Tier {
         key: &str,
         now: Instant,
         stale: Option<Arc<Entry>>,
+        span: &Span,
         cdn_loop: impl Fn() -> HeaderValue,
     ) -> Result<Found, Denied> {
         let budget = self.config.inflight_size.as_u64() / 4 * 3;
@@ -378,7 +392,11 @@ impl Tier {
             Joined::Yours(permit, waiting) => {
                 let class = self.class(key);
                 let counts = self.metrics.class(&class.name);
-                let job = Job { permit, class, counts, stale, cdn_loop: cdn_loop(), promised };
+                let mut span = span.child("object", Side::Internal);
+                if let Some(span) = span.sampled() {
+                    span.set("rooftop.tier", self.name).set("rooftop.class", &*class.name);
+                }
+                let job = Job { permit, class, counts, stale, cdn_loop: cdn_loop(), promised, span };
                 self.tasks.spawn(flight::fly(self.clone(), job));
                 Ok(Found::Waiting { waiting, own: true })
             }

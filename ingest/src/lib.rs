@@ -42,6 +42,8 @@ pub struct Deps {
     pub server_tls: Arc<rustls::ServerConfig>,
     /// The fleet's CA and this node's client certificate, for the relay. ALPN is set here.
     pub client_tls: Arc<rustls::ClientConfig>,
+    /// For sessions.
+    pub tracer: net::trace::Tracer,
     /// Where to count.
     pub metrics: Metrics,
 }
@@ -73,7 +75,13 @@ impl Ingest {
             None => None,
         };
         let drain = config.drain + config.relay.end_timeout + CLOSING;
-        let relays = Relays::new(config.relay.clone(), deps.origins, &deps.client_tls, deps.metrics.clone());
+        let relays = Relays::new(
+            config.relay.clone(),
+            deps.origins,
+            &deps.client_tls,
+            deps.tracer,
+            deps.metrics.clone(),
+        );
         let board = health::Board::default();
         let config = Current::from(config);
         let context =

@@ -15,6 +15,7 @@ mod refusal;
 pub mod sockets;
 pub mod stream;
 pub mod tls;
+pub mod trace;
 
 pub use address::{Network, PerAddress, household};
 pub use current::Current;

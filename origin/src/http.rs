@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use media::object::{End, Reader};
 use media::range::{self, Asked, Step};
 use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
+use net::trace::Span;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
@@ -74,6 +75,22 @@ const MAX_LOST: usize = 16;
 const PRIORITY: http::HeaderName = http::HeaderName::from_static("priority");
 
 pub(crate) async fn handle(shared: Arc<Shared>, request: http::Request<Incoming>) -> Response<Body> {
+    // A relay's span lasts as long as its session.
+    let mut span = match request.uri().path().starts_with("/relay/") {
+        true => Span::default(),
+        false => shared.tracer.continued("origin", request.headers()),
+    };
+    if let Some(span) = span.sampled() {
+        span.set("http.request.method", request.method().as_str()).set("url.path", request.uri().path());
+    }
+    let response = answer(shared, request).await;
+    if let Some(span) = span.sampled() {
+        span.set("http.response.status_code", response.status().as_u16());
+    }
+    response
+}
+
+async fn answer(shared: Arc<Shared>, request: http::Request<Incoming>) -> Response<Body> {
     let path = request.uri().path();
     if let Some(stream) = path.strip_prefix("/relay/") {
         if request.method() != Method::POST {
@@ -232,6 +249,10 @@ where
     // A session that another one of this stream publishes beside claims it when it knows what it goes on with.
     let heir = relay_request.next.is_none().then(|| Heir::new(&live, &relay_request.session)).flatten();
     let lost = lost(headers);
+    let mut traced = shared.tracer.continued("relay", headers);
+    if let Some(traced) = traced.sampled() {
+        traced.set("rooftop.stream", stream.as_str()).set("rooftop.session", &*relay_request.session);
+    }
     let (lines, told) = mpsc::channel(relay::LINE_QUEUE);
     let (claimed, claim) = oneshot::channel();
     let span = info_span!("relay", %stream, session = %relay_request.session);
@@ -241,6 +262,7 @@ where
     let session = {
         let shared = shared.clone();
         async move {
+            let _until_it_ends = traced;
             let (right, live) = match heir {
                 Some(heir) => (relay::Right::Heir(heir), live),
                 None => match shared.store.claim(stream.as_str(), &relay_request.session, lost).await {

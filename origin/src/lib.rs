@@ -97,6 +97,8 @@ pub struct Deps {
     pub transcode: transcode::Config,
     /// Must ask for client certificates of the fleet.
     pub server_tls: Arc<rustls::ServerConfig>,
+    /// For what edges ask for, and POPs relay.
+    pub tracer: net::trace::Tracer,
     /// Counters.
     pub metrics: Metrics,
     /// Counters of the encoders.
@@ -151,6 +153,7 @@ struct Shared {
     store: Member,
     archive: archive::Sink,
     kept: Option<Kept>,
+    tracer: net::trace::Tracer,
     metrics: Metrics,
     transcode_metrics: transcode::Metrics,
     streams: Mutex<HashMap<StreamName, Arc<Live>>>,
@@ -199,6 +202,7 @@ impl Origin {
             store: deps.store,
             archive: deps.archive,
             kept: deps.kept,
+            tracer: deps.tracer,
             metrics: deps.metrics,
             transcode_metrics: deps.transcode_metrics,
             streams: Mutex::default(),

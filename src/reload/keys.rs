@@ -39,6 +39,7 @@ const KEYS: &[(&str, Takes)] = &[
     ("api.max_broadcasts", Restart),
     ("webhooks", Restart),
     ("log.filter", Now),
+    ("traces", Restart),
     ("tls.ca", New),
     ("tls.certificate", New),
     ("tls.key", New),

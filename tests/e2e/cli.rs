@@ -1,8 +1,15 @@
 //! The command line, health endpoints and shutdown, as an operator meets them.
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
 
 use crate::kit::*;
 
@@ -129,7 +136,10 @@ fn a_doctor_says_what_is_wrong_and_what_to_do() {
 #[test]
 fn operators_look_at_a_node_and_drain_it() {
     let folder = Folder::new("look");
-    let node = Node::start(&folder, "node", &toml(&all_in_one(&folder.path().join("state"))));
+    let mut config = all_in_one(&folder.path().join("state"));
+    let collector = Collector::start();
+    config.insert("traces", format!("endpoint = \"http://{}\"\nrequest_ratio = 1.0\n", collector.addr));
+    let node = Node::start(&folder, "node", &toml(&config));
     let admin = node.addr("admin").to_string();
     let json = |command: &[&str]| -> serde_json::Value {
         let output = rooftop().args(command).args(["--json", "--admin", &admin]).output().unwrap();
@@ -137,7 +147,12 @@ fn operators_look_at_a_node_and_drain_it() {
         serde_json::from_slice(&output.stdout).unwrap()
     };
     eventually("readiness", || (get(&format!("http://{admin}/readyz")).status == 200).then_some(()));
-    assert_eq!(get(&node.url("/live/nothing/index.m3u8")).status, 404);
+    // What viewers say of traces is not minded.
+    let said = format!("traceparent: 00-{:032x}-{:016x}-01", 7, 7);
+    let mut curl = Command::new("curl");
+    curl.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", &said]);
+    let answered = curl.arg(node.url("/live/nothing/index.m3u8")).output().unwrap();
+    assert_eq!(answered.stdout, b"404");
     let status = json(&["status"]);
     assert_eq!((&status["node"], &status["ready"]), (&"local".into(), &true.into()), "{status:#}");
     assert_eq!(status["tiers"]["edge"]["requests"], 1.0, "{status:#}");
@@ -152,8 +167,76 @@ fn operators_look_at_a_node_and_drain_it() {
     }
     assert_eq!(json(&["drain", "--wait", "20s"])["ended"], true);
     assert!(node.ended().success());
+    one_trace_through_all_tiers(&collector.spans());
     let gone = rooftop().args(["status", "--admin", &admin]).output().unwrap();
     assert!(String::from_utf8_lossy(&gone.stderr).contains("is the node running"));
+}
+
+/// A viewer's request is a trace, from the edge to the origin.
+fn one_trace_through_all_tiers(spans: &[Span]) {
+    let edge = spans.iter().find(|span| span.name == "edge" && span.parent_span_id.is_empty()).unwrap();
+    assert_eq!(edge.trace_id.len(), 16);
+    assert!(edge.trace_id[..15].iter().any(|byte| *byte != 0), "a viewer chose {:?}", edge.trace_id);
+    let mut span = edge;
+    for name in ["object", "fetch", "shield", "object", "fetch", "origin"] {
+        let is_next = |other: &&Span| other.name == name && other.parent_span_id == span.span_id;
+        span =
+            spans.iter().find(is_next).unwrap_or_else(|| panic!("no {name} below {}: {spans:#?}", span.name));
+        assert_eq!(span.trace_id, edge.trace_id, "{name}");
+        assert!(span.end_time_unix_nano >= span.start_time_unix_nano, "{name}");
+    }
+    let path = span.attributes.iter().find(|said| said.key == "url.path").unwrap();
+    assert!(format!("{path:?}").contains("/live/nothing/index.m3u8"), "{path:?}");
+}
+
+/// Takes what an exporter of traces posts.
+struct Collector {
+    addr: SocketAddr,
+    came: Arc<Mutex<Vec<Span>>>,
+}
+
+impl Collector {
+    fn start() -> Collector {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let came = Arc::new(Mutex::new(Vec::new()));
+        let taken = came.clone();
+        std::thread::spawn(move || {
+            for mut socket in listener.incoming().map_while(Result::ok) {
+                // The exporter keeps its connection.
+                while let Some(body) = posted(&mut socket) {
+                    let request = ExportTraceServiceRequest::decode(&*body).unwrap();
+                    let scopes = request.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+                    taken.lock().unwrap().extend(scopes.flat_map(|scope| scope.spans));
+                    socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                }
+            }
+        });
+        Collector { addr, came }
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        self.came.lock().unwrap().clone()
+    }
+}
+
+/// The body of the next request of a connection.
+fn posted(socket: &mut TcpStream) -> Option<Vec<u8>> {
+    let mut reader = BufReader::new(socket);
+    let mut length = None;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
+        if line == "\r\n" {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok();
+        }
+    }
+    let mut body = vec![0; length?];
+    reader.read_exact(&mut body).ok()?;
+    Some(body)
 }
 
 #[test]

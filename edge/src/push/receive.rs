@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use media::Object;
 use media::object::Writer;
 use media::push::{Head, Hub, MEDIA_TYPE, PATH_PREFIX};
+use net::trace::Span;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info};
 
@@ -455,7 +456,8 @@ impl Receiver {
             let class = self.tier.class(&permit.key);
             let counts = entry.counts.clone();
             let cdn_loop = self.subscription.cdn_loop.clone();
-            let job = Job { permit, class, counts, stale: None, cdn_loop, promised: None };
+            let span = Span::default();
+            let job = Job { permit, class, counts, stale: None, cdn_loop, promised: None, span };
             let orphan = Orphan { entry, writer, len, charge };
             self.tier.tasks.spawn(flight::adopt(self.tier.clone(), job, orphan));
         }

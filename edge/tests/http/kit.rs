@@ -204,6 +204,7 @@ pub(crate) fn config(class: Class) -> Config {
 /// A tier's dependencies over plain upstreams.
 pub(crate) fn deps(registry: &mut Registry, nodes: Vec<Node>) -> Deps {
     Deps {
+        tracer: net::trace::Tracer::default(),
         tier: "edge",
         upstreams: Ring::new(nodes),
         client_tls: None,

@@ -10,6 +10,7 @@ use http::{HeaderValue, Method, Request, Uri, header};
 use media::StreamName;
 use media::flv::Tag;
 use net::Current;
+use net::trace::{Kind, Span, Tracer};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -39,6 +40,7 @@ const REPORTS: usize = 16;
 pub struct Relays {
     rules: Current<config::Relay>,
     origins: cluster::Ring,
+    tracer: Tracer,
     uplinks: Arc<Uplinks>,
     metrics: Metrics,
     budget: Arc<Budget>,
@@ -86,6 +88,8 @@ struct RequestHead {
     stream: StreamName,
     authorization: HeaderValue,
     session: HeaderValue,
+    /// The session's, which ends with the last attempt.
+    span: Span,
 }
 
 impl Relays {
@@ -94,11 +98,12 @@ impl Relays {
         rules: config::Relay,
         origins: cluster::Ring,
         tls: &rustls::ClientConfig,
+        tracer: Tracer,
         metrics: Metrics,
     ) -> Relays {
         let budget = Arc::new(Budget::new(rules.total_buffer.as_u64(), metrics.buffered_bytes.clone()));
         let uplinks = Arc::new(Uplinks::new(&rules, tls));
-        Relays { rules: rules.into(), origins, uplinks, metrics, budget, passed_over: Arc::default() }
+        Relays { rules: rules.into(), origins, tracer, uplinks, metrics, budget, passed_over: Arc::default() }
     }
 
     /// Other rules, for sessions that begin from now on, but for what all of them share.
@@ -114,10 +119,15 @@ impl Relays {
     pub fn open(&self, key: &StreamKey, session: &str) -> Relay {
         let looked = (self.origins.version(), now());
         let nodes = self.passed_over().order(now(), self.origins.placement(key.stream.as_str()));
+        let mut span = self.tracer.session("broadcast");
+        if let Some(span) = span.sampled() {
+            span.set("rooftop.stream", key.stream.as_str()).set("rooftop.session", session);
+        }
         let request = RequestHead {
             stream: key.stream.clone(),
             authorization: secret(&format!("Bearer {}", key.token)),
             session: secret(session),
+            span,
         };
         let seed = u64::from_le_bytes(crate::random());
         let handover =
@@ -385,7 +395,24 @@ async fn converse(
     says: Says,
     reporter: &mpsc::Sender<Report>,
 ) -> Result<(), BoxError> {
-    let request = head.request(node, &says)?;
+    let mut span = head.span.child("relay", Kind::Client);
+    if let Some(span) = span.sampled() {
+        span.set("server.address", &*node.address).set("rooftop.node", &*node.name);
+    }
+    let mut request = head.request(node, &says)?;
+    span.propagate(request.headers_mut());
+    let talked = talk(uplink, request, reporter).await;
+    if let (Some(span), Err(error)) = (span.sampled(), &talked) {
+        span.fail(&error.to_string());
+    }
+    talked
+}
+
+async fn talk(
+    uplink: &Uplink,
+    request: Request<()>,
+    reporter: &mpsc::Sender<Report>,
+) -> Result<(), BoxError> {
     let (response, body) = uplink.sender().await?.send_request(request, false)?;
     reporter.send(Report::Sent(body)).await?;
     let (parts, mut answer) = response.await?.into_parts();

@@ -110,6 +110,7 @@ impl World {
             (Arc::new(Keys::new(&[vec![7; 32]]).unwrap()), Metrics::register(&mut Registry::default()));
         let client_tls = net::tls::client_config(&files).unwrap();
         let deps = Deps {
+            tracer: net::trace::Tracer::default(),
             origins: Ring::new(nodes),
             keys: keys.clone(),
             server_tls: anyone,

@@ -76,6 +76,7 @@ pub(super) fn shared_of(
 ) -> Arc<Shared> {
     let mut registry = Registry::default();
     Arc::new(Shared {
+        tracer: net::trace::Tracer::default(),
         limits: crate::Limits::of(&config).into(),
         config,
         transcode: transcode.into(),
