@@ -127,6 +127,7 @@ impl Streams {
             here.into_iter().flatten().map(|(passed, took)| hop(passed.name(), took)).collect();
         let prefix = format!("/live/{stream}");
         hops.extend(self.tiers.iter().filter_map(|tier| Some(hop(tier.tier(), tier.took(&prefix)?))));
+        hops.extend(self.tiers.iter().filter_map(|tier| Some(hop("sent", tier.sent(&prefix)?))));
         if !published && hops.is_empty() {
             let why = format!("stream {stream} is neither published here nor pushed to a cache of this node");
             return Err((StatusCode::NOT_FOUND, why));

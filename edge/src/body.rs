@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
@@ -9,6 +10,7 @@ use media::object::{Broken, Reader};
 use prometheus_client::metrics::counter::Counter;
 
 use crate::push::Told;
+use crate::sent::Passing;
 
 /// Body of an answer. Bytes count as served when the connection takes them. An object that breaks ends it with an error, so
 /// that the client sees a reset (h2) or a close without the last chunk (h1).
@@ -22,10 +24,11 @@ pub(crate) struct Body {
 enum Content {
     Empty,
     Whole(Bytes),
-    /// With the bytes that are still to come, where their number was announced.
+    /// With the bytes that are still to come, where their number was announced, and who is told when parts have left.
     Growing {
         reader: Reader,
         left: Option<u64>,
+        passing: Option<Box<Passing>>,
     },
     Push(Told),
 }
@@ -44,9 +47,32 @@ impl Body {
     }
 
     /// `length` is what the header says, if it does.
-    pub(crate) fn growing(reader: Reader, length: Option<u64>, served: &Counter) -> Body {
-        Body { content: Content::Growing { reader, left: length }, served: served.clone() }
+    pub(crate) fn growing(
+        reader: Reader,
+        length: Option<u64>,
+        passing: Option<Box<Passing>>,
+        served: &Counter,
+    ) -> Body {
+        Body { content: Content::Growing { reader, left: length, passing }, served: served.clone() }
     }
+
+    /// What was handed over has left: who asks for more, or needs the body no more, has passed it on to the connection.
+    fn left(&mut self) {
+        if let Content::Growing { passing: Some(passing), .. } = &mut self.content {
+            passing.leave(now_us);
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        self.left();
+    }
+}
+
+/// Microseconds since 1970.
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 impl http_body::Body for Body {
@@ -57,6 +83,7 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        self.left();
         let bytes = match &mut self.content {
             Content::Empty => return Poll::Ready(None),
             Content::Whole(bytes) => {
@@ -72,13 +99,16 @@ impl http_body::Body for Body {
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(bytes)) => bytes,
             },
-            Content::Growing { reader, left } => match reader.poll_next(cx) {
+            Content::Growing { reader, left, passing } => match reader.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Ready(Some(Err(broken))) => return Poll::Ready(Some(Err(broken))),
                 Poll::Ready(Some(Ok(bytes))) => {
                     if let Some(left) = left {
                         *left = left.saturating_sub(bytes.len() as u64);
+                    }
+                    if let Some(passing) = passing {
+                        passing.hand(bytes.len() as u64);
                     }
                     bytes
                 }

@@ -17,6 +17,7 @@ pub(crate) use crate::freshness::State;
 use crate::handover::{self, Table};
 use crate::metrics::ClassMetrics;
 use crate::push::Lease;
+use crate::sent::Mark;
 use crate::shelf::{self, Shelf};
 
 /// What an entry costs besides its body, its name and its headers, in bytes: table slots, allocations.
@@ -60,8 +61,8 @@ pub(crate) struct Entry {
 pub(crate) enum Content {
     /// In one piece.
     Whole(Bytes),
-    /// On its way, with its length if the upstream announced it.
-    Growing { object: Object, length: Option<u64> },
+    /// On its way, with its length if the upstream announced it, and where its parts end if that is known.
+    Growing { object: Object, length: Option<u64>, mark: Option<Arc<Mark>> },
 }
 
 impl Entry {
@@ -410,7 +411,7 @@ mod tests {
                 assert!(store.grow(&body, 16 << 10));
                 writer.push(vec![0; 16 << 10].into());
             }
-            let growing = Content::Growing { object, length: None };
+            let growing = Content::Growing { object, length: None, mark: None };
             writer.finish();
             let entry = Entry { body: growing, ..entry(Instant::now(), 60_000, 0) };
             let kept = store.keep(&permit, entry.clone());

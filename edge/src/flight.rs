@@ -397,7 +397,7 @@ impl Shell {
         let entry = Arc::new(Entry {
             status: head.status,
             headers: fetch::for_viewers(head.version, &head.headers, self.tier.name, wall),
-            body: Content::Growing { object, length: announced },
+            body: Content::Growing { object, length: announced, mark: None },
             received: Instant::now(),
             freshness: freshness::freshness(&self.job.class, head.status, &head.headers, wall),
             failed: false,

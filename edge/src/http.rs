@@ -32,6 +32,7 @@ use crate::metrics::{Answered, Overload};
 use crate::policy::{self, MAX_KEY_BYTES};
 use crate::push;
 use crate::range::{self, Asked, Step};
+use crate::sent::{Mark, Passing};
 use crate::tier::{Denied, Tier};
 use crate::upstream;
 use crate::viewers::Asker;
@@ -300,7 +301,10 @@ async fn respond(tier: &Tier, entry: &Entry, answered: Answered, asked: &Parts) 
             };
             (response, answered)
         }
-        Content::Growing { object, length } => growing(tier, entry, object, *length, answered, asked).await,
+        Content::Growing { object, length, mark } => {
+            let growing = Growing { object, length: *length, mark: mark.as_ref() };
+            growing.answer(tier, entry, answered, asked).await
+        }
     }
 }
 
@@ -313,84 +317,97 @@ async fn zip(entry: &Entry, bytes: Bytes) {
     entry.forms.zipped.get_or_init(make).await;
 }
 
-async fn growing(
-    tier: &Tier,
-    entry: &Entry,
-    object: &Object,
+/// The body of an entry that is on its way.
+struct Growing<'a> {
+    object: &'a Object,
     length: Option<u64>,
-    answered: Answered,
-    asked: &Parts,
-) -> Answer {
-    let broke_off = || (own(tier, StatusCode::BAD_GATEWAY, "the upstream broke off"), Answered::Error);
-    let headers = || growing_headers(entry, Head { tier: tier.name, entry, answered, now: Instant::now() });
-    let served = &tier.metrics.served_bytes;
-    let ok = entry.status == StatusCode::OK;
-    if ok && conditions::not_modified(&asked.headers, &entry.headers) {
-        return (unmodified(headers()), answered);
-    }
-    let range = if ok { wanted_range(asked, &entry.headers) } else { None };
-    // Small texts are worth a short wait; their length is known, so that they do come to an end.
-    let zips = range.is_none()
-        && length
-            .is_some_and(|length| (encoding::MIN_BYTES..=encoding::MAX_BYTES).contains(&(length as usize)))
-        && encoding::may_have(entry.status, &entry.headers)
-        && encoding::wants_gzip(&asked.headers);
-    if zips {
-        let _waiter = match tier.waiter() {
-            Ok(waiter) => waiter,
-            Err(denied) => return denial(tier, denied),
-        };
-        if object.wait_for(u64::MAX).await.end == End::Failed {
-            return broke_off();
+    mark: Option<&'a Arc<Mark>>,
+}
+
+impl Growing<'_> {
+    async fn answer(self, tier: &Tier, entry: &Entry, answered: Answered, asked: &Parts) -> Answer {
+        let Growing { object, length, mark } = self;
+        let passing = |from, to_the_end| mark.map(|mark| Box::new(Passing::new(mark, from, to_the_end)));
+        let broke_off = || (own(tier, StatusCode::BAD_GATEWAY, "the upstream broke off"), Answered::Error);
+        let headers =
+            || growing_headers(entry, Head { tier: tier.name, entry, answered, now: Instant::now() });
+        let served = &tier.metrics.served_bytes;
+        let ok = entry.status == StatusCode::OK;
+        if ok && conditions::not_modified(&asked.headers, &entry.headers) {
+            return (unmodified(headers()), answered);
         }
-        if entry.forms.zipped.get().is_none()
-            && let Some(bytes) = object.to_bytes()
-        {
-            zip(entry, bytes).await;
-        }
-        if let Some(Some(zipped)) = entry.forms.zipped.get() {
-            let mut headers = headers();
-            encoding::mark(&mut headers);
-            headers.insert(header::CONTENT_LENGTH, zipped.len().into());
-            let mut response = Response::new(Body::whole(zipped.clone(), served));
-            *response.headers_mut() = headers;
-            return (response, answered);
-        }
-    }
-    let (step, _waiter) = match range {
-        None if object.progress().end == End::Failed => (Step::Broken, None),
-        None => (Step::Whole, None),
-        Some(range) => match tier.waiter() {
-            Ok(waiter) => (settle(range, object, length).await, Some(waiter)),
-            Err(denied) => return denial(tier, denied),
-        },
-    };
-    let response = match step {
-        Step::Whole => {
-            let Progress { len, end } = object.progress();
-            let length = if end == End::Complete { Some(len) } else { length };
-            let mut response = Response::new(Body::growing(object.read(0..u64::MAX), length, served));
-            *response.status_mut() = entry.status;
-            *response.headers_mut() = headers();
-            if let Some(length) = length.filter(|_| entry.status != StatusCode::NO_CONTENT) {
-                response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        let range = if ok { wanted_range(asked, &entry.headers) } else { None };
+        // Small texts are worth a short wait; their length is known, so that they do come to an end.
+        let zips = range.is_none()
+            && length.is_some_and(|length| {
+                (encoding::MIN_BYTES..=encoding::MAX_BYTES).contains(&(length as usize))
+            })
+            && encoding::may_have(entry.status, &entry.headers)
+            && encoding::wants_gzip(&asked.headers);
+        if zips {
+            let _waiter = match tier.waiter() {
+                Ok(waiter) => waiter,
+                Err(denied) => return denial(tier, denied),
+            };
+            if object.wait_for(u64::MAX).await.end == End::Failed {
+                return broke_off();
             }
-            response
+            if entry.forms.zipped.get().is_none()
+                && let Some(bytes) = object.to_bytes()
+            {
+                zip(entry, bytes).await;
+            }
+            if let Some(Some(zipped)) = entry.forms.zipped.get() {
+                let mut headers = headers();
+                encoding::mark(&mut headers);
+                headers.insert(header::CONTENT_LENGTH, zipped.len().into());
+                let mut response = Response::new(Body::whole(zipped.clone(), served));
+                *response.headers_mut() = headers;
+                return (response, answered);
+            }
         }
-        Step::Part { range, total } => {
-            let body = Body::growing(object.read(range.clone()), Some(range.end - range.start), served);
-            part(headers(), range, total, body)
-        }
-        Step::Stream { first, last } => {
-            let mut response = Response::new(Body::growing(object.read(first..u64::MAX), None, served));
-            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            *response.headers_mut() = headers();
-            with_content_range(response, &format!("bytes {first}-{last}/*"))
-        }
-        Step::Unsatisfiable(total) => unsatisfiable(headers(), total),
-        Step::Broken | Step::Wait(_) => return broke_off(),
-    };
-    (response, answered)
+        let (step, _waiter) = match range {
+            None if object.progress().end == End::Failed => (Step::Broken, None),
+            None => (Step::Whole, None),
+            Some(range) => match tier.waiter() {
+                Ok(waiter) => (settle(range, object, length).await, Some(waiter)),
+                Err(denied) => return denial(tier, denied),
+            },
+        };
+        let response = match step {
+            Step::Whole => {
+                let Progress { len, end } = object.progress();
+                let length = if end == End::Complete { Some(len) } else { length };
+                let mut response =
+                    Response::new(Body::growing(object.read(0..u64::MAX), length, passing(0, true), served));
+                *response.status_mut() = entry.status;
+                *response.headers_mut() = headers();
+                if let Some(length) = length.filter(|_| entry.status != StatusCode::NO_CONTENT) {
+                    response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+                }
+                response
+            }
+            Step::Part { range, total } => {
+                let (reader, length) = (object.read(range.clone()), Some(range.end - range.start));
+                let body = Body::growing(reader, length, passing(range.start, false), served);
+                part(headers(), range, total, body)
+            }
+            Step::Stream { first, last } => {
+                let mut response = Response::new(Body::growing(
+                    object.read(first..u64::MAX),
+                    None,
+                    passing(first, true),
+                    served,
+                ));
+                *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+                *response.headers_mut() = headers();
+                with_content_range(response, &format!("bytes {first}-{last}/*"))
+            }
+            Step::Unsatisfiable(total) => unsatisfiable(headers(), total),
+            Step::Broken | Step::Wait(_) => return broke_off(),
+        };
+        (response, answered)
+    }
 }
 
 fn growing_headers(entry: &Entry, head: Head<'_>) -> HeaderMap {

@@ -29,6 +29,7 @@ pub mod policy;
 mod protection;
 pub mod push;
 pub mod resume;
+mod sent;
 pub mod shelf;
 pub mod simulate;
 mod tier;
@@ -185,6 +186,12 @@ impl Control {
     /// came in at its POP to when they were pushed here. `None` if none was.
     pub fn took(&self, prefix: &str) -> Option<media::lately::Spread> {
         self.0.pushes.took(prefix)
+    }
+
+    /// The same, to when their last byte was taken by the connections of viewers who had asked for it while its segment grew.
+    /// `None` if none was, and of a tier whose clients are not viewers.
+    pub fn sent(&self, prefix: &str) -> Option<media::lately::Spread> {
+        (self.tier() == VIEWERS_TIER).then(|| self.0.pushes.sent(prefix)).flatten()
     }
 
     /// The policy in force.

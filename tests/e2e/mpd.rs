@@ -234,12 +234,13 @@ fn hops_are_measured(node: &Node) {
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     let hops = told["hops"].as_array().unwrap();
     let names: Vec<_> = hops.iter().map(|hop| hop["hop"].as_str().unwrap()).collect();
-    assert_eq!(names, ["arrived", "decoded", "encoded", "published", "shield", "edge", "viewed"]);
+    assert_eq!(names, ["arrived", "decoded", "encoded", "published", "shield", "edge", "sent", "viewed"]);
     for hop in hops {
         assert!(hop["passages"].as_u64().unwrap() >= 2 && hop["p50_ms"].as_f64().unwrap() > 0.0, "{told}");
     }
     assert!(node.metric("origin_hop_seconds_count{hop=\"published\"}") > 0.0);
     assert!(node.metric("edge_part_seconds_count{tier=\"edge\"}") > 0.0);
+    assert!(node.metric("edge_sent_seconds_count{tier=\"edge\"}") > 0.0);
     let unknown = rooftop().args(["latency", "nobody", "--admin", &admin]).output().unwrap();
     assert!(!unknown.status.success() && String::from_utf8_lossy(&unknown.stderr).contains("nobody"));
 }

@@ -34,6 +34,7 @@ pub struct Metrics {
     missed: Family<Tier, Counter>,
     subscribers: Family<Tier, Gauge>,
     part_seconds: Parts,
+    sent_seconds: Parts,
 }
 
 #[derive(Debug, Clone)]
@@ -63,6 +64,9 @@ impl Metrics {
         let help =
             "Seconds from when the first frame of a part came in at its POP to when the part was pushed here";
         registry.register("edge_part_seconds", help, metrics.part_seconds.0.clone());
+        let help = "Seconds from when the first frame of a part came in at its POP to when the connection of a client that waited for \
+                    it had taken its last byte";
+        registry.register("edge_sent_seconds", help, metrics.sent_seconds.0.clone());
         metrics
     }
 
@@ -76,6 +80,7 @@ impl Metrics {
             missed: self.missed.get_or_create_owned(&only),
             subscribers: self.subscribers.get_or_create_owned(&only),
             part_seconds: self.part_seconds.0.get_or_create_owned(&only),
+            sent_seconds: self.sent_seconds.0.get_or_create_owned(&only),
             ends: self.ends.clone(),
             tier,
         }
@@ -92,6 +97,7 @@ pub(crate) struct TierMetrics {
     pub(crate) missed: Counter,
     pub(crate) subscribers: Gauge,
     pub(crate) part_seconds: Histogram,
+    pub(crate) sent_seconds: Histogram,
     ends: Family<Ended, Counter>,
     tier: &'static str,
 }

@@ -27,6 +27,7 @@ use tracing::debug;
 
 use crate::config::Push;
 use crate::policy::Mode;
+use crate::sent::Sent;
 use crate::tier::Tier;
 use crate::upstream;
 use metrics::TierMetrics;
@@ -64,6 +65,8 @@ pub(crate) struct Subscription {
     cdn_loop: HeaderValue,
     /// What parts took lately, from their first frame's coming in to being here with what lists them.
     lately: Mutex<Lately>,
+    /// The same to their leaving for viewers.
+    sent: Arc<Sent>,
 }
 
 #[derive(Debug, Clone)]
@@ -106,6 +109,11 @@ impl Pushes {
     /// not pushed here, or nothing came yet.
     pub(crate) fn took(&self, prefix: &str) -> Option<Spread> {
         self.read().get(prefix)?.lately.lock().unwrap_or_else(PoisonError::into_inner).spread()
+    }
+
+    /// The same of their leaving for who asked here while they came.
+    pub(crate) fn sent(&self, prefix: &str) -> Option<Spread> {
+        self.read().get(prefix)?.sent.spread()
     }
 
     /// A push has promised `key`: fires when it will not come that way after all.
@@ -196,6 +204,7 @@ impl Pushes {
             stop: CancellationToken::new(),
             cdn_loop: cdn_loop(),
             lately: Mutex::default(),
+            sent: Arc::new(Sent::new(self.metrics.sent_seconds.clone())),
         });
         table.insert(prefix.into(), subscription.clone());
         Some((subscription, true))

@@ -18,12 +18,13 @@ use net::trace::Span;
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, info};
 
-use super::session::{Backoff, Event, Fault, Session};
+use super::session::{Backoff, Event, Fault, MAX_OPEN, Session};
 use super::{Lease, Promise, Status, Subscription};
 use crate::budget::Growing;
 use crate::cache::{Content, Entry, Kind, Permit, Verdict};
 use crate::flight::{self, Job, Orphan};
 use crate::form::Forms;
+use crate::sent::Mark;
 use crate::tier::Tier;
 use crate::{fetch, freshness, upstream};
 
@@ -228,6 +229,8 @@ struct Receiver {
     hub: Hub,
     /// `None`: not wanted any more, its bytes are let pass.
     open: HashMap<u32, Option<Coming>>,
+    /// Segments that ended since a part's time was told, and how long they are; [`MAX_OPEN`] at most.
+    ended: Vec<(Arc<Mark>, u64)>,
 }
 
 /// An object on its way.
@@ -235,6 +238,8 @@ struct Coming {
     writer: Writer,
     announced: Option<u64>,
     len: u64,
+    /// Where its parts end: of a segment, which has no length at first.
+    mark: Option<Arc<Mark>>,
     charge: Growing,
     /// What its readers wait for the next byte at most, and until when.
     patience: Duration,
@@ -245,8 +250,8 @@ struct Coming {
 
 impl Receiver {
     fn new(tier: Arc<Tier>, subscription: Arc<Subscription>, version: Version) -> Receiver {
-        let (lease, hub, open) = Default::default();
-        let receiver = Receiver { tier, subscription, version, lease, hub, open };
+        let (lease, hub, open, ended) = Default::default();
+        let receiver = Receiver { tier, subscription, version, lease, hub, open, ended };
         receiver.tier.pushes.metrics.pushes.inc();
         receiver.subscription.status.send_replace(Status::On(receiver.hub.clone()));
         receiver
@@ -306,6 +311,7 @@ impl Receiver {
             }
             Event::Time { unix_us } => {
                 self.subscription.came(&self.tier.pushes.metrics, unix_us, SystemTime::now());
+                self.mark(unix_us);
                 if self.tier.pushes.serves {
                     self.hub.time(unix_us);
                 }
@@ -326,6 +332,7 @@ impl Receiver {
             return None;
         }
         let (announced, charge) = (head.length, tier.store.growing());
+        let mark = announced.is_none().then(|| Arc::new(Mark::new(self.subscription.sent.clone())));
         let (writer, object) = Object::growing_with(charge.charge().clone());
         let (now, wall) = (Instant::now(), SystemTime::now());
         let headers = fetch::for_viewers(self.version, &fields(&head), tier.name, wall);
@@ -343,7 +350,7 @@ impl Receiver {
             patience = patience.max(class.give_up);
             let entry = Arc::new(Entry {
                 status: StatusCode::OK,
-                body: Content::Growing { object: object.clone(), length: head.length },
+                body: Content::Growing { object: object.clone(), length: head.length, mark: mark.clone() },
                 received: now,
                 freshness: freshness::freshness(&class, StatusCode::OK, &headers, wall),
                 headers,
@@ -369,7 +376,16 @@ impl Receiver {
         }
         self.publish(head, &headers, object);
         let silent_until = now + patience;
-        Some(Coming { writer, announced, len: 0, charge, patience, silent_until, names })
+        Some(Coming { writer, announced, len: 0, mark, charge, patience, silent_until, names })
+    }
+
+    /// What is here of segments is up to the end of parts, of which the newest came in at this time.
+    fn mark(&mut self, unix_us: u64) {
+        let growing = self.open.values().flatten();
+        let growing = growing.filter_map(|coming| Some((coming.mark.clone()?, coming.len)));
+        for (mark, len) in growing.chain(self.ended.drain(..)) {
+            mark.set(len, unix_us);
+        }
     }
 
     /// Breaks bodies that have been silent for too long, as a fetch would: the push itself may well be alive.
@@ -423,7 +439,10 @@ impl Receiver {
     }
 
     fn end(&mut self, coming: Coming) {
-        let Coming { writer, announced, len, names, .. } = coming;
+        let Coming { writer, announced, len, mark, names, .. } = coming;
+        if self.ended.len() < MAX_OPEN {
+            self.ended.extend(mark.map(|mark| (mark, len)));
+        }
         if announced.is_some_and(|announced| announced != len) {
             debug!(tier = self.tier.name, prefix = %self.subscription.prefix, len, ?announced, "pushed body is cut short");
             outdate(&self.tier, &names);
