@@ -165,7 +165,12 @@ function stays(was, is, say) {
   const still = ({ connected, timeline, template, ...set }) => ({ ...set, template: { ...template, startNumber: timeline.length > 0 || template?.startNumber } });
   const rest = ({ sets }) => JSON.stringify(sets.map(still));
   expect(rest(was) === rest(is), `went from ${rest(was)} to ${rest(is)}`);
-  const sheets = (period) => period.sets.flatMap(({ template, timeline }) => timeline.map(({ r }) => [Number(template.startNumber), Number(template.startNumber) + Number(r ?? 0)]));
+  // Those behind a cut are the next Period's.
+  const end = is.duration === null ? Infinity : is.start + is.duration;
+  const sheets = (period) => period.sets.flatMap(({ template, timeline }) => timeline.map(({ d, r }) => {
+    const [first, seconds] = [Number(template.startNumber), Number(d) / Number(template.timescale)];
+    return [first, Math.max(first, Math.min(first + Number(r ?? 0), Math.ceil(end / seconds - EXACT) - 1))];
+  }));
   const [old, now] = [sheets(was), sheets(is)];
   expect(old.every(([first, last], i) => now[i]?.[0] >= first && now[i]?.[1] >= last), `its sheets went from ${old} to ${now}`);
 }

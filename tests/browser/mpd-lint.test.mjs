@@ -17,6 +17,16 @@ test('what the origin renders is as it must be', () => {
   assert.deepEqual(lint([GOOD, GOOD, LATER]), []);
 });
 
+/** Two sheets that reach to 40 s, and the same once a cut at `end` is told, where there is only the first of them. */
+const cutAt = (end) => [
+  GOOD.replace('22:13:41.000Z', '22:13:52.000Z').replace('d="900000"/>', 'd="900000" r="1"/>'),
+  GOOD.replace('22:13:41.000Z', '22:13:53.000Z').replace('start="PT21S"', `start="PT21S" duration="PT${end - 21}S"`),
+];
+
+test('sheets behind a cut are the next Period\'s', () => {
+  assert.deepEqual(lint(cutAt(30)), []);
+});
+
 for (const [what, texts, problem] of [
   ['no XML', [GOOD.replace('</MPD>', '')], /not XML|mpd-parser/],
   ['another first clock', [GOOD.replaceAll('http-xsdate', 'direct')], /the first UTCTiming/],
@@ -41,6 +51,7 @@ for (const [what, texts, problem] of [
   ['a sheet off the grid', [GOOD.replace('t="1800000"', 't="1890000"')], /set 2: sheet 2 begins at 21/],
   ['a sheet of the future', [GOOD.replace('d="900000"', 'd="900000" r="3"')], /set 2: the last sheet begins/],
   ['sheets that return', [LATER.replace('t="2700000" d', 't="2700000" r="1" d'), LATER.replace('PT30S', 'PT31S').replace('22:14:00', '22:14:01')], /its sheets went from/],
+  ['a sheet gone before a cut', cutAt(31), /its sheets went from 2,3 to 2,2/],
   ['a change after the end', [GOOD.replace('"dynamic"', '"static"'), LATER], /it was static/],
 ]) {
   test(`${what} is found`, () => {
