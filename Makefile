@@ -9,7 +9,7 @@ MINUTES ?= 5
 # `make test-cluster ONLY=kill-origin,drain-origin` plays only these.
 ONLY ?= all
 
-.PHONY: run build deb web deps deps-test test test-cluster test-players check fuzz bench soak clean
+.PHONY: run build deb web deps deps-test test test-cluster test-players test-sync check fuzz bench soak clean
 .NOTPARALLEL:
 
 run: build
@@ -37,6 +37,10 @@ test: deps-test web
 # Ten minutes of playlists and media under lints; all players for five minutes, then through drops and a shed rung.
 test-players: deps-test web
 	scripts/test-players.sh
+
+# An hour of media through real encoders as fast as they go, twice; about five minutes.
+test-sync: deps
+	scripts/test-sync.sh
 
 test-cluster: deps-test web
 	scripts/test-cluster.sh $(ONLY)

@@ -6,6 +6,7 @@ mod events;
 #[path = "../../../tests/kit/fragments.rs"]
 mod fragments;
 mod ladders;
+mod sync;
 mod thumbnails;
 
 use std::process::{Command, Stdio};
