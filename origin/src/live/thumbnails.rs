@@ -43,6 +43,14 @@ impl Live {
         self.lock().pictures.newest = Some(picture);
     }
 
+    /// Takes over the newest picture of another origin, unless it is too late for that.
+    pub(crate) fn copy_picture(&self, picture: Picture) {
+        let mut inner = self.lock();
+        if inner.copies {
+            inner.pictures.newest = Some(picture);
+        }
+    }
+
     /// The newest picture; `None` if there was none yet.
     pub fn newest_picture(&self) -> Option<Picture> {
         self.lock().pictures.newest.clone()

@@ -10,13 +10,13 @@ use media::time::{Ticks, Timescale};
 use media::{Epoch, Object, RenditionId, SegmentNumber};
 use serde::{Deserialize, Serialize};
 
-use super::wire::{InitOf, Message, Nonsense, Piece, SheetOf};
+use super::wire::{InitOf, Message, Nonsense, PictureOf, Piece, SheetOf};
 use crate::broadcast::{Broadcast, MAX_CUTS, MAX_INITS, MAX_PERIODS, Rendition};
 use crate::continuation::Continuation;
 use crate::dash::Period;
 use crate::events::MAX_EVENTS;
 use crate::hls::{Kind, Targets, Variant};
-use crate::live::State;
+use crate::live::{Live, Picture, State};
 use crate::thumbnails::{Sheet, Sheets};
 use crate::timeline::Anchor;
 use crate::window::{Segment, Window};
@@ -30,6 +30,9 @@ const MAX_CAPTIONS: usize = 2 * (4 + 63);
 /// Media that a mirror holds of one stream, in bytes; a ten minutes' window of a 5 Mbit/s ladder has 400 MB. Beyond it the
 /// stream is not mirrored.
 pub const MAX_STREAM_BYTES: u64 = 1 << 30;
+
+/// Largest picture by itself that is taken, in bytes: those that are drawn have some ten KiB.
+const MAX_PICTURE_BYTES: usize = 1 << 20;
 
 /// Times and numbers are believed up to here, so that none of the sums overflows: in ticks of 90 kHz 1500 years.
 const MAX_NUMBER: u64 = 1 << 52;
@@ -155,6 +158,7 @@ pub struct Teller {
     snapshot: Option<Snapshot>,
     renditions: BTreeMap<RenditionId, Told>,
     sheets: BTreeSet<(Epoch, SegmentNumber)>,
+    picture: Option<PictureOf>,
     whole: bool,
 }
 
@@ -199,6 +203,14 @@ impl Teller {
         }
         Some(messages)
     }
+
+    /// The newest picture, if it was not told yet. It is no news by itself: look with what is.
+    pub(crate) fn picture(&mut self, newest: Option<Picture>) -> Option<Message> {
+        let Picture { epoch, pts, jpeg } = newest?;
+        let of = PictureOf { epoch, pts };
+        let told = self.picture.replace(of.clone());
+        (told.as_ref() != Some(&of)).then_some(Message::Picture(of, jpeg))
+    }
 }
 
 impl Told {
@@ -237,6 +249,20 @@ impl Told {
             (self.segment, self.parts, self.closed) = (Some(key), segment.parts.len(), closed);
         }
         Some(())
+    }
+}
+
+/// Takes what was told of a stream into its copy; nothing if it is too late for that. Errors are those of [`apply`].
+pub(crate) fn take(live: &Live, message: Message) -> Result<(), Nonsense> {
+    match message {
+        Message::Picture(_, jpeg) if jpeg.len() > MAX_PICTURE_BYTES => {
+            Err(Nonsense::Insane("picture: more than 1 MiB"))
+        }
+        Message::Picture(PictureOf { epoch, pts }, jpeg) => {
+            live.copy_picture(Picture { epoch, pts, jpeg });
+            Ok(())
+        }
+        message => live.copy(|state, broadcast| apply(message, state, broadcast)).unwrap_or(Ok(())),
     }
 }
 
@@ -482,16 +508,17 @@ mod tests {
 
         fn tell(&mut self) -> Vec<Message> {
             let said = self.owner.read(|state, broadcast| self.teller.look(state, broadcast.unwrap(), T0));
+            let mut said = said.unwrap();
+            said.extend(self.teller.picture(self.owner.newest_picture()));
             let mut reader = Reader::default();
             let mut told = Vec::new();
-            for frame in said.unwrap().iter().flat_map(|message| message.encode().unwrap()) {
+            for frame in said.iter().flat_map(|message| message.encode().unwrap()) {
                 // However the network cuts it.
                 for piece in frame.chunks(7) {
                     let mut bytes = Bytes::copy_from_slice(piece);
                     while let Some(message) = reader.next(&mut bytes).unwrap() {
                         told.push(message.clone());
-                        let copied = self.mirror.copy(|state, broadcast| apply(message, state, broadcast));
-                        copied.unwrap().unwrap();
+                        take(&self.mirror, message).unwrap();
                     }
                 }
             }
@@ -536,8 +563,14 @@ mod tests {
         let what = What::Scte35(Bytes::from_static(b"\xFCsection"));
         assert!(pair.owner.event(Epoch(1), &Event { at: 9 * 90_000, what }));
         pair.owner.sheet(Epoch(1), SegmentNumber(0), Bytes::from_static(b"sheet"));
+        let picture = |pts| Picture { epoch: Epoch(1), pts, jpeg: Bytes::from_static(b"picture") };
+        pair.owner.picture(picture(90_000));
         pair.tell();
         assert_eq!(pair.tell(), [], "nothing new");
+        assert_eq!(pair.mirror.newest_picture(), Some(picture(90_000)));
+        pair.owner.picture(picture(180_000));
+        assert_eq!(pair.tell().len(), 1);
+        assert_eq!(pair.mirror.newest_picture(), Some(picture(180_000)));
         assert_eq!(pair.mirror.find_sheet(Epoch(1), SegmentNumber(0)).unwrap(), "sheet");
         for name in NAMES {
             assert_eq!(playlist(&pair.mirror, name), playlist(&pair.owner, name));
@@ -653,6 +686,10 @@ mod tests {
         ] {
             assert!(matches!(refused(Message::Snapshot(Box::new(bad))), Nonsense::Insane(_)));
         }
+        let of = PictureOf { epoch: Epoch(1), pts: 0 };
+        let large = Message::Picture(of, vec![0; MAX_PICTURE_BYTES + 1].into());
+        assert!(matches!(take(&pair.mirror, large), Err(Nonsense::Insane(_))));
+        assert_eq!(pair.mirror.newest_picture(), None);
         let pieces = told.iter().filter_map(|message| match message {
             Message::Piece(piece, bytes) => Some((piece.clone(), bytes.clone())),
             _ => None,

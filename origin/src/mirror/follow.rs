@@ -19,7 +19,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info};
 
 use super::Mirror;
-use super::copy::apply;
+use super::copy::take;
 use super::wire::{Message, Reader};
 use crate::Shared;
 use crate::live::Live;
@@ -235,7 +235,7 @@ async fn copy(
                 shared.metrics.mirror_lag_ms.set((unix_ms() - piece.told_unix_ms).max(0));
             }
             let whole = message == Message::Whole;
-            live.copy(|state, broadcast| apply(message, state, broadcast)).unwrap_or(Ok(()))?;
+            take(&live, message)?;
             if whole {
                 info!(stream = %mirror.stream, origin = node.name, "mirrored");
                 copied = true;

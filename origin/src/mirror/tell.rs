@@ -75,7 +75,10 @@ pub(crate) async fn tell_stream(shared: Arc<Shared>, live: Arc<Live>, sender: Se
         let messages = match messages {
             // What of its end is listed does not matter to those who would go on with it.
             _ if state == State::Ended => vec![Message::Gone],
-            Some(messages) => messages,
+            Some(mut messages) => {
+                messages.extend(teller.picture(live.newest_picture()));
+                messages
+            }
             None => break,
         };
         // A stream that was withdrawn is told by whoever has it now.

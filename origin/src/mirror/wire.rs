@@ -31,6 +31,8 @@ pub enum Message {
     Init(InitOf, Bytes),
     /// A sheet of thumbnails.
     Sheet(SheetOf, Bytes),
+    /// The newest picture by itself.
+    Picture(PictureOf, Bytes),
     /// A segment, or more of it.
     Piece(Piece, Vec<Bytes>),
     /// All that there is has been told.
@@ -71,6 +73,16 @@ pub struct SheetOf {
     pub epoch: Epoch,
     /// Its number.
     pub number: SegmentNumber,
+}
+
+/// Which picture it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PictureOf {
+    /// The run.
+    pub epoch: Epoch,
+    /// When it is shown, 90 kHz.
+    pub pts: Ticks,
 }
 
 /// Parts of a segment that are new, as many as there are, and whether they are the last.
@@ -126,6 +138,7 @@ impl Message {
             Message::Snapshot(snapshot) => ("/snapshot", None, vec![json(&**snapshot)]),
             Message::Init(of, init) => ("/init", Some(json(of)), vec![init.clone()]),
             Message::Sheet(of, jpeg) => ("/sheet", Some(json(of)), vec![jpeg.clone()]),
+            Message::Picture(of, jpeg) => ("/picture", Some(json(of)), vec![jpeg.clone()]),
             Message::Piece(piece, bytes) => ("/piece", Some(json(piece)), bytes.clone()),
             Message::Whole => ("/whole", None, Vec::new()),
             Message::Gone => return frame(&Frame::Gone).map(|gone| vec![gone]),
@@ -220,6 +233,7 @@ fn message(name: Box<str>, field: &[u8], body: Vec<Bytes>) -> Result<Message, No
         "/snapshot" => Message::Snapshot(serde_json::from_slice(&body.concat()).map_err(insane)?),
         "/init" => Message::Init(serde_json::from_slice(field).map_err(insane)?, body.concat().into()),
         "/sheet" => Message::Sheet(serde_json::from_slice(field).map_err(insane)?, body.concat().into()),
+        "/picture" => Message::Picture(serde_json::from_slice(field).map_err(insane)?, body.concat().into()),
         "/piece" => Message::Piece(serde_json::from_slice(field).map_err(insane)?, body),
         "/whole" => Message::Whole,
         _ => return Err(Nonsense::OutOfTurn("object of an unknown kind")),
