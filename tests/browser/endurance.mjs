@@ -12,7 +12,6 @@
 //   `look`          `{"look": {player: report}}` of the time since the last look
 //   `playing`       waits until all play on, for three seconds and without standing still; then the same
 //   `showing WxH`   waits until all show pictures of this size, too; then the same
-//   `seen WxH`      waits until one of them does; then the same
 //
 // At the end of stdin it ends. Exits with 1, and says why on stderr, if a player does not do it in time. CHROMIUM names the
 // browser.
@@ -43,15 +42,16 @@ try {
     const [what, size] = line.trim().split(' ');
     if (what === 'playing') await each(pages, (page, name) => until(page, name, () => seen.moves() > 3));
     else if (what === 'showing') await each(pages, (page, name) => until(page, name, (size) => seen.moves() > 3 && seen.size() === size, size));
-    else if (what === 'seen') await Promise.any([...pages].map(([name, page]) => until(page, name, (size) => seen.size() === size, size)));
     else if (what !== 'look') throw new Error(`not understood: ${line}`);
     say({ look: await each(pages, (page) => page.evaluate(() => seen.look())) });
   }
 } catch (error) {
-  process.stderr.write(`${(error.errors ?? [error]).map(({ message }) => message).join('\n')}\n`);
+  process.stderr.write(`${error.message}\n`);
   process.exitCode = 1;
 } finally {
   await browser.close();
+  // Who gives the orders may wait for an answer, and would not close it.
+  process.stdin.destroy();
 }
 
 async function each(pages, ask) {
@@ -100,7 +100,8 @@ function start({ library, low, url }) {
   video.addEventListener('resize', () => sizes.push(seen.size()));
   video.addEventListener('error', () => fatal.push(video.error.message));
   if (library === 'hls') {
-    const player = new Hls({ lowLatencyMode: low });
+    // As docs/ladder.md advises: else a rendition that had a gap is never chosen again.
+    const player = new Hls({ lowLatencyMode: low, errorPenaltyExpireMs: 30_000 });
     player.on(Hls.Events.ERROR, (_, { details, fatal: ends }) => (ends ? fatal.push(details) : failed(details)));
     player.on(Hls.Events.MANIFEST_PARSED, () => video.play());
     player.loadSource(url);

@@ -60,6 +60,8 @@ function openHls(Hls, video, url, on) {
     lowLatencyMode: true,
     backBufferLength: 30,
     maxLiveSyncPlaybackRate: 1.1,
+    // A rendition with a gap (it is shed for a while) is chosen again after so long; by default never.
+    errorPenaltyExpireMs: 30_000,
     manifestLoadPolicy: patient(Hls.DefaultConfig.manifestLoadPolicy, 2),
     playlistLoadPolicy: patient(Hls.DefaultConfig.playlistLoadPolicy, 10),
     fragLoadPolicy: patient(Hls.DefaultConfig.fragLoadPolicy, 10),
