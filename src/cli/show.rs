@@ -80,6 +80,7 @@ fn in_words(stream: &Value) -> String {
     for rung in ladder {
         let form = match rung["height"].as_u64() {
             Some(height) => format!("{}x{height}", rung["width"]),
+            None if rung["channels"] == 1 => "1 channel".into(),
             None => format!("{} channels", rung["channels"]),
         };
         let figure = |value: &Value| if value.is_null() { "-".to_owned() } else { value.to_string() };

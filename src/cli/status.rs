@@ -276,10 +276,15 @@ pub fn streams(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Widest column of names; longer ones push the others aside.
+const MAX_NAME: usize = 40;
+
 /// A line for each stream, after one that says what is in it.
 pub(super) fn table(streams: &[Value]) -> String {
+    let widths = streams.iter().filter_map(|stream| Some(stream["stream"].as_str()?.len()));
+    let width = widths.max().unwrap_or(0).clamp("stream".len(), MAX_NAME);
     let head = format!(
-        "{:<32} {:<12}{:>15}{:>9}{:>9}{:>8}{:>8}  {}\n",
+        "{:<width$} {:<12}{:>15}{:>9}{:>9}{:>8}{:>8}  {}\n",
         "stream", "state", "epoch", "viewers", "kbit/s", "fps", "lag ms", "warnings"
     );
     let mut out = head;
@@ -294,7 +299,7 @@ pub(super) fn table(streams: &[Value]) -> String {
         let epoch = stream["epoch"].as_u64().map_or("-".into(), |epoch| epoch.to_string());
         let _ = writeln!(
             out,
-            "{:<32} {:<12}{epoch:>15}{:>9}{:>9}{:>8}{:>8}  {}",
+            "{:<width$} {:<12}{epoch:>15}{:>9}{:>9}{:>8}{:>8}  {}",
             stream["stream"].as_str().unwrap_or_default(),
             stream["state"].as_str().unwrap_or(if broadcast.is_null() { "watched" } else { "relayed" }),
             figure(&stream["viewers"], 1.0, 0),
@@ -401,6 +406,7 @@ mod tests {
         let text = table(&streams);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines.iter().all(|line| line.len() <= 80), "a terminal shows the warnings: {text}");
         assert!(lines[1].starts_with("a ") && lines[1].contains("relayed"), "{text}");
         assert!(
             lines[2].contains(" live ") && lines[2].contains("7        3     2500    30.0       3  uplink"),

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use crossterm::cursor::{Hide, MoveTo, Show};
-use crossterm::terminal::{Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen};
+use crossterm::terminal::{
+    BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate, EnterAlternateScreen,
+    LeaveAlternateScreen,
+};
 use crossterm::{execute, queue};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -77,8 +80,11 @@ async fn show(args: &TopArgs, screen: bool) -> anyhow::Result<()> {
                 writeln!(out, "{}", rates.json(&seen))?;
             } else if screen {
                 let size = crossterm::terminal::size().unwrap_or(SIZE);
-                queue!(out, MoveTo(0, 0), Clear(ClearType::All))?;
-                write!(out, "{}", fitted(&rates.text(&seen), size))?;
+                // What is the same is written over itself, so that nothing flickers.
+                let rest = format!("{}\n", Clear(ClearType::UntilNewLine));
+                queue!(out, BeginSynchronizedUpdate, MoveTo(0, 0))?;
+                write!(out, "{}", fitted(&rates.text(&seen), size).replace('\n', &rest))?;
+                queue!(out, Clear(ClearType::FromCursorDown), EndSynchronizedUpdate)?;
             } else {
                 write!(out, "{}", rates.text(&seen))?;
             }

@@ -420,4 +420,38 @@ fn the_fleet_of_the_compose_file_takes_a_broadcast_and_keeps_it() {
         terminate(&child);
         assert!(child.wait().unwrap().success(), "{node}");
     }
+    doctors_see_the_stores(&mut fleet);
+}
+
+/// What a doctor says of etcd and the bucket: while they are there, without the bucket, and when both are gone.
+fn doctors_see_the_stores(fleet: &mut Fleet<'_>) {
+    let file = fleet.config("origin-1");
+    let told = || -> Value {
+        let output = rooftop().args(["doctor", "--json", "--config"]).arg(&file).output().unwrap();
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.success(), told["level"] != "failure", "{told:#}");
+        told
+    };
+    let check = |told: &Value, about: &str, level: &str, found: &str, advice: &str| {
+        let of = |finding: &&Value| finding["about"] == about;
+        let finding = told["findings"].as_array().unwrap().iter().find(of).unwrap();
+        assert_eq!(finding["level"], level, "{finding:#}");
+        assert!(finding["found"].as_str().unwrap().contains(found), "{finding:#}");
+        assert!(finding["advice"].as_str().unwrap_or_default().contains(advice), "{finding:#}");
+    };
+    let there = told();
+    check(&there, "etcd", "good", "0 roles are announced", "");
+    check(&there, "archive", "good", "1 broadcasts are kept", "");
+    let text = fs::read_to_string(&file).unwrap();
+    let bucket = text.lines().find(|line| line.starts_with("bucket = ")).unwrap();
+    fs::write(&file, text.replace(bucket, "bucket = \"elsewhere\"")).unwrap();
+    check(&told(), "archive", "failure", "bucket elsewhere: NoSuchBucket", "make the bucket");
+    fs::write(&file, &text).unwrap();
+    for (_, mut child) in std::mem::take(&mut fleet.running) {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let gone = told();
+    check(&gone, "etcd", "failure", "Connection refused", "is it running at cluster.etcd");
+    check(&gone, "archive", "failure", "Connection refused", "is it running at archive.endpoint");
 }
