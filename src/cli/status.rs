@@ -271,7 +271,7 @@ pub fn streams(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             })
         );
     } else {
-        print!("{}{}", table(&streams), seen.covered());
+        print!("{}{}", table(&streams, None), seen.covered());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -279,15 +279,36 @@ pub fn streams(args: &StatusArgs) -> anyhow::Result<ExitCode> {
 /// Widest column of names; longer ones push the others aside.
 const MAX_NAME: usize = 40;
 
-/// A line for each stream, after one that says what is in it.
-pub(super) fn table(streams: &[Value]) -> String {
-    let widths = streams.iter().filter_map(|stream| Some(stream["stream"].as_str()?.len()));
-    let width = widths.max().unwrap_or(0).clamp("stream".len(), MAX_NAME);
-    let head = format!(
-        "{:<width$} {:<12}{:>15}{:>9}{:>9}{:>8}{:>8}  {}\n",
-        "stream", "state", "epoch", "viewers", "kbit/s", "fps", "lag ms", "warnings"
+/// Columns of the other figures, and of a warning or two.
+const FIGURES: usize = 59;
+
+/// A line for each stream, after one that says what is in it. `columns`: for a terminal of so many, with names cut and
+/// without epochs, so that the warnings are seen.
+pub(super) fn table(streams: &[Value], columns: Option<u16>) -> String {
+    let most =
+        columns.map_or(MAX_NAME, |columns| usize::from(columns).saturating_sub(FIGURES).clamp(8, MAX_NAME));
+    let name = |stream: &Value| {
+        let name = stream["stream"].as_str().unwrap_or_default();
+        match name.char_indices().nth(most - 1) {
+            // Names of streams are ASCII.
+            Some((end, _)) if columns.is_some() && name.len() > most => format!("{}…", &name[..end]),
+            _ => name.to_owned(),
+        }
+    };
+    let widest = streams.iter().map(|stream| name(stream).chars().count()).max().unwrap_or(0);
+    let width = widest.clamp("stream".len(), most);
+    let epoch = |shown: &str| if columns.is_some() { String::new() } else { format!("{shown:>15}") };
+    let mut out = format!(
+        "{:<width$} {:<12}{}{:>8}{:>9}{:>7}{:>8}  {}\n",
+        "stream",
+        "state",
+        epoch("epoch"),
+        "viewers",
+        "kbit/s",
+        "fps",
+        "lag ms",
+        "warnings"
     );
-    let mut out = head;
     for stream in streams {
         let broadcast = &stream["broadcast"];
         let figure = |value: &Value, by: f64, digits: usize| match value.as_f64() {
@@ -296,12 +317,13 @@ pub(super) fn table(streams: &[Value]) -> String {
         };
         let warnings = broadcast["warnings"].as_array().into_iter().flatten();
         let warnings: Vec<_> = warnings.filter_map(|warning| warning["kind"].as_str()).collect();
-        let epoch = stream["epoch"].as_u64().map_or("-".into(), |epoch| epoch.to_string());
+        let of_stream = stream["epoch"].as_u64().map_or("-".into(), |epoch| epoch.to_string());
         let _ = writeln!(
             out,
-            "{:<width$} {:<12}{epoch:>15}{:>9}{:>9}{:>8}{:>8}  {}",
-            stream["stream"].as_str().unwrap_or_default(),
+            "{:<width$} {:<12}{}{:>8}{:>9}{:>7}{:>8}  {}",
+            name(stream),
             stream["state"].as_str().unwrap_or(if broadcast.is_null() { "watched" } else { "relayed" }),
+            epoch(&of_stream),
             figure(&stream["viewers"], 1.0, 0),
             figure(&broadcast["bitrate_bps"], 1000.0, 0),
             figure(&broadcast["fps"], 1.0, 1),
@@ -403,19 +425,26 @@ mod tests {
     #[test]
     fn streams_and_broadcasts_are_one_table() {
         let streams = seen().streams();
-        let text = table(&streams);
+        let text = table(&streams, None);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 4, "{text}");
-        assert!(lines.iter().all(|line| line.len() <= 80), "a terminal shows the warnings: {text}");
         assert!(lines[1].starts_with("a ") && lines[1].contains("relayed"), "{text}");
         assert!(
-            lines[2].contains(" live ") && lines[2].contains("7        3     2500    30.0       3  uplink"),
+            lines[2].contains(" live ") && lines[2].contains("7       3     2500   30.0       3  uplink"),
             "{text}"
         );
         assert!(
-            lines[3].starts_with("c ") && lines[3].contains("watched") && lines[3].contains("-        1"),
+            lines[3].starts_with("c ") && lines[3].contains("watched") && lines[3].contains("-       1"),
             "{text}"
         );
+        let long = [
+            json!({ "stream": "a".repeat(64), "state": "interrupted", "epoch": 1_795_303_647_647_u64, "viewers": 12_345,
+            "broadcast": { "bitrate_bps": 12_345_678, "fps": 59.94, "lag_ms": 12_345, "warnings": [{ "kind": "uplink" }] } }),
+        ];
+        assert!(table(&long, None).contains(&"a".repeat(64)), "what scripts read is whole");
+        for line in table(&long, Some(80)).lines() {
+            assert!(line.chars().count() <= 80, "a terminal shows the warnings: {line}");
+        }
         let viewers: Vec<_> = streams.iter().map(|stream| &stream["viewers"]).collect();
         assert_eq!(viewers, [&json!(0), &json!(3), &json!(1)]);
     }

@@ -83,10 +83,10 @@ async fn show(args: &TopArgs, screen: bool) -> anyhow::Result<()> {
                 // What is the same is written over itself, so that nothing flickers.
                 let rest = format!("{}\n", Clear(ClearType::UntilNewLine));
                 queue!(out, BeginSynchronizedUpdate, MoveTo(0, 0))?;
-                write!(out, "{}", fitted(&rates.text(&seen), size).replace('\n', &rest))?;
+                write!(out, "{}", fitted(&rates.text(&seen, Some(size.0)), size).replace('\n', &rest))?;
                 queue!(out, Clear(ClearType::FromCursorDown), EndSynchronizedUpdate)?;
             } else {
-                write!(out, "{}", rates.text(&seen))?;
+                write!(out, "{}", rates.text(&seen, None))?;
             }
             out.flush()?;
             if args.once {
@@ -147,7 +147,8 @@ impl Rates {
         })
     }
 
-    fn text(&self, seen: &Seen) -> String {
+    /// `columns`: of the terminal, if it is for one.
+    fn text(&self, seen: &Seen, columns: Option<u16>) -> String {
         let status = &seen.status;
         let uptime = Duration::from_secs(status["uptime_s"].as_u64().unwrap_or_default());
         let mut out = format!(
@@ -162,9 +163,9 @@ impl Rates {
         if !self.0.is_empty() {
             let _ = writeln!(
                 out,
-                "\n{:<8}{:>11}{:>8}{:>9}{:>9}{:>9}{:>8}{:>9}{:>9}{:>10}{:>10}",
+                "\n{:<6}{:>9}{:>7}{:>8}{:>8}{:>8}{:>7}{:>8}{:>6}{:>7}{:>6}",
                 "tier",
-                "requests/s",
+                "req/s",
                 "hit %",
                 "leak %",
                 "fetch/s",
@@ -181,7 +182,7 @@ impl Rates {
             let hit = if rates.requests > 0.0 { format!("{:.1}", share(rates.hits)) } else { "-".into() };
             let _ = writeln!(
                 out,
-                "{tier:<8}{:>11.0}{hit:>8}{:>9.3}{:>9.1}{:>9.1}{:>8.1}{:>9.0}{:>9.0}{:>10.1}{:>10.0}",
+                "{tier:<6}{:>9.0}{hit:>7}{:>8.3}{:>8.1}{:>8.1}{:>7.1}{:>8.0}{:>6.0}{:>7.0}{:>6.0}",
                 rates.requests,
                 100.0 * now.leak_ratio,
                 rates.fetches,
@@ -193,7 +194,7 @@ impl Rates {
                 now.cache_bytes / f64::from(1 << 20),
             );
         }
-        let _ = write!(out, "\n{}{}", table(&seen.streams()), seen.covered());
+        let _ = write!(out, "\n{}{}", table(&seen.streams(), columns), seen.covered());
         out
     }
 }
@@ -237,7 +238,8 @@ mod tests {
         assert_eq!(told["tiers"]["edge"]["requests_per_s"], 100.0, "{told}");
         assert_eq!(told["tiers"]["edge"]["fetches_per_s"], 1.0, "{told}");
         assert_eq!(told["tiers"]["edge"]["waiters"], 3.0, "{told}");
-        let text = rates.text(&now);
+        let text = rates.text(&now, Some(80));
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert!(
             text.contains("a  ready  up 5s") && text.contains("demo") && text.contains("100.0"),
             "{text}"
