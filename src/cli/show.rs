@@ -49,7 +49,7 @@ fn in_words(stream: &Value) -> String {
         stream["epoch"],
     );
     if let Some(viewers) = stream["viewers"].as_u64() {
-        let _ = writeln!(out, "{viewers} watch");
+        let _ = writeln!(out, "{viewers} {}", if viewers == 1 { "viewer" } else { "viewers" });
     }
     out += &covered(stream);
     match &stream["ingest"] {
@@ -117,7 +117,7 @@ mod tests {
         });
         let said = in_words(&stream);
         for words in [
-            "demo: live, owned by o1 (o1:8443), epoch 7\n3 watch\nviewers: those at pop-1; not those at pop-2\n",
+            "demo: live, owned by o1 (o1:8443), epoch 7\n3 viewers\nviewers: those at pop-1; not those at pop-2\n",
             "in: 2500 kbit/s, 29.97 frames a second, 4 ms behind the clock, from 1.2.3.4:5\n  warning: the uplink is too slow\n",
             "720p            1280x720    avc1.64001f                     2400            12     800\n",
             "audio           2 channels  mp4a.40.2                        128             -     gap\n",
@@ -132,6 +132,6 @@ mod tests {
         for words in ["ask pop-2", "is at another node", "is known at o1"] {
             assert!(said.contains(words), "{words}: {said}");
         }
-        assert!(!said.contains("watch\n"), "{said}");
+        assert!(!said.contains(" viewers\n"), "{said}");
     }
 }

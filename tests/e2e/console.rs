@@ -60,7 +60,7 @@ fn operators_see_and_turn_a_running_node() {
         let viewers = &seen["viewers"];
         assert_eq!(viewers["listed"], "1", "{viewers}");
         assert!(
-            viewers["said"].as_str().unwrap().starts_with("1 watch. Viewers are those who asked local"),
+            viewers["said"].as_str().unwrap().starts_with("1 viewer. Viewers are those who asked local"),
             "{viewers}"
         );
         let policy = &seen["policy"];

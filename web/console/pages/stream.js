@@ -61,7 +61,7 @@ function standing(stream) {
 }
 
 function viewers(stream) {
-  const count = stream.viewers === null ? '' : h('span', {}, h('b', { class: 'viewers' }, stream.viewers.toLocaleString()), ' watch. ');
+  const count = stream.viewers === null ? '' : h('span', {}, h('b', { class: 'viewers' }, stream.viewers.toLocaleString()), stream.viewers === 1 ? ' viewer. ' : ' viewers. ');
   return h('p', {}, count, h('span', { class: 'quiet' }, whose(stream)));
 }
 
