@@ -32,6 +32,10 @@ const ASKED_AHEAD: u64 = 3;
 /// Places of a run that are remembered at which its renditions change. Rungs are shed and come back seconds apart at least.
 pub(crate) const MAX_CUTS: usize = 32;
 
+/// Segments from the one with which a rung is back to the `Period` that has it again. Who reads a segment in low latency began
+/// when that did, by an MPD as old as a segment: dash.js (5) goes on appending it when a `Period` turns out to begin there.
+const TOLD_AHEAD: u64 = 3;
+
 /// Segments of the second `Period` of a run that is cut: a whole one, and what came of the last.
 const CUT_SEGMENTS: u64 = 2;
 
@@ -408,6 +412,11 @@ impl Broadcast {
     /// The MPD is to tell the end of the run. dash.js takes the end of an MPD's only period for the end of the presentation,
     /// so that one is told as two; in front of what is cut off there are segments that players have passed.
     fn cut(&mut self) {
+        let next = self.next_number;
+        if let Some(run) = self.periods.last_mut() {
+            // Nothing came of it.
+            run.cuts.retain(|cut| cut.at < next);
+        }
         if let [only] = &mut self.periods[..]
             && only.cuts.len() + usize::from(!only.trimmed) == 1
         {
@@ -421,7 +430,7 @@ impl Broadcast {
     }
 
     /// From segment `number` on nothing is encoded for a rendition, or something is again: players of DASH are told in a
-    /// period that is without it. At most [`MAX_CUTS`] of these are told of; before them it seems to be there, in gaps.
+    /// period that is without it, and [`TOLD_AHEAD`] in one that has it again. At most [`MAX_CUTS`] of these are told of; before them it seems to be there, in gaps.
     pub(crate) fn shed(&mut self, index: usize, number: SegmentNumber, shed: bool) {
         let Some(period) = self.periods.last_mut() else { return };
         let id = &self.renditions[index].variant.id;
@@ -434,6 +443,7 @@ impl Broadcast {
             true => without.push(id.clone()),
             false => without.retain(|other| other != id),
         }
+        let number = if shed { number } else { SegmentNumber(number.0 + TOLD_AHEAD) };
         let cut = Cut { at: number.max(at), without };
         if cut.at == at && !period.cuts.is_empty() {
             period.cuts.pop();

@@ -125,10 +125,11 @@ mod tests {
         assert_eq!(told().len(), 2);
         let mpd = live.mpd(1500, T0, "/time", None).unwrap();
         assert_eq!(mpd.matches("period-continuity:2015\" value=\"1\"").count(), 2, "both sets go on: {mpd}");
+        // Told three segments ahead.
         live.shed(epoch, &id("720p"), number(7), false);
         segment(7, &[]);
-        let second = format!("{second} duration PT2S 360p audio");
-        let third = format!("id 1-{} start PT8S", number(7));
+        let second = format!("{second} duration PT5S 360p audio");
+        let third = format!("id 1-{} start PT11S", number(10));
         let all = format!("{third} 720p 360p audio");
         assert_eq!(told(), [first, second.clone(), all.clone()]);
         // What leaves the window is told of no more, and what is left is what it was.
@@ -142,7 +143,7 @@ mod tests {
         assert_eq!(
             told(),
             [
-                format!("{third} duration PT11S 720p 360p audio"),
+                format!("{third} duration PT8S 720p 360p audio"),
                 format!("id 1-{} start PT19S duration PT2S 720p 360p audio", number(18))
             ]
         );
