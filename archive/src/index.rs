@@ -3,7 +3,7 @@
 #![deny(clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use bytes::Bytes;
 use media::captions::Service;
@@ -130,6 +130,28 @@ pub struct Run {
     /// Closed captions in the video, as far as they were known when that was written last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub captions: Vec<Service>,
+    /// Its sheets of thumbnails, which are kept as segments of [`THUMBNAILS`], if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tiles: Option<Tiles>,
+}
+
+/// Stands for a rendition where sheets of thumbnails are kept; no rendition has this name. A sheet's number is counted from the
+/// beginning of the timeline, in durations of a sheet.
+pub const THUMBNAILS: &str = "thumbnails";
+
+/// What is on a run's sheets of thumbnails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tiles {
+    /// From one to the next, 90 kHz.
+    pub interval: Ticks,
+    /// Side by side.
+    pub columns: u32,
+    /// One below the other.
+    pub rows: u32,
+    /// Width of one, in pixels.
+    pub width: u32,
+    /// Height of one, in pixels.
+    pub height: u32,
 }
 
 /// A rendition of a run.
@@ -223,9 +245,9 @@ pub struct Summary {
     pub broadcast: BroadcastId,
     /// Of the media that is there to be played, from the first frame to the last, without what is between runs.
     pub duration_ms: i64,
-    /// Of all objects, those that another run replaced included.
+    /// Of all objects, thumbnails and those that another run replaced included.
     pub bytes: u64,
-    /// Objects.
+    /// Objects: segments, and sheets of thumbnails.
     pub segments: usize,
     /// Numbers that should be there and are not, all renditions together; gaps that live viewers had too do not count.
     pub missing: u64,
@@ -373,7 +395,7 @@ impl Index {
     /// nothing of the runs before counts. A run that brought nothing replaces nothing.
     pub fn spans(&self) -> Vec<Span> {
         let mut brought: BTreeMap<Epoch, SegmentNumber> = BTreeMap::new();
-        for segment in self.segments.values().flat_map(BTreeMap::values) {
+        for segment in self.media().flat_map(|(_, segments)| segments.values()) {
             let last = brought.entry(segment.epoch).or_insert(segment.number);
             *last = (*last).max(segment.number);
         }
@@ -423,7 +445,25 @@ impl Index {
         self.segments.get(rendition)?.get(&(number, epoch))
     }
 
-    /// Every object there is, also those that another run replaced.
+    /// Which of these numbers a run has of a rendition, or of its thumbnails.
+    pub fn numbers(
+        &self,
+        epoch: Epoch,
+        rendition: &RenditionId,
+        within: RangeInclusive<SegmentNumber>,
+    ) -> impl Iterator<Item = SegmentNumber> {
+        let segments = self.segments.get(rendition).filter(|_| !within.is_empty());
+        let within = (*within.start(), Epoch(0))..=(*within.end(), Epoch(u64::MAX));
+        let found = segments.into_iter().flat_map(move |segments| segments.range(within.clone()));
+        found.filter(move |((_, of), _)| *of == epoch).map(|((number, _), _)| *number)
+    }
+
+    /// Without sheets of thumbnails, which have numbers of their own.
+    fn media(&self) -> impl Iterator<Item = (&RenditionId, &Segments)> {
+        self.segments.iter().filter(|(id, _)| id.as_str() != THUMBNAILS)
+    }
+
+    /// Every object there is, sheets of thumbnails included, also those that another run replaced.
     pub fn objects(&self) -> impl Iterator<Item = (&RenditionId, &Segment)> {
         self.segments.iter().flat_map(|(id, segments)| segments.values().map(move |segment| (id, segment)))
     }

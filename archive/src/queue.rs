@@ -541,6 +541,7 @@ mod tests {
             part_target: 18_000,
             breaks: 0,
             captions: Vec::new(),
+            tiles: None,
             renditions: Vec::new(),
         }
     }

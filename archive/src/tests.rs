@@ -153,6 +153,7 @@ fn run(epoch: u64, first: u64) -> Run {
         part_target: 18_000,
         breaks: 0,
         captions: Vec::new(),
+        tiles: None,
         renditions: vec![
             rendition("360p", Timescale::VIDEO, Kind::Video { width: 640, height: 360, frame_rate: None }),
             rendition("audio", Timescale::OPUS, Kind::Audio { channels: 2, sample_rate: 48_000 }),

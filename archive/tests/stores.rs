@@ -106,6 +106,7 @@ fn run(epoch: u64, first: u64) -> Run {
         part_target: 18_000,
         breaks: 0,
         captions: Vec::new(),
+        tiles: None,
         renditions: vec![
             rendition("360p", Timescale::VIDEO, video),
             rendition("audio", Timescale::OPUS, audio),

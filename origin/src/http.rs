@@ -58,7 +58,7 @@ pub(crate) const MULTIVARIANT_CONTROL: &str = "max-age=2";
 pub(crate) const MPD_CONTROL: &str = "max-age=1";
 /// Not longer than the shortest time between two.
 const PICTURE_CONTROL: &str = "max-age=1";
-const JPEG_TYPE: &str = "image/jpeg";
+pub(crate) const JPEG_TYPE: &str = "image/jpeg";
 pub(crate) const HLS_TYPE: &str = "application/vnd.apple.mpegurl";
 pub(crate) const DASH_TYPE: &str = "application/dash+xml";
 
@@ -403,7 +403,7 @@ async fn object(
         },
         Target::Sheet(epoch, number) => match live.find_sheet(epoch, number) {
             Some(jpeg) => {
-                let etag = format!("\"{epoch}-thumbnails-{number}\"");
+                let etag = sheet_etag(epoch, number);
                 media(&shared.shutdown, Object::complete(jpeg), JPEG_TYPE, &etag, asked).await
             }
             None => not_found("no such thumbnails: not yet, or no longer"),
@@ -497,6 +497,10 @@ pub(crate) fn playlist_control(live: &Live, blocking: bool) -> String {
 
 pub(crate) fn segment_etag(epoch: Epoch, id: &RenditionId, number: SegmentNumber) -> String {
     format!("\"{epoch}-{id}-{number}\"")
+}
+
+pub(crate) fn sheet_etag(epoch: Epoch, number: SegmentNumber) -> String {
+    format!("\"{epoch}-thumbnails-{number}\"")
 }
 
 pub(crate) fn init_etag(epoch: Epoch, id: &RenditionId) -> String {

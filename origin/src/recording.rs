@@ -14,7 +14,7 @@ use crate::dvr::{Past, PastRuns, Start};
 use crate::http::{self as answers, Body};
 use crate::live::Live;
 use crate::path::Target;
-use crate::vod;
+use crate::{thumbnails, vod};
 
 /// A recording's manifests: nothing is added to it any more, but it may be removed.
 const MANIFEST_CONTROL: &str = "max-age=60";
@@ -35,7 +35,7 @@ pub(crate) async fn object(
         Err(error) => return unreadable(broadcast, &error),
     };
     let manifest = match &target {
-        Target::Init(..) | Target::Segment(..) => {
+        Target::Init(..) | Target::Segment(..) | Target::Sheet(..) => {
             let found = media(shared, broadcast, target, asked).await;
             let gone = found.status() == StatusCode::NOT_FOUND;
             return if gone { missing(shared, "the recording does not have it") } else { found };
@@ -47,8 +47,8 @@ pub(crate) async fn object(
         Target::Playlist(id) => vod::playlist(&index, id).map(|text| (answers::HLS_TYPE, text)),
         Target::IFrames(id) => vod::iframes(&index, id).map(|text| (answers::HLS_TYPE, text)),
         Target::Mpd => vod::mpd(&index).map(|text| (answers::DASH_TYPE, text)),
-        // They are not kept.
-        Target::Picture | Target::Sheet(..) => None,
+        // It is not kept.
+        Target::Picture => None,
     };
     match manifest {
         Some((media_type, text)) => answers::manifest(media_type, MANIFEST_CONTROL, text),
@@ -82,18 +82,20 @@ pub(crate) async fn media(
             let etag = answers::segment_etag(epoch, &id, number);
             (found.map(|media| media.map(|media| media.bytes)), etag, id)
         }
-        Target::Multivariant
-        | Target::Playlist(_)
-        | Target::IFrames(_)
-        | Target::Mpd
-        | Target::Picture
-        | Target::Sheet(..) => {
+        Target::Sheet(epoch, number) => {
+            let id = thumbnails::rendition();
+            let found = reader.segment(broadcast, epoch, &id, number, None).await;
+            let etag = answers::sheet_etag(epoch, number);
+            (found.map(|media| media.map(|media| media.bytes)), etag, id)
+        }
+        Target::Multivariant | Target::Playlist(_) | Target::IFrames(_) | Target::Mpd | Target::Picture => {
             return answers::not_found("no media");
         }
     };
     match found {
         Ok(Some(bytes)) => {
             let media_type = match reader.index(broadcast).await {
+                _ if id == thumbnails::rendition() => answers::JPEG_TYPE,
                 Ok(Some(index)) => media_type(&index, &id),
                 _ => "video/mp4",
             };

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use media::time::Ticks;
-use media::{Epoch, SegmentNumber};
+use media::{Epoch, RenditionId, SegmentNumber};
 use transcode::Tiles;
 
 use crate::dash::Period;
@@ -20,8 +20,21 @@ const BITS_PER_PIXEL: u64 = 2;
 /// DASH-IF IOP 4.3, 6.2.6.
 const TILE_SCHEME: &str = "http://dashif.org/guidelines/thumbnail_tile";
 
-/// Its name in an MPD; no rung can have it.
-const REPRESENTATION: &str = "thumbnails";
+/// Its name in an MPD and in the archive; no rung can have it.
+const REPRESENTATION: &str = archive::index::THUMBNAILS;
+
+/// The same where sheets are kept.
+pub(crate) fn rendition() -> RenditionId {
+    REPRESENTATION.parse().expect("a name like others")
+}
+
+/// What a recording says of the sheets of a run; `None` if it has none, or they cannot be counted with.
+pub(crate) fn recorded(run: &archive::index::Run) -> Option<Tiles> {
+    let archive::index::Tiles { interval, columns, rows, width, height } = run.tiles?;
+    // Nothing more is drawn.
+    let (picture, quantiser) = ((width, height), 1);
+    Some(Tiles { interval, columns, rows, width, height, picture, quantiser }).filter(Tiles::is_sane)
+}
 
 /// One sheet.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -132,6 +132,31 @@ fn fetched(node: &Node, base: &str, mpd: &str, rendition: &str, folder: &Path) -
     files
 }
 
+/// Each Period has thumbnails of its whole time.
+fn sheets_are_kept(node: &Node, base: &str, mpd: &str) {
+    for period in mpd.split("<Period").skip(1) {
+        let (_, images) = period.split_once("contentType=\"image\"").unwrap_or_else(|| panic!("{period}"));
+        let number = |of: &str, name: &str| attribute(of, name).unwrap().parse::<u64>().unwrap();
+        let (first, offset) = (number(images, "startNumber"), number(images, "presentationTimeOffset"));
+        let sheets = images.split_once("<S ").unwrap().1;
+        let sheets = format!(" {sheets}");
+        let (begins, duration) = (number(&sheets, "t"), number(&sheets, "d"));
+        let (one, _) = sheets.split_once("/>").unwrap();
+        let repeats = attribute(one, "r").map_or(0, |repeats| repeats.parse::<u64>().unwrap());
+        let end = offset + 90_000 * u64::from(SECONDS);
+        assert!(begins <= offset && begins + (repeats + 1) * duration >= end, "{images}");
+        for number in first..=first + repeats {
+            let path = attribute(images, "media").unwrap().replace("$Number$", &number.to_string());
+            let sheet = get(&node.url(&format!("{base}/{path}")));
+            let is_jpeg =
+                sheet.body.starts_with(&[0xFF, 0xD8]) && sheet.headers["content-type"] == "image/jpeg";
+            assert!(sheet.status == 200 && is_jpeg, "{path}: {}", sheet.status);
+            assert!(sheet.headers["cache-control"].to_str().unwrap().contains("immutable"));
+        }
+        assert_eq!(get(&node.url(&format!("{base}/1/thumbnails/{first}.jpg"))).status, 404);
+    }
+}
+
 #[test]
 fn a_recording_is_played_whole_without_the_pause() {
     let _turn = real_time(Share::Core);
@@ -172,6 +197,7 @@ fn a_recording_is_played_whole_without_the_pause() {
         let seen: Vec<_> = periods.iter().flat_map(|file| pictures(file, "0:v").0).collect();
         assert!(seen == twice(), "{name} over DASH: {} pictures in {periods:?}", seen.len());
     }
+    sheets_are_kept(&node, &base, &mpd);
     // What players do first; it is fetched once, whoever asks.
     let (seen, said) = pictures(&node.url(&format!("{base}/index.m3u8")), "0:v:0");
     assert!(seen == twice(), "{} pictures; ffmpeg: {said}", seen.len());

@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use archive::index::{self, Run};
 use archive::{BroadcastId, NewSegment, Sink};
 use media::time::Ticks;
-use media::{Epoch, RenditionId, SegmentNumber, StreamName};
+use media::{Epoch, Object, RenditionId, SegmentNumber, StreamName};
 
 use super::State;
 use crate::broadcast::Broadcast;
 use crate::dash::Period;
 use crate::hls::Kind;
+use crate::thumbnails;
 
 /// What of a stream was offered.
 #[derive(Debug, Default)]
@@ -26,6 +27,8 @@ struct Current {
     /// Of those that are still listed as periods.
     runs: BTreeSet<Epoch>,
     newest: BTreeMap<RenditionId, (Epoch, SegmentNumber)>,
+    /// Of sheets of thumbnails.
+    newest_sheet: Option<(Epoch, SegmentNumber)>,
     /// Events that are still listed.
     events: BTreeSet<(Ticks, u32)>,
     /// Captions of the newest run.
@@ -46,8 +49,8 @@ impl Recorder {
         if !known {
             let id = BroadcastId::new(stream.clone(), unix_ms);
             let (runs, newest) = (BTreeSet::new(), BTreeMap::new());
-            self.current =
-                Some(Current { id, runs, newest, events: BTreeSet::new(), captions: 0, ended: false });
+            let (events, newest_sheet, captions, ended) = Default::default();
+            self.current = Some(Current { id, runs, newest, newest_sheet, events, captions, ended });
         }
         let Some(current) = &mut self.current else { return };
         for (index, period) in broadcast.periods.iter().enumerate() {
@@ -94,6 +97,26 @@ impl Recorder {
                 }
             }
         }
+        for sheet in broadcast.sheets.iter() {
+            let key = (sheet.epoch, sheet.number);
+            let run = broadcast.periods.iter().find(|run| run.epoch == sheet.epoch);
+            let Some(tiles) = run.and_then(|run| run.thumbnails).filter(|_| current.newest_sheet < Some(key))
+            else {
+                continue;
+            };
+            current.newest_sheet = Some(key);
+            self.sink.segment(NewSegment {
+                broadcast: current.id.clone(),
+                epoch: sheet.epoch,
+                rendition: thumbnails::rendition(),
+                number: sheet.number,
+                start: tiles.sheet_duration().saturating_mul(sheet.number.0 as Ticks),
+                duration: tiles.sheet_duration(),
+                discontinuity: false,
+                lead: 0,
+                object: Object::complete(sheet.jpeg.clone()),
+            });
+        }
         if !broadcast.events.is_empty() {
             let known = std::mem::take(&mut current.events);
             for event in &broadcast.events {
@@ -138,5 +161,12 @@ fn run(broadcast: &Broadcast, period: &Period, breaks: u64) -> Run {
         breaks,
         renditions: period.variants.iter().filter_map(rendition).collect(),
         captions: period.captions_found.clone(),
+        tiles: period.thumbnails.map(|tiles| index::Tiles {
+            interval: tiles.interval,
+            columns: tiles.columns,
+            rows: tiles.rows,
+            width: tiles.width,
+            height: tiles.height,
+        }),
     }
 }

@@ -11,6 +11,7 @@ use media::{RenditionId, SegmentNumber};
 use super::{measured, variant};
 use crate::dash::{accessibility, channel_configuration, event_streams, seconds};
 use crate::hls;
+use crate::thumbnails;
 use crate::window::Bitrate;
 
 /// The MPD; `None` if there is nothing to play.
@@ -46,11 +47,15 @@ pub fn mpd(index: &Index) -> Option<String> {
     Some(out)
 }
 
+/// Of sheets of thumbnails: behind any number of codecs.
+const IMAGE_SET: u32 = 64;
+
 /// What was measured of each rendition.
 type Rates<'a> = BTreeMap<&'a RenditionId, Bitrate>;
 
 /// Consecutive segments of a run of which the same renditions are there throughout.
 struct Stretch<'a> {
+    index: &'a Index,
     run: &'a Run,
     first: SegmentNumber,
     tracks: Vec<Track<'a>>,
@@ -83,7 +88,7 @@ fn stretches<'a>(index: &'a Index, span: Span) -> Vec<Stretch<'a>> {
                 whole = true;
                 let track = |(rendition, segment)| Track { rendition, segments: vec![segment] };
                 let tracks = there.into_iter().map(track).collect();
-                stretches.push(Stretch { run, first: number, tracks });
+                stretches.push(Stretch { index, run, first: number, tracks });
             }
         }
     }
@@ -159,7 +164,27 @@ impl<'a> Stretch<'a> {
             }
             out.push_str("    </AdaptationSet>\n");
         }
+        self.thumbnails(out);
         out.push_str("  </Period>\n");
+    }
+
+    /// The sheets of its time, from the first that is kept up to a hole: numbers cannot leave any out.
+    fn thumbnails(&self, out: &mut String) {
+        let Some(tiles) = thumbnails::recorded(self.run) else { return };
+        let ((start, end), duration) = (self.extent(), tiles.sheet_duration());
+        let number = |sheet: i64| SegmentNumber(u64::try_from(sheet).unwrap_or(0));
+        let until = number(tiles.sheet((end - 1).max(start)));
+        let from = number(tiles.sheet(start));
+        let id = thumbnails::rendition();
+        let mut kept = self.index.numbers(self.run.epoch, &id, from..=until);
+        let Some(first) = kept.next() else { return };
+        let mut last = first;
+        while kept.next().is_some_and(|number| number == last.next()) {
+            last = last.next();
+        }
+        let begins = |sheet: SegmentNumber| duration.saturating_mul(sheet.0 as Ticks);
+        let listed = begins(first).max(start)..begins(last.next());
+        thumbnails::adaptation_set(out, IMAGE_SET, self.run.epoch, &tiles, start, listed);
     }
 
     fn representation(&self, out: &mut String, rates: &Rates<'_>, track: &Track<'_>) {

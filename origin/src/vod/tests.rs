@@ -14,6 +14,10 @@ use crate::dvr::{Earlier, Past, PastRuns, Start};
 
 const SECOND: i64 = 90_000;
 
+/// Two seconds a sheet.
+const TILES: Option<index::Tiles> =
+    Some(index::Tiles { interval: SECOND, columns: 2, rows: 1, width: 160, height: 90 });
+
 fn run(epoch: u64, first: u64, start: i64, breaks: u64, names: &[&str]) -> Run {
     let rendition = |name: &&str| {
         let video =
@@ -34,6 +38,7 @@ fn run(epoch: u64, first: u64, start: i64, breaks: u64, names: &[&str]) -> Run {
         part_target: SECOND / 5,
         breaks,
         captions: Vec::new(),
+        tiles: None,
         renditions: names.iter().map(rendition).collect(),
     }
 }
@@ -63,7 +68,7 @@ async fn recorded(folder: &std::path::Path, said: bool) -> std::sync::Arc<Index>
             object: Object::complete(Bytes::from(vec![0; 1000])),
         });
     };
-    sink.run(&broadcast, run(1, 10, SECOND, 0, &["360p", "audio"]));
+    sink.run(&broadcast, Run { tiles: TILES, ..run(1, 10, SECOND, 0, &["360p", "audio"]) });
     for number in 10..14 {
         let start = SECOND + (number as i64 - 10) * SECOND;
         segment(1, "360p", number, start, false);
@@ -75,16 +80,32 @@ async fn recorded(folder: &std::path::Path, said: bool) -> std::sync::Arc<Index>
     let event = Event { at: 2 * SECOND, what };
     sink.event(&broadcast, Epoch(1), event.clone());
     sink.event(&broadcast, Epoch(1), event);
-    sink.run(&broadcast, run(2, 14, 25 * SECOND, 1, &["360p"]));
+    let sheet = |epoch: u64, number: u64| {
+        sink.segment(NewSegment {
+            broadcast: broadcast.clone(),
+            epoch: Epoch(epoch),
+            rendition: crate::thumbnails::rendition(),
+            number: SegmentNumber(number),
+            start: number as i64 * 2 * SECOND,
+            duration: 2 * SECOND,
+            discontinuity: false,
+            lead: 0,
+            object: Object::complete(Bytes::from(vec![0; 500])),
+        });
+    };
+    // From 0 to 4 s; of the second run from 26 to 28 s, the first and the last were lost.
+    (0..3).for_each(|number| sheet(1, number));
+    sink.run(&broadcast, Run { tiles: TILES, ..run(2, 14, 25 * SECOND, 1, &["360p"]) });
     for number in 14..17 {
         segment(2, "360p", number, 25 * SECOND + (number as i64 - 14) * SECOND, said && number == 14);
     }
+    sheet(2, 13);
     sink.ended(&broadcast, Epoch(2));
     let shutdown = CancellationToken::new();
     shutdown.cancel();
     writer.serve(shutdown).await;
     let index = reader.index(&broadcast).await.unwrap().unwrap();
-    assert_eq!(index.objects().count(), 4 + 3 + 3, "all is written");
+    assert_eq!(index.objects().count(), 4 + 3 + 3 + 4, "all is written");
     assert!(index.ended().is_some());
     index
 }
@@ -171,6 +192,21 @@ fn check_recording(index: &Index) {
     assert_eq!(mpd.matches("contentType=\"audio\"").count(), 2, "not where it is missing");
     assert!(mpd.contains("startNumber=\"14\" presentationTimeOffset=\"2250000\""), "{mpd}");
     assert!(mpd.contains("<S t=\"2250000\" d=\"90000\" r=\"2\"/>"), "{mpd}");
+    let listed = mpd.split("thumbnails/$Number$.jpg").skip(1);
+    let listed: Vec<_> = listed.map(|of| of.lines().nth(2).unwrap().trim()).collect();
+    let sheets = [
+        // 1 to 3 s, 3 to 4 s, 4 to 4.5 s, 25 to 28 s of the timeline.
+        "<S t=\"0\" d=\"180000\" r=\"1\"/>",
+        "<S t=\"180000\" d=\"180000\"/>",
+        "<S t=\"360000\" d=\"180000\"/>",
+        "<S t=\"2340000\" d=\"180000\"/>",
+    ];
+    assert_eq!(listed, sheets, "{mpd}");
+    assert!(
+        mpd.contains("startNumber=\"13\" presentationTimeOffset=\"2250000\" media=\"2/thumbnails/"),
+        "{mpd}"
+    );
+    assert!(mpd.contains("value=\"2x1\"/>"), "{mpd}");
 }
 
 #[tokio::test]

@@ -68,6 +68,7 @@ async fn what_another_origin_has_claimed_is_no_more_archived_here() {
             part_target: 18_000,
             breaks: 0,
             captions: Vec::new(),
+            tiles: None,
             renditions: Vec::new(),
         };
         shared.archive.run(&live.broadcast_id().unwrap(), run);
