@@ -33,7 +33,8 @@ const MAX_JOURNAL_BYTES: u64 = 512 << 20;
 /// The largest segment that is read at once.
 const MAX_SEGMENT_BYTES: u64 = 256 << 20;
 
-/// How often a listing is made anew because what it named was replaced meanwhile.
+/// How often a journal may be listed and not be there. Each listing may meet another one that is replaced: at the end of a
+/// broadcast all go, one by one.
 const ATTEMPTS: u32 = 5;
 
 /// Reads an archive, also while it is written, also from another process. Cloning is cheap.
@@ -212,7 +213,8 @@ impl Reader {
             damaged: Vec::new(),
             at: now,
         });
-        for attempt in 1.. {
+        let mut missing: BTreeMap<JournalName, u32> = BTreeMap::new();
+        loop {
             let journals = self.journals(broadcast).await?;
             if journals.is_empty() || exists(&*self.store, &broadcast.removed()).await? {
                 return Ok(None);
@@ -220,17 +222,25 @@ impl Reader {
             let wanted: Vec<_> =
                 journals.keys().filter(|name| !loaded.journals.contains_key(name)).copied().collect();
             let read = stream::iter(wanted)
-                .map(|name| async move { Ok((name, self.journal(broadcast, name).await?)) })
+                .map(|name| async move {
+                    let said = self.journal(broadcast, name).await.map_err(|error| (name, error))?;
+                    Ok::<_, (JournalName, Error)>((name, said))
+                })
                 .buffer_unordered(PARALLEL)
                 .try_collect::<Vec<_>>()
                 .await;
             let read = match read {
-                // Replaced by a higher one since it was listed.
-                Err(error @ Error::Store(object_store::Error::NotFound { .. })) if attempt < ATTEMPTS => {
+                Ok(read) => read,
+                Err((name, error)) => {
+                    let times = missing.entry(name).or_default();
+                    *times += 1;
+                    if !error.is_not_found() || *times >= ATTEMPTS {
+                        return Err(error);
+                    }
+                    // Replaced by a higher one since it was listed.
                     tracing::debug!(%broadcast, %error, "a journal was replaced meanwhile");
                     continue;
                 }
-                read => read?,
             };
             loaded.damaged.retain(|(name, _)| journals.contains_key(name));
             if !read.is_empty() {
@@ -246,9 +256,8 @@ impl Reader {
                 }
             }
             (loaded.journals, loaded.at) = (journals, now);
-            break;
+            return Ok(Some(loaded));
         }
-        Ok(Some(loaded))
     }
 
     async fn journals(&self, broadcast: &BroadcastId) -> Result<BTreeMap<JournalName, i64>, Error> {

@@ -35,6 +35,9 @@ struct Mortal {
     last: bool,
     stopped: AtomicBool,
     away: AtomicBool,
+    /// Of each listing one journal of the lowest level is gone when it is asked for.
+    vanishing: AtomicBool,
+    vanishes: AtomicBool,
 }
 
 impl Mortal {
@@ -45,6 +48,8 @@ impl Mortal {
             last,
             stopped: AtomicBool::new(false),
             away: AtomicBool::new(false),
+            vanishing: AtomicBool::new(false),
+            vanishes: AtomicBool::new(false),
         })
     }
 
@@ -98,6 +103,10 @@ impl ObjectStore for Mortal {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> object_store::Result<GetResult> {
         self.look()?;
+        let is_lowest = location.filename().is_some_and(|name| name.starts_with("0-"));
+        if is_lowest && self.vanishes.swap(false, Ordering::SeqCst) {
+            self.inner.delete(location).await?;
+        }
         self.inner.get_opts(location, options).await
     }
 
@@ -115,6 +124,7 @@ impl ObjectStore for Mortal {
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
         use futures_util::StreamExt;
+        self.vanishes.store(self.vanishing.load(Ordering::SeqCst), Ordering::SeqCst);
         match self.look() {
             Ok(()) => self.inner.list(prefix),
             Err(error) => futures_util::stream::once(async { Err(error) }).boxed(),
@@ -430,6 +440,26 @@ async fn a_fenced_writer_brings_nothing_more() {
     assert_eq!(metrics.refused_segments.get(), 2);
     let index = reader(&store).index(&broadcast()).await.unwrap().unwrap();
     assert_eq!((index.objects().count(), index.ended()), (4, None), "its end is the next owner's to tell");
+}
+
+#[tokio::test(start_paused = true)]
+async fn journals_that_go_one_by_one_while_they_are_read_are_no_error() {
+    let store = Arc::new(InMemory::new());
+    two_origins(&store, [u64::MAX; 2], false).await;
+    restart(&store, 3).await;
+    let expected = reader(&store).index(&broadcast()).await.unwrap().unwrap().objects().count();
+    let folder = broadcast().journals();
+    let journals: Vec<_> = store.list(Some(&folder)).try_collect().await.unwrap();
+    let bytes = store.get(&journals[0].location).await.unwrap().bytes().await.unwrap();
+    for number in 0..12 {
+        let name = folder.clone().join(format!("0-00000000000000aa-{number:010}.json"));
+        store.put(&name, bytes.clone().into()).await.unwrap();
+    }
+    let mortal = Mortal::new(&store, u64::MAX, false);
+    mortal.vanishing.store(true, Ordering::SeqCst);
+    let reader = Reader::new(mortal, Metrics::default());
+    let index = reader.index(&broadcast()).await.unwrap().unwrap();
+    assert_eq!(index.objects().count(), expected);
 }
 
 #[tokio::test(start_paused = true)]
