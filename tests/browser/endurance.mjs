@@ -118,7 +118,8 @@ function start({ library, low, url }) {
     const player = new shaka.Player();
     player.configure({ streaming: { lowLatencyMode: low } });
     player.addEventListener('error', ({ detail }) => {
-      if (detail.severity === 2) fatal.push(String(detail.code));
+      // A gap in all renditions is critical, it says, and goes on behind it by itself.
+      if (detail.severity === 2 && detail.code !== shaka.util.Error.Code.SEGMENT_MISSING) fatal.push(String(detail.code));
       else failed(`${detail.code ?? detail.message} ${detail.data?.[1] ?? ''}`);
       // Its own: a seek while it fetches leaves it without an iterator (5.2.12), and it fetches no more until it is told to.
       if (detail.code === undefined) player.retryStreaming();
