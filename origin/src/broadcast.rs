@@ -430,7 +430,8 @@ impl Broadcast {
     }
 
     /// From segment `number` on nothing is encoded for a rendition, or something is again: players of DASH are told in a
-    /// period that is without it, and [`TOLD_AHEAD`] in one that has it again. At most [`MAX_CUTS`] of these are told of; before them it seems to be there, in gaps.
+    /// period that is without it, and [`TOLD_AHEAD`] segments later in one that has it again. At most [`MAX_CUTS`] of these are
+    /// told of; before them it seems to be there, in gaps.
     pub(crate) fn shed(&mut self, index: usize, number: SegmentNumber, shed: bool) {
         let Some(period) = self.periods.last_mut() else { return };
         let id = &self.renditions[index].variant.id;
